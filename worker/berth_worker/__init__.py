@@ -1,0 +1,1 @@
+"""Berth's inference worker: an int8 Llama engine behind gRPC and HTTP."""
