@@ -1,0 +1,106 @@
+"""What does the engine need of a model?  One call a step, a paged KV cache, and a tokenizer; nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from berth_worker.engine.batch import BLOCK_TOKENS, Batch
+
+if TYPE_CHECKING:
+    import torch
+
+    from berth_worker.model.config import LlamaConfig
+
+__all__ = ["BLOCK_TOKENS", "Batch", "KVCache", "LoadedModel", "Model", "ModelError", "Quantization", "TokenStream"]
+
+Quantization = Literal["Int8", "BF16", "FP32"]
+
+
+class ModelError(Exception):
+    """A model that cannot be served; the message is one line that names the file, the field, what was found and what
+    would be right."""
+
+
+class KVCache(Protocol):
+    """Keys and values of `num_blocks` blocks of BLOCK_TOKENS tokens, all layers.  Opaque to the engine."""
+
+    num_blocks: int
+
+
+class Model(Protocol):
+    """A Llama that runs one Batch a call.
+
+    Rows are independent: a row's logits do not depend, to the bit, on what else is in the batch, on how its prompt was
+    cut into steps, or on the number of threads (the int8 kernels promise this; the plain-PyTorch path is only close).
+    Not thread-safe: one step at a time.
+    """
+
+    config: LlamaConfig
+    kv_bytes_per_block: int
+    """Bytes that one block takes in new_cache, all layers, keys and values."""
+
+    def new_cache(self, num_blocks: int) -> KVCache:
+        """Allocate a cache of num_blocks * kv_bytes_per_block bytes.
+
+        Raises ModelError if that is more than can be had.
+        """
+        ...
+
+    def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:
+        """Write the K and V of the batch's tokens into the cache; return float32 logits [N, vocab_size].
+
+        The result is a fresh tensor.  Raises ValueError for a batch that contradicts itself, the model or the cache
+        (token id, position, block id out of range), before anything is written.
+        """
+        ...
+
+
+class TokenStream(Protocol):
+    """Turns one sequence's tokens into text as they come; never gives half of a UTF-8 character."""
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; may be empty."""
+        ...
+
+    def flush(self) -> str:
+        """The text still held back at the end: a cut character becomes U+FFFD."""
+        ...
+
+
+class Tokenizer(Protocol):
+    eos_ids: frozenset[int]
+    """Tokens that end a generation (end of text, end of turn)."""
+    vocab_size: int
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+        """Ids of text; add_special_tokens puts BOS in front where the model wants one; with parse_special, the text of a
+        control token such as <|im_end|> becomes that token (for prompts), without it stays plain text."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+    def stream(self, *, skip_special_tokens: bool = True) -> TokenStream: ...
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True) -> str:
+        """The prompt of a conversation; encode it with add_special_tokens=False.  Raises ValueError if the model has no
+        chat template or the template refuses the messages."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """Everything that `berth_worker.model.load` gives."""
+
+    model: Model
+    tokenizer: Tokenizer
+    config: LlamaConfig
+    name: str
+    """The name to serve it under, such as "smollm2-135m-instruct"."""
+    resident_bytes: int
+    """Bytes of weights held in memory, embeddings included, KV cache not."""
+    recipe: str
+    """What the weights and activations were quantized to, in words, such as "w8-g64-a8-g32-kv8" or "fp32"."""
+    path: str
+    """Which path runs them: "kernels/avx2", "kernels/scalar" or "torch"."""
