@@ -1,0 +1,86 @@
+"""What can a user say, and what do we answer?  The three kinds of `berth.dev/v1alpha1` as plain data.
+
+Everything here is pure: pydantic models, their class defaults, and the CRDs generated from them.
+"""
+
+from berth_operator.api.effective import Effective, SpecProblem, resolve, spec_problems
+from berth_operator.api.hardware_class import (
+    Accelerators,
+    Capacity,
+    Compute,
+    ConstrainedCapacity,
+    HardwareClass,
+    HardwareClassSpec,
+    HardwareClassStatus,
+    HardwareKind,
+    PriceInForce,
+    Runtime,
+    RuntimeName,
+)
+from berth_operator.api.inference_pool import (
+    CandidateStatus,
+    InferencePool,
+    InferencePoolSpec,
+    InferencePoolStatus,
+    PlacementStatus,
+    PoolCost,
+)
+from berth_operator.api.meta import Condition, ObjectMeta, Toleration
+from berth_operator.api.names import GROUP, VERSION
+from berth_operator.api.quantities import (
+    CapacityType,
+    Quantization,
+    format_decimal,
+    format_duration,
+    parse_decimal,
+    parse_duration,
+)
+from berth_operator.api.serving_profile import (
+    Provenance,
+    ProvenanceMethod,
+    ReplicaResources,
+    ServingPoint,
+    ServingProfile,
+    ServingProfileSpec,
+)
+
+__all__ = [
+    "GROUP",
+    "VERSION",
+    "Accelerators",
+    "CandidateStatus",
+    "Capacity",
+    "CapacityType",
+    "Compute",
+    "Condition",
+    "ConstrainedCapacity",
+    "Effective",
+    "HardwareClass",
+    "HardwareClassSpec",
+    "HardwareClassStatus",
+    "HardwareKind",
+    "InferencePool",
+    "InferencePoolSpec",
+    "InferencePoolStatus",
+    "ObjectMeta",
+    "PlacementStatus",
+    "PoolCost",
+    "PriceInForce",
+    "Provenance",
+    "ProvenanceMethod",
+    "Quantization",
+    "ReplicaResources",
+    "Runtime",
+    "RuntimeName",
+    "ServingPoint",
+    "ServingProfile",
+    "ServingProfileSpec",
+    "SpecProblem",
+    "Toleration",
+    "format_decimal",
+    "format_duration",
+    "parse_decimal",
+    "parse_duration",
+    "resolve",
+    "spec_problems",
+]

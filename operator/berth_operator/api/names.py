@@ -1,0 +1,25 @@
+"""What are our objects, labels and annotations called?  One place, because names are a contract."""
+
+from typing import Final
+
+GROUP: Final = "berth.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+POOL_LABEL: Final = "berth.dev/pool"
+"""Pool name, on every child.  With PLACEMENT_LABEL it is all that a Deployment selects."""
+PLACEMENT_LABEL: Final = "berth.dev/placement"
+"""Hash of pool, hardware class and capacity type."""
+TRAFFIC_LABEL: Final = "berth.dev/traffic"
+"""`on` while a worker may be sent requests.  Only Services select it, so that traffic can be taken
+from one worker without its Deployment losing sight of it."""
+HARDWARE_CLASS_LABEL: Final = "berth.dev/hardware-class"
+CAPACITY_TYPE_LABEL: Final = "berth.dev/capacity-type"
+MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "berth"
+RENDER_HASH_ANNOTATION: Final = "berth.dev/render-hash"
+"""Hash of the whole rendered child: differs means apply."""
+FIELD_MANAGER: Final = "berth-operator"
+
+EMBEDDED_MODEL: Final = "smollm2-135m-instruct"
+"""The model that the worker image carries (SmolLM2-135M-Instruct, Apache-2.0): needs no `spec.model.source`."""

@@ -1,0 +1,141 @@
+"""How are durations, money and percentages written?  Strings and integers, never floats (Kubernetes API conventions)."""
+
+import re
+from datetime import timedelta
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+DURATION_PATTERN: Final = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
+DECIMAL_PATTERN: Final = r"^[0-9]{1,12}(\.[0-9]{1,9})?$"
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
+_UNIT_SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
+
+
+class CapacityType(StrEnum):
+    """How a node is paid for.  Reserved is already paid: its price counts as zero at the margin."""
+
+    ON_DEMAND = "OnDemand"
+    SPOT = "Spot"
+    RESERVED = "Reserved"
+
+
+class Quantization(StrEnum):
+    """Weight format of a replica; Any is resolved to one per pool."""
+
+    INT8 = "Int8"
+    INT4 = "Int4"
+    BF16 = "BF16"
+    ANY = "Any"
+
+
+def parse_duration(value: object) -> timedelta:
+    """Read "850ms", "10m" or "1h30m".  Raises ValueError that says what to write instead."""
+    if isinstance(value, timedelta):
+        return value
+    if not isinstance(value, str) or not re.fullmatch(DURATION_PATTERN, value):
+        raise ValueError(f'{value!r} is not a duration: write a string such as "850ms", "15s", "10m" or "1h30m"')
+    seconds = sum((Decimal(n) * _UNIT_SECONDS[unit] for n, unit in _DURATION_PART.findall(value)), Decimal(0))
+    if seconds > 10**9:
+        raise ValueError(f"{value!r} is longer than 30 years: write a shorter duration")
+    return timedelta(microseconds=int(seconds * 1_000_000))
+
+
+def format_duration(value: timedelta) -> str:
+    """Write a duration the way a person would: the largest units first, milliseconds below a second."""
+    rest = round(value / timedelta(milliseconds=1))
+    if rest == 0:
+        return "0s"
+    out = []
+    for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, rest = divmod(rest, size)
+        if count:
+            out.append(f"{count}{unit}")
+    return "".join(out)
+
+
+def parse_decimal(value: object) -> Decimal:
+    """Read a decimal string such as "0.638".  Floats are refused: they would not round-trip.
+
+    Raises ValueError that says what to write instead.
+    """
+    if isinstance(value, Decimal):
+        return value
+    if isinstance(value, str) and re.fullmatch(DECIMAL_PATTERN, value):
+        try:
+            return Decimal(value)
+        except InvalidOperation:  # pragma: no cover - the pattern already excludes it
+            pass
+    raise ValueError(f'{value!r} is not a decimal: write a non-negative decimal in quotes, such as "0.638"')
+
+
+def format_decimal(value: Decimal, places: int | None = None) -> str:
+    """Write a decimal without an exponent; `places` rounds to that many digits after the point."""
+    if places is not None:
+        value = value.quantize(Decimal(1).scaleb(-places))
+    return f"{value:f}"
+
+
+def _cel(rule: str, message: str) -> dict[str, str]:
+    return {"rule": rule, "message": message}
+
+
+def _decimal_schema(description: str, *, positive: bool) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string", "pattern": DECIMAL_PATTERN, "maxLength": 24, "description": description}
+    if positive:
+        schema["x-kubernetes-validations"] = [
+            _cel("double(self) > 0.0", 'must be above zero: write a positive decimal in quotes, such as "0.638"')
+        ]
+    return schema
+
+
+def _require_positive_decimal(value: object) -> Decimal:
+    parsed = parse_decimal(value)
+    if parsed <= 0:
+        raise ValueError(f'{str(value)!r} must be above zero: write a positive decimal in quotes, such as "0.638"')
+    return parsed
+
+
+def _require_positive_duration(value: object) -> timedelta:
+    parsed = parse_duration(value)
+    if parsed <= timedelta(0):
+        raise ValueError(f'{value!r} must be above zero: write a duration such as "850ms"')
+    return parsed
+
+
+def _duration_schema(*, positive: bool) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string", "pattern": DURATION_PATTERN, "maxLength": 32}
+    if positive:
+        schema["x-kubernetes-validations"] = [
+            _cel("duration(self) > duration('0s')", 'must be above zero: write a duration such as "850ms"')
+        ]
+    return schema
+
+
+_serialize_decimal = PlainSerializer(format_decimal, return_type=str)
+_serialize_duration = PlainSerializer(format_duration, return_type=str)
+
+DecimalString = Annotated[
+    Decimal,
+    BeforeValidator(parse_decimal),
+    _serialize_decimal,
+    WithJsonSchema(_decimal_schema("A decimal in quotes.", positive=False)),
+]
+PositiveDecimalString = Annotated[
+    Decimal,
+    BeforeValidator(_require_positive_decimal),
+    _serialize_decimal,
+    WithJsonSchema(_decimal_schema("A decimal above zero in quotes.", positive=True)),
+]
+Duration = Annotated[
+    timedelta, BeforeValidator(parse_duration), _serialize_duration, WithJsonSchema(_duration_schema(positive=False))
+]
+PositiveDuration = Annotated[
+    timedelta,
+    BeforeValidator(_require_positive_duration),
+    _serialize_duration,
+    WithJsonSchema(_duration_schema(positive=True)),
+]
+Percent = Annotated[int, Field(ge=0, le=100)]

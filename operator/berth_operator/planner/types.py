@@ -1,0 +1,161 @@
+"""What goes into a plan and what comes out?  Plain immutable data; `plan(Snapshot) -> Plan` is a pure function."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+
+from berth_operator.api import (
+    CapacityType,
+    Effective,
+    HardwareClass,
+    InferencePool,
+    Quantization,
+    ReplicaResources,
+    ServingProfile,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningPlacement:
+    """What runs now: replicas of a pool on a class and capacity type, as the Deployment and its pods show."""
+
+    pool: str
+    """`namespace/name`"""
+    hardware_class: str
+    capacity_type: CapacityType
+    replicas: int
+    ready_replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything a plan depends on. Same snapshot, same plan."""
+
+    now: datetime
+    pools: tuple[InferencePool, ...] = ()
+    hardware_classes: tuple[HardwareClass, ...] = ()
+    serving_profiles: tuple[ServingProfile, ...] = ()
+    running: tuple[RunningPlacement, ...] = ()
+    namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By namespace, for `HardwareClass.spec.namespaceSelector`."""
+
+
+class Verdict(StrEnum):
+    """What became of a candidate (a class and capacity type) of a pool."""
+
+    CHOSEN = "Chosen"
+    TOO_EXPENSIVE = "TooExpensive"
+    TOO_SLOW = "TooSlow"
+    DOES_NOT_FIT = "DoesNotFit"
+    NOT_ALLOWED = "NotAllowed"
+    NO_CAPACITY = "NoCapacity"
+    CONSTRAINED = "Constrained"
+    LIMITED_BY_POLICY = "LimitedByPolicy"
+    NOT_COMPARABLE = "NotComparable"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaCapacity:
+    """What one replica of a pool carries on a class within the pool's objectives."""
+
+    turns_per_second: float
+    concurrency: int
+    """Requests decoding at once at that rate."""
+    time_to_first_token_p99: float
+    """Seconds, predicted at that rate; likewise below."""
+    inter_token_latency_p99: float
+    turn_latency_p99: float
+    kv_cache_tokens: int
+    estimated: bool
+    """True: roofline estimate; False: from a serving profile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Replicas of one pool on one hardware class and capacity type: one Deployment."""
+
+    pool: str
+    hardware_class: str
+    capacity_type: CapacityType
+    replicas: int
+    nodes: int
+    usd_per_hour: Decimal
+    """Of all its nodes; zero for Reserved."""
+    watts: int | None
+    traffic_percent: int
+    """Share of the pool's served traffic; the placements of a pool add up to 100."""
+    quantization: Quantization
+    """Int8, Int4 or BF16: never Any."""
+    capacity: ReplicaCapacity
+    resources: ReplicaResources | None
+    """Of one replica; None: a whole node each."""
+    replicas_per_node: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One class and capacity type considered for a pool, with the reason for its verdict."""
+
+    hardware_class: str
+    capacity_type: CapacityType
+    verdict: Verdict
+    reason: str
+    """One sentence that names the binding number."""
+    usd_per_million_tokens: Decimal | None
+    """Price of generated tokens at the load that one replica carries within objectives."""
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a pool is not accepted or not met: a condition's reason and message."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """The plan of one pool."""
+
+    pool: str
+    effective: Effective
+    not_accepted: Problem | None = None
+    """The spec cannot work: nothing is placed."""
+    placements: tuple[Placement, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    usd_per_hour: Decimal = Decimal(0)
+    usd_per_million_tokens: Decimal | None = None
+    """At the planned load, whole nodes included."""
+    gpu_only_usd_per_hour: Decimal | None = None
+    """Lower bound on the cheapest GPU-only plan of the same demand; None: no GPU class can serve it."""
+    watts: int | None = None
+    served_requests_per_second: float = 0.0
+    unserved_requests_per_second: float = 0.0
+    shortfall: Problem | None = None
+    """Why demand is unserved: no capacity, budget, replica bound."""
+    over_budget: Problem | None = None
+    kept: Problem | None = None
+    """Why a cheaper plan was not taken (minSavings, cooldown)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowPrice:
+    """What one more node of a limited class would save."""
+
+    hardware_class: str
+    capacity_type: CapacityType
+    usd_per_hour: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The placements of every pool, from one solve over one snapshot."""
+
+    pools: Mapping[str, PoolPlan]
+    gap: float
+    """Relative gap between this plan's cost and the solver's lower bound; 0 is proven optimal."""
+    solver_status: str
+    shadow_prices: tuple[ShadowPrice, ...] = ()
