@@ -83,7 +83,9 @@ class Tokenizer(Protocol):
 
     def stream(self, *, skip_special_tokens: bool = True) -> TokenStream: ...
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True
+    ) -> str:
         """The prompt of a conversation; encode it with add_special_tokens=False.  Raises ValueError if the model has no
         chat template or the template refuses the messages."""
         ...
