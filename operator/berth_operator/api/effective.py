@@ -1,4 +1,4 @@
-"""What is in force?  A pool's spec with its workload class's defaults filled in, and what is wrong with it on its own."""
+"""What is in force?  A pool's spec with its class's defaults filled in, and what is wrong with it on its own."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -7,7 +7,6 @@ from typing import Any, Literal, TypeVar
 
 from berth_operator.api.inference_pool import HardwareMatch, InferencePoolSpec, WorkloadClass
 from berth_operator.api.quantities import Quantization, format_decimal, format_duration
-
 
 T = TypeVar("T")
 
@@ -192,8 +191,9 @@ def spec_problems(effective: Effective) -> list[SpecProblem]:
         problems.append(
             SpecProblem(
                 "ObjectivesContradict",
-                f"spec.objectives.timeToFirstTokenP99: {format_duration(effective.time_to_first_token_p99)} is longer than"
-                f" turnLatencyP99 {format_duration(effective.turn_latency_p99)}: raise the one or lower the other",
+                f"spec.objectives.timeToFirstTokenP99: {format_duration(effective.time_to_first_token_p99)}"
+                f" is longer than turnLatencyP99 {format_duration(effective.turn_latency_p99)}:"
+                " raise the one or lower the other",
             )
         )
     return problems

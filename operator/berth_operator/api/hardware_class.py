@@ -78,7 +78,7 @@ class HardwareClassSpec(ApiModel):
         json_schema_extra=cel(
             (
                 "self.kind == 'CPU' || has(self.accelerators)",
-                "accelerators is required when kind is GPU or Accelerator",
+                "accelerators is required unless kind is CPU",
             ),
             ("self.kind != 'CPU' || !has(self.accelerators)", "accelerators must be unset when kind is CPU"),
         )
@@ -92,15 +92,13 @@ class HardwareClassSpec(ApiModel):
         alias="memoryGiB",
         ge=1,
         le=65536,
-        description="Memory that holds weights and KV: the node's (CPU), or its devices' in all",
+        description="Memory that holds weights and KV: the node's (CPU), or all its devices'",
     )
     memory_bandwidth_gbps: int = Field(
         alias="memoryBandwidthGBps", ge=1, le=1_000_000, description="GB/s, of the memory above, in all"
     )
     compute: Compute | None = None
-    power_watts: int | None = Field(
-        None, ge=1, le=1_000_000, description="Whole node at load; unset where not published"
-    )
+    power_watts: int | None = Field(None, ge=1, le=1_000_000, description="Node at load; unset where not published")
     accelerators: Accelerators | None = None
     capacity: list[Capacity] = Field(min_length=1, max_length=3, json_schema_extra=list_map("type"))
     namespace_selector: NamespaceSelector | None = None

@@ -95,7 +95,7 @@ class Objectives(ApiModel):
     time_to_first_token_p99: PositiveDuration | None = Field(None, alias="timeToFirstTokenP99")
     inter_token_latency_p99: PositiveDuration | None = Field(None, alias="interTokenLatencyP99")
     turn_latency_p99: PositiveDuration | None = Field(
-        None, alias="turnLatencyP99", description="Default: first token plus outputTokens inter-token gaps"
+        None, alias="turnLatencyP99", description="Default: timeToFirstTokenP99 + outputTokens x interTokenLatencyP99"
     )
 
 
@@ -233,7 +233,7 @@ _TURN_FITS = (
     " || self.workload.shape.outputTokens * duration(self.objectives.interTokenLatencyP99).getMilliseconds()"
     " <= duration(self.objectives.turnLatencyP99).getMilliseconds()"
 )
-_FIRST_TOKEN_FITS = (
+_FIRST_FITS = (
     "!has(self.objectives) || !has(self.objectives.timeToFirstTokenP99) || !has(self.objectives.turnLatencyP99)"
     " || duration(self.objectives.timeToFirstTokenP99) <= duration(self.objectives.turnLatencyP99)"
 )
@@ -249,7 +249,7 @@ class InferencePoolSpec(ApiModel):
                 "objectives contradict each other: outputTokens x interTokenLatencyP99 is longer than turnLatencyP99;"
                 " raise turnLatencyP99 or lower the others",
             ),
-            (_FIRST_TOKEN_FITS, "objectives.timeToFirstTokenP99 must not be longer than objectives.turnLatencyP99"),
+            (_FIRST_FITS, "objectives.timeToFirstTokenP99 must not be longer than objectives.turnLatencyP99"),
         )
     )
     model: Model
@@ -304,6 +304,7 @@ class InferencePoolStatus(ApiModel):
     conditions: list[Condition] | None = Field(None, max_length=32, json_schema_extra=list_map("type"))
     ready: str | None = Field(None, description="Ready and wanted replicas, for the READY column: 2/3")
     placement: str | None = Field(None, description="Placements in one line, for the PLACEMENT column")
+    saved: str | None = Field(None, description="Savings against GPU-only, for the SAVED column: 63%")
     effective: dict[str, Any] | None = Field(
         None,
         description="Class defaults as resolved, in force now",

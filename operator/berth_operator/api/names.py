@@ -4,7 +4,7 @@ from typing import Final
 
 GROUP: Final = "berth.dev"
 VERSION: Final = "v1alpha1"
-API_VERSION: Final = f"{GROUP}/{VERSION}"
+API_VERSION: Final = "berth.dev/v1alpha1"
 
 POOL_LABEL: Final = "berth.dev/pool"
 """Pool name, on every child.  With PLACEMENT_LABEL it is all that a Deployment selects."""

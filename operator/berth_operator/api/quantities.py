@@ -1,4 +1,4 @@
-"""How are durations, money and percentages written?  Strings and integers, never floats (Kubernetes API conventions)."""
+"""How are durations, money and percentages written?  Strings and integers, never floats (Kubernetes conventions)."""
 
 import re
 from datetime import timedelta

@@ -53,7 +53,8 @@ class ServingProfileSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=cel(
             (
-                "self.points.all(p, self.points.exists_one(q, q.concurrency == p.concurrency && q.contextTokens == p.contextTokens))",
+                "self.points.all(p, self.points.exists_one(q,"
+                " q.concurrency == p.concurrency && q.contextTokens == p.contextTokens))",
                 "points must be unique by concurrency and contextTokens",
             )
         )
