@@ -1,0 +1,66 @@
+"""What does one engine allow, and does a request fit it?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from berth_worker.engine.request import InvalidRequestError, SamplingParams
+
+__all__ = ["EngineConfig", "allowed_tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of one engine."""
+
+    max_running: int = 16
+    """Requests in one step."""
+    max_waiting: int = 64
+    """Requests that wait beyond those that run; the next one is refused."""
+    max_context_tokens: int = 4096
+    """Prompt and output of one request together."""
+    kv_cache_tokens: int = 16 * 4096
+    """Tokens whose keys and values all requests and the prefix cache share; rounded up to blocks."""
+    token_budget: int = 256
+    """Rows of one step: bounds how long a prompt's chunk keeps the running streams waiting."""
+    stall_seconds: float = 120.0
+    """A step that takes longer counts as stuck."""
+
+    def __post_init__(self) -> None:
+        if self.max_context_tokens < 2:
+            raise ValueError(f"max_context_tokens: {self.max_context_tokens}; at least 2: a prompt and an answer")
+        if self.max_context_tokens > self.kv_cache_tokens:
+            raise ValueError(
+                f"kv_cache_tokens: {self.kv_cache_tokens} is less than max_context_tokens ({self.max_context_tokens}): "
+                "one request of full length must fit"
+            )
+
+
+def allowed_tokens(config: EngineConfig, vocab_size: int, prompt: Sequence[int], params: SamplingParams) -> int:
+    """How many tokens the request may generate: params.max_tokens, or all that the context has room for.
+
+    Raises InvalidRequestError for a prompt that is empty, too long or no text of this model, and for a max_tokens
+    beyond the room that the prompt leaves.
+    """
+    context = config.max_context_tokens
+    if not prompt:
+        raise InvalidRequestError("prompt", "empty; at least one token")
+    if len(prompt) >= context:
+        raise InvalidRequestError(
+            "prompt",
+            f"{len(prompt)} tokens are too many; at most {context - 1}, to generate one in a context of {context}",
+        )
+    for index, token in enumerate(prompt):
+        if not 0 <= token < vocab_size:
+            raise InvalidRequestError(f"prompt[{index}]", f"token {token} is out of range; 0 to {vocab_size - 1}")
+    room = context - len(prompt)
+    if params.max_tokens is None:
+        return room
+    if params.max_tokens > room:
+        raise InvalidRequestError(
+            "max_tokens",
+            f"{params.max_tokens} is out of range; 1 to {room} after a prompt of {len(prompt)} tokens "
+            f"in a context of {context}",
+        )
+    return params.max_tokens
