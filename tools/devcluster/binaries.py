@@ -10,7 +10,6 @@ import fcntl
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,10 @@ def ensure(names: Iterable[str] = tuple(BINARIES)) -> Paths:
     unknown = sorted(set(wanted) - BINARIES.keys())
     if unknown:
         raise ToolError(f"unknown tool {', '.join(unknown)}: expected one of {', '.join(BINARIES)}")
-    return {name: locate(name) or _build(name, BINARIES[name]) for name in wanted}
+    missing = [name for name in wanted if locate(name) is None]
+    for number, name in enumerate(missing, start=1):
+        _build(name, BINARIES[name], f"[{number}/{len(missing)}] building {name} {BINARIES[name].version}")
+    return {name: locate(name) or cache_folder(BINARIES[name]) / name for name in wanted}
 
 
 def locate(name: str) -> Path | None:
@@ -50,43 +52,46 @@ def cache_folder(family: Family) -> Path:
     return Path(root).expanduser().resolve() / "berth" / "tools" / family.key()
 
 
-def _build(name: str, family: Family) -> Path:
-    folder = cache_folder(family)
-    target = folder / name
+def _build(name: str, family: Family, label: str) -> None:
     go = _go(name)
+    folder = cache_folder(family)
     folder.mkdir(parents=True, exist_ok=True)
-    label = f"{name} {family.version}"
-    with _locked(folder / ".lock", f"waiting for another build of {label}"):
-        if target.is_file():
-            return target
-        with (
-            tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch,
-            Progress(f"building {label}") as step,
-        ):
-            output = Path(scratch) / name
-            log = Path(scratch) / "log"
-            with log.open("wb") as sink:
-                process = subprocess.Popen(
-                    [go, "build", "-o", str(output), *family.build_arguments(name)],
-                    cwd=family.path,
-                    env=_go_environment(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=sink,
-                    stderr=sink,
-                    preexec_fn=die_with_parent(),  # noqa: PLW1509  safe: see there
-                )
-                try:
-                    while _running(process):
-                        step.tick()
-                finally:
-                    if process.poll() is None:
-                        process.terminate()
-                        process.wait()
-            if process.returncode != 0:
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
-                raise ToolError(f"go build of {label} in {family.path} exited {process.returncode}:\n{tail}")
-            output.replace(target)
-    return target
+    with _locked(folder / ".lock", f"waiting for another build in {folder.name}"):
+        if (folder / name).is_file():
+            return
+        scratch = folder / ".building"  # ours alone while we hold the lock; a build that was killed leaves its own
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            with Progress(label) as progress:
+                _go_build(go, family, name, scratch, progress)
+            (scratch / name).replace(folder / name)
+        finally:
+            shutil.rmtree(scratch)
+
+
+def _go_build(go: str, family: Family, name: str, scratch: Path, progress: Progress) -> None:
+    log = scratch / "log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [go, "build", "-o", str(scratch / name), *family.build_arguments(name)],
+            cwd=family.path,
+            env=_go_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            preexec_fn=die_with_parent(),  # noqa: PLW1509  safe: see there
+        )
+        try:
+            while _running(process):
+                progress.tick()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if process.returncode != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+        raise ToolError(f"go build of {name} {family.version} in {family.path} exited {process.returncode}:\n{tail}")
 
 
 def _running(process: subprocess.Popen[bytes]) -> bool:

@@ -95,11 +95,11 @@ def wait_for(what: str, condition: Callable[[], T], timeout_s: float = 30.0, wat
     watched = list(watch)
     deadline = time.monotonic() + timeout_s
     while True:
+        for process in watched:  # first: what answers on a dead process's port is another's
+            process.check()
         result = condition()
         if result:
             return result
-        for process in watched:
-            process.check()
         if time.monotonic() > deadline:
             logs = "".join(f"\nthe end of the log of {process.name}:\n{process.log_tail()}" for process in watched)
             raise ProcessError(f"{what}: not so after {timeout_s:g} s{logs}")
