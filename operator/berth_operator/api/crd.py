@@ -144,11 +144,16 @@ def _schema(model: type[Resource]) -> dict[str, Any]:
     properties = schema["properties"]
     properties["apiVersion"] = {"type": "string"}
     properties["kind"] = {"type": "string"}
-    name_length = f"metadata.name is longer than 40 characters: choose a shorter name for the {model.__name__}"
     properties["metadata"] = {"type": "object"}
     schema["required"] = ["spec"]
-    if model is InferencePool:  # children are named <pool>-<placement hash>, and a label value ends at 63
-        schema["x-kubernetes-validations"] = [{"rule": "size(self.metadata.name) <= 40", "message": name_length}]
+    if model is InferencePool:  # its Services carry its name, its Deployments <name>-<placement hash>
+        schema["x-kubernetes-validations"] = [
+            {
+                "rule": "size(self.metadata.name) <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+                "message": "metadata.name also names Services and Deployments: at most 40 lower-case letters, digits"
+                " and '-', starting with a letter",
+            }
+        ]
     return schema
 
 

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 from berth_operator.api.meta import ApiModel, Condition, Resource, cel, list_map
 from berth_operator.api.names import EMBEDDED_MODEL
 from berth_operator.api.quantities import (
+    DURATION_PATTERN,
     CapacityType,
     DecimalString,
     Duration,
@@ -227,15 +228,22 @@ class WorkerTemplate(ApiModel):
     runtime_class_name: str | None = Field(None, max_length=253)
 
 
+def _is_duration(field: str) -> str:
+    """CEL: the optional field is set and well formed (an ill-formed one already has an error of its own)."""
+    return f"has({field}) && {field}.matches(r'{DURATION_PATTERN}')"
+
+
+_GAP, _FIRST, _TURN = (
+    f"self.objectives.{name}" for name in ("interTokenLatencyP99", "timeToFirstTokenP99", "turnLatencyP99")
+)
 _TURN_FITS = (
-    "!has(self.objectives) || !has(self.workload.shape) || !has(self.workload.shape.outputTokens)"
-    " || !has(self.objectives.interTokenLatencyP99) || !has(self.objectives.turnLatencyP99)"
-    " || self.workload.shape.outputTokens * duration(self.objectives.interTokenLatencyP99).getMilliseconds()"
-    " <= duration(self.objectives.turnLatencyP99).getMilliseconds()"
+    f"!(has(self.objectives) && has(self.workload.shape) && has(self.workload.shape.outputTokens)"
+    f" && {_is_duration(_GAP)} && {_is_duration(_TURN)})"
+    f" || self.workload.shape.outputTokens * duration({_GAP}).getMilliseconds() <= duration({_TURN}).getMilliseconds()"
 )
 _FIRST_FITS = (
-    "!has(self.objectives) || !has(self.objectives.timeToFirstTokenP99) || !has(self.objectives.turnLatencyP99)"
-    " || duration(self.objectives.timeToFirstTokenP99) <= duration(self.objectives.turnLatencyP99)"
+    f"!(has(self.objectives) && {_is_duration(_FIRST)} && {_is_duration(_TURN)})"
+    f" || duration({_FIRST}) <= duration({_TURN})"
 )
 
 

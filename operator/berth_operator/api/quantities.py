@@ -82,13 +82,14 @@ def _cel(rule: str, message: str) -> dict[str, str]:
     return {"rule": rule, "message": message}
 
 
-def _decimal_schema(description: str, *, positive: bool) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "string", "pattern": DECIMAL_PATTERN, "maxLength": 24, "description": description}
+def _decimal_schema(*, positive: bool) -> dict[str, Any]:
+    remedy = 'write a positive decimal in quotes, such as "0.638"'
+    rules = [_cel(f"self.matches(r'{DECIMAL_PATTERN}')", f"not a decimal: {remedy}")]
     if positive:
-        schema["x-kubernetes-validations"] = [
-            _cel("double(self) > 0.0", 'must be above zero: write a positive decimal in quotes, such as "0.638"')
-        ]
-    return schema
+        rules.append(
+            _cel(f"!self.matches(r'{DECIMAL_PATTERN}') || double(self) > 0.0", f"must be above zero: {remedy}")
+        )
+    return {"type": "string", "maxLength": 24, "x-kubernetes-validations": rules}
 
 
 def _require_positive_decimal(value: object) -> Decimal:
@@ -106,12 +107,12 @@ def _require_positive_duration(value: object) -> timedelta:
 
 
 def _duration_schema(*, positive: bool) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "string", "pattern": DURATION_PATTERN, "maxLength": 32}
+    remedy = 'write a duration such as "850ms", "15s" or "1h30m"'
+    rules = [_cel(f"self.matches(r'{DURATION_PATTERN}')", f"not a duration: {remedy}")]
     if positive:
-        schema["x-kubernetes-validations"] = [
-            _cel("duration(self) > duration('0s')", 'must be above zero: write a duration such as "850ms"')
-        ]
-    return schema
+        above = f"!self.matches(r'{DURATION_PATTERN}') || duration(self) > duration('0s')"
+        rules.append(_cel(above, f"must be above zero: {remedy}"))
+    return {"type": "string", "maxLength": 32, "x-kubernetes-validations": rules}
 
 
 _serialize_decimal = PlainSerializer(format_decimal, return_type=str)
@@ -121,13 +122,13 @@ DecimalString = Annotated[
     Decimal,
     BeforeValidator(parse_decimal),
     _serialize_decimal,
-    WithJsonSchema(_decimal_schema("A decimal in quotes.", positive=False)),
+    WithJsonSchema(_decimal_schema(positive=False)),
 ]
 PositiveDecimalString = Annotated[
     Decimal,
     BeforeValidator(_require_positive_decimal),
     _serialize_decimal,
-    WithJsonSchema(_decimal_schema("A decimal above zero in quotes.", positive=True)),
+    WithJsonSchema(_decimal_schema(positive=True)),
 ]
 Duration = Annotated[
     timedelta, BeforeValidator(parse_duration), _serialize_duration, WithJsonSchema(_duration_schema(positive=False))

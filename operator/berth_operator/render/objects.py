@@ -1,0 +1,169 @@
+"""Which children does a pool have?  A Deployment a placement, two Services and a disruption budget a pool."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from berth_operator.api import CapacityType, HardwareClass, InferencePool
+from berth_operator.api.names import (
+    API_VERSION,
+    CAPACITY_TYPE_LABEL,
+    HARDWARE_CLASS_LABEL,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    PLACEMENT_LABEL,
+    POOL_LABEL,
+    RENDER_HASH_ANNOTATION,
+    TRAFFIC_LABEL,
+)
+from berth_operator.planner import Placement, Plan, PoolPlan, Snapshot
+from berth_operator.render.pod import GRPC_PORT, HTTP_PORT, pod_spec
+from berth_operator.render.settings import RenderSettings
+
+Manifest = dict[str, Any]
+
+
+def placement_id(pool: str, hardware_class: str, capacity_type: CapacityType) -> str:
+    """Hash of pool (`namespace/name`), hardware class and capacity type: 8 hex digits, valid as a label value."""
+    return hashlib.sha256(f"{pool}|{hardware_class}|{capacity_type}".encode()).hexdigest()[:8]
+
+
+def render_hash(manifest: Mapping[str, Any]) -> str:
+    """Hash of everything we render into an object (its own hash annotation aside): 16 hex digits."""
+    body = json.loads(json.dumps(manifest))
+    body["metadata"].get("annotations", {}).pop(RENDER_HASH_ANNOTATION, None)
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def render(plan: Plan, snapshot: Snapshot, settings: RenderSettings) -> list[Manifest]:
+    """The children of every pool that is to be applied, in a fixed order.
+
+    A pool in mode Recommend or not accepted has none of its own here: the loop leaves what runs alone.
+    A suspended pool keeps its Services and budget and has no Deployments.
+    """
+    pools = {pool.key: pool for pool in snapshot.pools}
+    classes = {cls.metadata.name: cls for cls in snapshot.hardware_classes}
+    out = []
+    for key in sorted(plan.pools):
+        pool, pool_plan = pools[key], plan.pools[key]
+        if pool_plan.not_accepted is None and pool_plan.effective.mode == "Apply":
+            out += render_pool(pool, pool_plan, classes, settings)
+    return out
+
+
+def render_pool(
+    pool: InferencePool, plan: PoolPlan, classes: Mapping[str, HardwareClass], settings: RenderSettings
+) -> list[Manifest]:
+    """The children of one pool."""
+    children = [_service(pool), _headless_service(pool), _disruption_budget(pool)]
+    if not plan.effective.suspend:
+        children += [
+            _deployment(pool, placement, classes[placement.hardware_class], settings)
+            for placement in plan.placements
+            if placement.replicas > 0
+        ]
+    for child in children:
+        child["metadata"]["annotations"] = {RENDER_HASH_ANNOTATION: render_hash(child)}
+    return children
+
+
+def _metadata(pool: InferencePool, name: str, labels: Mapping[str, str] | None = None) -> Manifest:
+    return {
+        "name": name,
+        "namespace": pool.metadata.namespace or "default",
+        "labels": {MANAGED_BY_LABEL: MANAGED_BY, POOL_LABEL: pool.metadata.name, **(labels or {})},
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": "InferencePool",
+                "name": pool.metadata.name,
+                "uid": pool.metadata.uid,
+                "controller": True,
+                "blockOwnerDeletion": False,
+            }
+        ],
+    }
+
+
+def _deployment(
+    pool: InferencePool, placement: Placement, hardware: HardwareClass, settings: RenderSettings
+) -> Manifest:
+    identity = {
+        POOL_LABEL: pool.metadata.name,
+        PLACEMENT_LABEL: placement_id(pool.key, placement.hardware_class, placement.capacity_type),
+    }
+    where = {HARDWARE_CLASS_LABEL: placement.hardware_class, CAPACITY_TYPE_LABEL: placement.capacity_type.value}
+    template = pool.spec.worker
+    user_labels = (template.labels if template else None) or {}
+    user_annotations = (template.annotations if template else None) or {}
+    pod_metadata: Manifest = {
+        "labels": {**user_labels, MANAGED_BY_LABEL: MANAGED_BY, **identity, **where, TRAFFIC_LABEL: "on"}
+    }
+    if user_annotations:
+        pod_metadata["annotations"] = dict(user_annotations)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _metadata(pool, f"{pool.metadata.name}-{identity[PLACEMENT_LABEL]}", {**identity, **where}),
+        "spec": {
+            "replicas": placement.replicas,
+            "revisionHistoryLimit": 3,
+            "progressDeadlineSeconds": 1800,  # a large model may load for a quarter of an hour
+            "selector": {"matchLabels": identity},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {
+                "metadata": pod_metadata,
+                "spec": pod_spec(pool, placement, hardware, settings, identity),
+            },
+        },
+    }
+
+
+def _ports(*, headless: bool) -> list[Manifest]:
+    grpc = {
+        "name": "grpc",
+        "port": GRPC_PORT,
+        "targetPort": "grpc",
+        "protocol": "TCP",
+        "appProtocol": "kubernetes.io/h2c",
+    }
+    http = {"name": "http", "port": HTTP_PORT, "targetPort": "http", "protocol": "TCP", "appProtocol": "http"}
+    return [grpc] if headless else [http, grpc]
+
+
+def _traffic_selector(pool: InferencePool) -> dict[str, str]:
+    return {POOL_LABEL: pool.metadata.name, TRAFFIC_LABEL: "on"}
+
+
+def _service(pool: InferencePool) -> Manifest:
+    """For HTTP clients."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(pool, pool.metadata.name),
+        "spec": {"type": "ClusterIP", "selector": _traffic_selector(pool), "ports": _ports(headless=False)},
+    }
+
+
+def _headless_service(pool: InferencePool) -> Manifest:
+    """For gRPC clients, which balance over the workers' addresses themselves."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(pool, f"{pool.metadata.name}-headless"),
+        "spec": {"clusterIP": "None", "selector": _traffic_selector(pool), "ports": _ports(headless=True)},
+    }
+
+
+def _disruption_budget(pool: InferencePool) -> Manifest:
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(pool, pool.metadata.name),
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": {POOL_LABEL: pool.metadata.name}},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }

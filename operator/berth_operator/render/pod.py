@@ -1,0 +1,221 @@
+"""What does one worker pod look like on a hardware class?  Container by runtime, resources, where it may run."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from berth_operator.api import CapacityType, HardwareClass, InferencePool, Quantization, RuntimeName
+from berth_operator.api.names import EMBEDDED_MODEL, MANAGED_BY, MANAGED_BY_LABEL
+from berth_operator.planner import Placement
+from berth_operator.render.settings import RenderSettings
+
+GRPC_PORT: Final = 9000
+HTTP_PORT: Final = 8000
+_GRACE_SECONDS = {CapacityType.SPOT: 110}  # AWS reclaims a spot node two minutes after its notice
+_DEFAULT_GRACE_SECONDS = 300
+_NODE_CPU_SHARE = 0.9  # what a whole-node replica requests: the rest is the kubelet's and the DaemonSets'
+_NODE_MEMORY_SHARE = 0.85
+_SCRATCH = "scratch"
+_CACHE_PATH = "/var/cache/berth"
+
+Manifest = dict[str, Any]
+
+
+def pod_spec(
+    pool: InferencePool,
+    placement: Placement,
+    hardware: HardwareClass,
+    settings: RenderSettings,
+    identity: Mapping[str, str],
+) -> Manifest:
+    """The pod spec of one replica.  It passes the `restricted` Pod Security Standard."""
+    capacity = hardware.capacity_of(placement.capacity_type)
+    template = pool.spec.worker
+    grace = _GRACE_SECONDS.get(placement.capacity_type, _DEFAULT_GRACE_SECONDS)
+    volumes, mounts = _volumes(pool)
+    spec: Manifest = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace,
+        "nodeSelector": {
+            "kubernetes.io/arch": hardware.spec.architecture,
+            **((capacity.selector if capacity else None) or {}),
+        },
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": key,
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": dict(identity)},
+            }
+            for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+        ],
+        "containers": [_container(pool, placement, hardware, settings, grace, mounts)],
+        "volumes": volumes,
+    }
+    if capacity and capacity.tolerations:
+        spec["tolerations"] = [toleration.to_api() for toleration in capacity.tolerations]
+    if placement.resources is None:
+        spec["affinity"] = _alone_on_its_node()
+    if template:
+        for field, value in (
+            ("serviceAccountName", template.service_account_name),
+            ("priorityClassName", template.priority_class_name),
+            ("runtimeClassName", template.runtime_class_name),
+        ):
+            if value:
+                spec[field] = value
+        if template.image_pull_secrets:
+            spec["imagePullSecrets"] = [secret.to_api() for secret in template.image_pull_secrets]
+    return spec
+
+
+def _alone_on_its_node() -> Manifest:
+    """A replica that takes a whole node shares it with no other worker, of any pool and namespace."""
+    return {
+        "podAntiAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": [
+                {
+                    "topologyKey": "kubernetes.io/hostname",
+                    "labelSelector": {"matchLabels": {MANAGED_BY_LABEL: MANAGED_BY}},
+                    "namespaceSelector": {},
+                }
+            ]
+        }
+    }
+
+
+def _volumes(pool: InferencePool) -> tuple[list[Manifest], list[Manifest]]:
+    """A scratch volume for caches, and the model's claim where the source is `pvc://CLAIM/PATH`."""
+    volumes: list[Manifest] = [{"name": _SCRATCH, "emptyDir": {}}]
+    mounts: list[Manifest] = [
+        {"name": _SCRATCH, "mountPath": "/tmp", "subPath": "tmp"},  # noqa: S108 - inside the container
+        {"name": _SCRATCH, "mountPath": _CACHE_PATH, "subPath": "cache"},
+    ]
+    source = pool.spec.model.source or ""
+    if source.startswith("pvc://"):
+        claim = source.removeprefix("pvc://").split("/", 1)[0]
+        volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+        mounts.append({"name": "model", "mountPath": f"/models/{claim}", "readOnly": True})
+    return volumes, mounts
+
+
+def _container(
+    pool: InferencePool,
+    placement: Placement,
+    hardware: HardwareClass,
+    settings: RenderSettings,
+    grace_seconds: int,
+    mounts: list[Manifest],
+) -> Manifest:
+    runtime = hardware.spec.runtime
+    extra = list(runtime.args or [])
+    container: Manifest = {
+        "name": "worker",
+        "imagePullPolicy": settings.image_pull_policy,
+        "resources": _resources(placement, hardware),
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": mounts,
+    }
+    http = {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}
+    grpc = {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"}
+    env: list[Manifest] = [{"name": "HF_HOME", "value": _CACHE_PATH}]
+    match runtime.name:
+        case RuntimeName.BERTH:
+            container["image"] = runtime.image or settings.worker_image
+            container["command"] = ["berth-worker"]
+            container["args"] = [*_berth_args(pool, placement), *extra]
+            container["securityContext"]["readOnlyRootFilesystem"] = True
+            container["ports"] = [grpc, http]
+            env += [
+                {"name": "BERTH_WORKER_GRPC_PORT", "value": str(GRPC_PORT)},
+                {"name": "BERTH_WORKER_HTTP_PORT", "value": str(HTTP_PORT)},
+                {"name": "BERTH_WORKER_GRACE_SECONDS", "value": str(grace_seconds - 10)},
+            ]
+            ready, alive = "/readyz", "/healthz"
+        case RuntimeName.VLLM:
+            container["image"] = runtime.image or settings.vllm_image
+            container["args"] = [*_vllm_args(pool, placement), *extra]
+            container["ports"] = [http]
+            ready, alive = "/health", "/health"
+        case RuntimeName.CUSTOM:
+            container["image"] = runtime.image
+            container["args"] = extra
+            container["ports"] = [http]
+            env += [
+                {"name": "BERTH_MODEL", "value": _source(pool)},
+                {"name": "BERTH_MODEL_NAME", "value": pool.spec.model.name},
+            ]
+            ready, alive = "/health", "/health"
+    container["env"] = env
+    env_from = pool.spec.worker.env_from if pool.spec.worker else None
+    if env_from:
+        container["envFrom"] = [source.to_api() for source in env_from]
+    container |= _probes(ready, alive)
+    return container
+
+
+def _source(pool: InferencePool) -> str:
+    return pool.spec.model.source or EMBEDDED_MODEL
+
+
+def _berth_args(pool: InferencePool, placement: Placement) -> list[str]:
+    return [
+        f"--model={_source(pool)}",
+        f"--served-model-name={pool.spec.model.name}",
+        f"--quantization={placement.quantization.value}",
+        f"--max-concurrency={placement.capacity.concurrency}",
+    ]
+
+
+def _vllm_args(pool: InferencePool, placement: Placement) -> list[str]:
+    """vLLM makes 8-bit weights from a bf16 checkpoint itself only as FP8, so that is what Int8 means on it."""
+    source = _source(pool)
+    args = [
+        f"--model={source.removeprefix('hf://')}",
+        f"--served-model-name={pool.spec.model.name}",
+        f"--max-num-seqs={placement.capacity.concurrency}",
+        f"--port={HTTP_PORT}",
+    ]
+    if placement.quantization == Quantization.INT8:
+        args.append("--quantization=fp8")
+    return args
+
+
+def _resources(placement: Placement, hardware: HardwareClass) -> Manifest:
+    """Of a profile's replica exactly what it says, as limit too; of a whole node, what pods can have of it."""
+    devices = hardware.spec.accelerators
+    if placement.resources is not None:
+        amounts = {
+            name: value
+            for name, value in (("cpu", placement.resources.cpu), ("memory", placement.resources.memory))
+            if value is not None
+        }
+        if devices and placement.resources.accelerators:
+            amounts[devices.resource] = str(placement.resources.accelerators)
+        return {"requests": dict(amounts), "limits": dict(amounts)}
+    requests = {"cpu": str(max(1, int(hardware.spec.cpus * _NODE_CPU_SHARE)))}
+    limits: dict[str, str] = {}
+    if devices:
+        requests[devices.resource] = limits[devices.resource] = str(devices.count)
+    else:
+        memory = f"{int(hardware.spec.memory_gib * 1024 * _NODE_MEMORY_SHARE)}Mi"
+        requests["memory"] = limits["memory"] = memory
+    return {"requests": requests, "limits": limits}
+
+
+def _probes(ready: str, alive: str) -> Manifest:
+    def probe(path: str, **timing: int) -> Manifest:
+        return {"httpGet": {"path": path, "port": "http", "scheme": "HTTP"}, "timeoutSeconds": 3, **timing}
+
+    return {
+        "startupProbe": probe(ready, periodSeconds=2, failureThreshold=900),  # half an hour to load a large model
+        "readinessProbe": probe(ready, periodSeconds=5, failureThreshold=2),
+        "livenessProbe": probe(alive, periodSeconds=10, failureThreshold=3),
+    }
