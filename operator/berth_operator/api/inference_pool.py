@@ -303,6 +303,7 @@ class CandidateStatus(ApiModel):
     verdict: str
     reason: str
     usd_per_million_tokens: str | None = None
+    estimated: bool | None = Field(None, description="true: by roofline; false: from a ServingProfile")
 
 
 class InferencePoolStatus(ApiModel):

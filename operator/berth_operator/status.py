@@ -1,0 +1,324 @@
+"""What do we tell the user?  Conditions and status from the plan and from what runs.
+
+Pure.  A status that differs from the one in force only by jitter (prices and predictions within 2 %) is not written.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+from berth_operator.api import (
+    CandidateStatus,
+    CapacityType,
+    Condition,
+    HardwareClass,
+    HardwareClassStatus,
+    InferencePool,
+    InferencePoolStatus,
+    PlacementStatus,
+    PoolCost,
+    PriceInForce,
+    format_decimal,
+    format_duration,
+)
+from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement, Verdict
+
+_DEAD_BAND = 0.02
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+_Facts = tuple[Literal["True", "False", "Unknown"], str, str]
+"""status, reason, message of a condition."""
+
+
+def pool_status(
+    pool: InferencePool, plan: PoolPlan, running: Sequence[RunningPlacement], now: datetime
+) -> InferencePoolStatus:
+    """The status of one pool; the one in force itself when nothing that a reader cares about has changed.
+
+    `running` holds the pool's own running placements.  `now` must be timezone-aware.
+    """
+    ready = _ready_by_placement(plan, running)
+    before = {(p.hardware_class, p.capacity_type) for p in pool.status.placements or ()}
+    after = {(p.hardware_class, p.capacity_type) for p in plan.placements}
+    moved = bool(before) and bool(after) and before != after
+    status = InferencePoolStatus(
+        observed_generation=pool.metadata.generation,
+        conditions=_conditions(pool, plan, ready, running, now),
+        ready=f"{sum(ready.values())}/{sum(p.replicas for p in plan.placements)}",
+        placement=", ".join(_short(p) for p in plan.placements) or None,
+        saved=None if (percent := savings_percent(plan)) is None else f"{percent}%",
+        effective=plan.effective.to_api(),
+        placements=[
+            PlacementStatus(
+                hardware_class=p.hardware_class,
+                capacity_type=p.capacity_type,
+                replicas=p.replicas,
+                ready_replicas=ready[p.hardware_class, p.capacity_type],
+                usd_per_hour=_money(p.usd_per_hour),
+                traffic_percent=p.traffic_percent,
+            )
+            for p in plan.placements
+        ],
+        cost=PoolCost(
+            usd_per_hour=_money(plan.usd_per_hour),
+            usd_per_million_tokens=_optional(plan.usd_per_million_tokens, _money),
+            gpu_only_usd_per_hour=_optional(plan.gpu_only_usd_per_hour, _money),
+            savings_percent=savings_percent(plan),
+            watts=plan.watts,
+        ),
+        candidates=[
+            CandidateStatus(
+                hardware_class=c.hardware_class,
+                capacity_type=c.capacity_type,
+                verdict=c.verdict.value,
+                estimated=c.estimated,
+                reason=c.reason,
+                usd_per_million_tokens=_optional(c.usd_per_million_tokens, _money),
+            )
+            for c in plan.candidates
+        ],
+        last_move_time=_timestamp(now) if moved else pool.status.last_move_time,
+    )
+    return pool.status if settled(pool.status.to_api(), status.to_api()) else status
+
+
+def rejected_status(
+    pool_status_now: InferencePoolStatus, generation: int, message: str, now: datetime
+) -> dict[str, Any]:
+    """The status (API form) of a pool whose object does not even parse: Accepted=False and Ready=False."""
+    problem: _Facts = ("False", "InvalidSpec", message)
+    old = {c.type: c for c in pool_status_now.conditions or ()}
+    conditions = [_condition(kind, problem, old, generation, now) for kind in ("Ready", "Accepted")]
+    return InferencePoolStatus(observed_generation=generation, conditions=conditions).to_api()
+
+
+def hardware_class_status(hardware: HardwareClass, plan: Plan, now: datetime) -> HardwareClassStatus:
+    """The status of a hardware class: prices in force and nodes that the plan uses."""
+    used = {
+        kind: sum(
+            p.nodes
+            for pool in plan.pools.values()
+            if pool.effective.mode == "Apply"
+            for p in pool.placements
+            if p.hardware_class == hardware.metadata.name and p.capacity_type == kind
+        )
+        for kind in CapacityType
+    }
+    constrained = hardware.status.constrained or []
+    limited = [c for c in hardware.spec.capacity if c.max_nodes is not None and used[c.type] >= c.max_nodes]
+    facts: _Facts
+    if constrained:
+        facts = ("False", "Constrained", "no more nodes for now: " + ", ".join(c.type.value for c in constrained))
+    elif len(limited) == len(hardware.spec.capacity):
+        limits = ", ".join(f"{c.type.value} {used[c.type]} of {c.max_nodes}" for c in limited)
+        facts = ("True", "AllInUse", f"every node that capacity.maxNodes allows is in use: {limits}")
+    else:
+        facts = ("True", "Available", "nodes can be had")
+    old = {c.type: c for c in hardware.status.conditions or ()}
+    status = HardwareClassStatus(
+        observed_generation=hardware.metadata.generation,
+        conditions=[_condition("Available", facts, old, hardware.metadata.generation, now)],
+        constrained=hardware.status.constrained,
+        prices=[
+            PriceInForce(type=c.type, usd_per_hour=format_decimal(c.usd_per_hour), source="HardwareClass")
+            for c in hardware.spec.capacity
+        ],
+        nodes_in_use=sum(used.values()),
+    )
+    return hardware.status if settled(hardware.status.to_api(), status.to_api()) else status
+
+
+def savings_percent(plan: PoolPlan) -> int | None:
+    """Savings against GPU-only in whole percent, rounded down; None without a counterfactual or unserved demand."""
+    other = plan.gpu_only_usd_per_hour
+    if other is None or other <= 0 or not plan.placements or plan.unserved_requests_per_second > 0:
+        return None
+    return int(((other - plan.usd_per_hour) / other * 100) // 1)
+
+
+def settled(old: object, new: object, path: str = "") -> bool:
+    """Whether `new` says the same as `old`: equal, but for numbers of prices and predictions within 2 %.
+
+    The dead band holds only where a figure is an estimate or a price; counts, specs and verdicts must be equal.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return old.keys() == new.keys() and all(settled(old[k], new[k], f"{path}.{k}") for k in new)
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(settled(a, b, f"{path}[]") for a, b in zip(old, new, strict=True))
+    if old == new:
+        return True
+    return _jitters(path) and _near(str(old), str(new))
+
+
+def _jitters(path: str) -> bool:
+    return path.startswith((".cost.", ".prices[]", ".saved")) or path in {
+        ".conditions[].message",
+        ".candidates[].reason",
+        ".candidates[].usdPerMillionTokens",
+        ".placements[].usdPerHour",
+        ".placements[].trafficPercent",
+        ".effective.requestsPerSecond",
+    }
+
+
+def _near(old: str, new: str) -> bool:
+    if _NUMBER.split(old) != _NUMBER.split(new):
+        return False
+    pairs = zip(_NUMBER.findall(old), _NUMBER.findall(new), strict=True)
+    return all(a == b or abs(float(a) - float(b)) <= _DEAD_BAND * max(float(a), float(b)) for a, b in pairs)
+
+
+def _ready_by_placement(plan: PoolPlan, running: Sequence[RunningPlacement]) -> dict[tuple[str, CapacityType], int]:
+    seen = {(r.hardware_class, r.capacity_type): r.ready_replicas for r in running}
+    return {
+        (p.hardware_class, p.capacity_type): min(p.replicas, seen.get((p.hardware_class, p.capacity_type), 0))
+        for p in plan.placements
+    }
+
+
+def _conditions(
+    pool: InferencePool,
+    plan: PoolPlan,
+    ready: Mapping[tuple[str, CapacityType], int],
+    running: Sequence[RunningPlacement],
+    now: datetime,
+) -> list[Condition]:
+    wanted, up = sum(p.replicas for p in plan.placements), sum(ready.values())
+    leaving = sum(r.replicas for r in running if (r.hardware_class, r.capacity_type) not in ready)
+    facts: dict[str, _Facts] = {
+        "Accepted": _accepted(plan),
+        "Placed": _placed(plan),
+        "Progressing": _progressing(plan, wanted, up, leaving),
+        "Available": _available(wanted, sum(r.ready_replicas for r in running)),
+        "WithinBudget": _within_budget(plan),
+        "ObjectivesMet": _objectives_met(plan),
+        "CapacityConstrained": _capacity_constrained(plan),
+    }
+    facts = {"Ready": _ready(plan, facts, wanted, up), **facts}
+    old = {c.type: c for c in pool.status.conditions or ()}
+    return [_condition(kind, fact, old, pool.metadata.generation, now) for kind, fact in facts.items()]
+
+
+def _condition(kind: str, facts: _Facts, old: Mapping[str, Condition], generation: int, now: datetime) -> Condition:
+    status, reason, message = facts
+    previous = old.get(kind)
+    since = previous.last_transition_time if previous and previous.status == status else _timestamp(now)
+    return Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=message,
+        observed_generation=generation,
+        last_transition_time=since,
+    )
+
+
+def _said(status: Literal["True", "False", "Unknown"], problem: Problem) -> _Facts:
+    return (status, problem.reason, problem.message)
+
+
+def _accepted(plan: PoolPlan) -> _Facts:
+    return _said("False", plan.not_accepted) if plan.not_accepted else ("True", "Accepted", "the spec can be planned")
+
+
+def _placed(plan: PoolPlan) -> _Facts:
+    if plan.not_accepted:
+        return ("False", "NotAccepted", "nothing is placed: see Accepted")
+    if plan.effective.suspend:
+        return ("False", "Suspended", "spec.suspend is true: set it to false to place workers")
+    if not plan.placements:
+        return _said("False", plan.shortfall or Problem("NoPlacement", "no placement was found"))
+    text = "; ".join(f"{_short(p)} takes {p.traffic_percent}% of traffic" for p in plan.placements)
+    if plan.effective.mode == "Recommend":
+        return ("False", "Recommended", f"placement.mode is Recommend, nothing is applied; it would be: {text}")
+    return ("True", "Placed", text + (f". {plan.kept.message}" if plan.kept else ""))
+
+
+def _progressing(plan: PoolPlan, wanted: int, up: int, leaving: int) -> _Facts:
+    if plan.effective.mode == "Recommend" or plan.not_accepted:
+        return ("False", "NotApplied", "nothing is being changed")
+    if up < wanted:
+        return ("True", "Starting", f"{up} of {wanted} replicas are ready")
+    if leaving:
+        return ("True", "Moving", f"{leaving} replicas are leaving hardware that the plan no longer uses")
+    return ("False", "Complete", "what runs is what the plan wants")
+
+
+def _available(wanted: int, up: int) -> _Facts:
+    if up:
+        return ("True", "Serving", f"{up} replicas are ready to serve")
+    return ("False", "NoReadyReplica", "no replica is ready" if wanted else "no replica is wanted")
+
+
+def _within_budget(plan: PoolPlan) -> _Facts:
+    if plan.over_budget:
+        return _said("False", plan.over_budget)
+    limit = plan.effective.max_usd_per_hour
+    if limit is None:
+        return ("True", "NoBudget", "spec.budget is unset: costs are not limited")
+    return ("True", "WithinBudget", f"{_money(plan.usd_per_hour)} of at most {_money(limit)} USD/h")
+
+
+def _objectives_met(plan: PoolPlan) -> _Facts:
+    if not plan.placements:
+        return ("Unknown", "NotPlaced", "nothing is placed")
+    if plan.shortfall and plan.unserved_requests_per_second > 0:
+        return _said("False", plan.shortfall)
+    effective, worst = plan.effective, max(plan.placements, key=lambda p: p.capacity.turn_latency_p99)
+    how = "estimated by roofline" if worst.capacity.estimated else "from serving profiles"
+    return (
+        "True",
+        "Predicted",
+        f"p99 at the planned load, {how}: first token"
+        f" {_milliseconds(max(p.capacity.time_to_first_token_p99 for p in plan.placements))} of"
+        f" {format_duration(effective.time_to_first_token_p99)}, between tokens"
+        f" {_milliseconds(max(p.capacity.inter_token_latency_p99 for p in plan.placements))} of"
+        f" {format_duration(effective.inter_token_latency_p99)}, turn"
+        f" {_milliseconds(worst.capacity.turn_latency_p99)} of {format_duration(effective.turn_latency_p99)}",
+    )
+
+
+def _capacity_constrained(plan: PoolPlan) -> _Facts:
+    held = [c for c in plan.candidates if c.verdict == Verdict.CONSTRAINED]
+    if held:
+        names = ", ".join(f"{c.hardware_class} {c.capacity_type.value}" for c in held)
+        return ("True", "Constrained", f"cannot be had for now: {names}")
+    return ("False", "Unconstrained", "no shortage is known")
+
+
+def _ready(plan: PoolPlan, facts: Mapping[str, _Facts], wanted: int, up: int) -> _Facts:
+    for kind, bad in (("Accepted", "False"), ("Placed", "False")):
+        if facts[kind][0] == bad:
+            reason = facts[kind][1] if kind == "Placed" else "NotAccepted"
+            return ("False", reason, facts[kind][2])
+    if up < wanted:
+        return ("False", "Starting" if up == 0 else "Degraded", f"{up} of {wanted} replicas are ready")
+    if facts["ObjectivesMet"][0] == "False":
+        return ("False", "DemandUnserved", facts["ObjectivesMet"][2])
+    if facts["WithinBudget"][0] == "False":
+        return ("True", "OverBudget", facts["WithinBudget"][2])
+    if facts["Progressing"][0] == "True":
+        return ("True", "Moving", facts["Progressing"][2])
+    return ("True", "Ready", f"{up} of {wanted} replicas are ready")
+
+
+def _short(placement: Placement) -> str:
+    return f"{placement.replicas}x {placement.hardware_class}/{placement.capacity_type.value}"
+
+
+def _money(value: Decimal) -> str:
+    return format_decimal(value, 3)
+
+
+def _optional(value: Decimal | None, form: Callable[[Decimal], str]) -> str | None:
+    return None if value is None else form(value)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f}ms" if seconds < 10 else f"{seconds:.1f}s"
+
+
+def _timestamp(now: datetime) -> str:
+    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
