@@ -1,0 +1,79 @@
+{{- define "berth.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- /* RELEASE-operator: the release is usually called berth, and its objects then berth-operator. */}}
+{{- define "berth.fullname" -}}
+{{- default (printf "%s-operator" .Release.Name) .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "berth.serviceAccountName" -}}
+{{- default (ternary (include "berth.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
+{{- end }}
+
+{{- define "berth.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "berth.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{- define "berth.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{ include "berth.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: berth
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- /* Argument: a list of the image's values and the default tag. */}}
+{{- define "berth.image" -}}
+{{- $image := index . 0 }}
+{{- with $image.registry }}{{ . }}/{{ end }}
+{{- $image.repository }}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default (index . 1) $image.tag }}{{ end }}
+{{- end }}
+
+{{- /* Rights over namespaced objects: in every namespace, or in each of watchNamespaces. */}}
+{{- define "berth.namespacedRules" -}}
+- apiGroups: [berth.dev]
+  resources: [inferencepools]
+  verbs: [list, watch]
+- apiGroups: [berth.dev]
+  resources: [inferencepools/status]
+  verbs: [patch]
+# For blockOwnerDeletion where OwnerReferencesPermissionEnforcement is on (OpenShift); no finalizer is ever set.
+- apiGroups: [berth.dev]
+  resources: [inferencepools/finalizers]
+  verbs: [update]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
+{{- end }}
+
+{{- define "berth.clusterRules" -}}
+- apiGroups: [berth.dev]
+  resources: [hardwareclasses, servingprofiles]
+  verbs: [list, watch]
+- apiGroups: [berth.dev]
+  resources: [hardwareclasses/status]
+  verbs: [patch]
+# Their labels, for namespaceSelector of a HardwareClass.
+- apiGroups: [""]
+  resources: [namespaces]
+  {{- with .Values.watchNamespaces }}
+  resourceNames: {{ toJson . }}
+  {{- end }}
+  verbs: [list, watch]
+{{- end }}
