@@ -32,7 +32,8 @@ def placement_id(pool: str, hardware_class: str, capacity_type: CapacityType) ->
 def render_hash(manifest: Mapping[str, Any]) -> str:
     """Hash of everything we render into an object (its own hash annotation aside): 16 hex digits."""
     body = json.loads(json.dumps(manifest))
-    body["metadata"].get("annotations", {}).pop(RENDER_HASH_ANNOTATION, None)
+    annotations = body["metadata"].pop("annotations", {})
+    body["metadata"]["annotations"] = {k: v for k, v in annotations.items() if k != RENDER_HASH_ANNOTATION}
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 

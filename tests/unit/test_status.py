@@ -1,0 +1,161 @@
+"""Does status say what is so, and stay quiet when nothing has changed?"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+
+import pytest
+from berth_operator.api import CapacityType, HardwareClass, InferencePool, InferencePoolStatus, resolve
+from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement
+from berth_operator.status import hardware_class_status, pool_status, savings_percent
+from hypothesis import given
+from hypothesis import strategies as st
+
+MakePool = Callable[..., InferencePool]
+MakePlan = Callable[..., PoolPlan]
+
+
+def _running(ready: int, hardware_class: str = "graviton4-4xl") -> RunningPlacement:
+    return RunningPlacement("default/agents", hardware_class, CapacityType.ON_DEMAND, 2, ready)
+
+
+def _conditions(status: InferencePoolStatus) -> dict[str, tuple[str, str]]:
+    return {c.type: (c.status, c.reason) for c in status.conditions or ()}
+
+
+def _with(pool: InferencePool, status: InferencePoolStatus) -> InferencePool:
+    return pool.model_copy(update={"status": status})
+
+
+def test_a_served_pool_is_ready_and_shows_dollars(make_pool: MakePool, make_plan: MakePlan, now: datetime) -> None:
+    pool = make_pool()
+    status = pool_status(pool, make_plan(pool), [_running(2)], now)
+    conditions = _conditions(status)
+    assert conditions["Ready"] == ("True", "Ready")
+    assert conditions["Progressing"] == ("False", "Complete")
+    assert (status.ready, status.placement, status.saved) == ("2/2", "2x graviton4-4xl/OnDemand", "60%")
+    assert status.cost and status.cost.to_api() == {
+        "usdPerHour": "1.276",
+        "usdPerMillionTokens": "0.510",
+        "gpuOnlyUsdPerHour": "3.220",
+        "savingsPercent": 60,
+    }
+    assert status.observed_generation == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "ready", "expected"),
+    [
+        ({}, 0, ("False", "Starting")),
+        ({}, 1, ("False", "Degraded")),
+        ({"not_accepted": Problem("UnknownModel", "m"), "placements": ()}, 0, ("False", "NotAccepted")),
+        ({"shortfall": Problem("NoCapacity", "m"), "placements": ()}, 0, ("False", "NoCapacity")),
+        ({"shortfall": Problem("Budget", "m"), "unserved_requests_per_second": 1.0}, 2, ("False", "DemandUnserved")),
+        ({"over_budget": Problem("OverBudget", "m")}, 2, ("True", "OverBudget")),
+    ],
+)
+def test_ready_sums_up_the_other_conditions(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime, changes: dict, ready: int, expected: tuple[str, str]
+) -> None:
+    pool = make_pool()
+    status = pool_status(pool, make_plan(pool, **changes), [_running(ready)], now)
+    assert _conditions(status)["Ready"] == expected
+
+
+def test_the_same_facts_give_the_very_status_in_force(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime, later: datetime
+) -> None:
+    pool = make_pool()
+    pool = _with(pool, pool_status(pool, make_plan(pool), [_running(2)], now))
+    assert pool_status(pool, make_plan(pool), [_running(2)], later) is pool.status
+
+
+@given(jitter=st.decimals(min_value="0.985", max_value="1.015", places=4))
+def test_jitter_of_prices_and_predictions_writes_nothing(jitter: Decimal) -> None:
+    # function-scoped fixtures and hypothesis do not mix: build the objects here
+    pool = InferencePool.model_validate(
+        {
+            "metadata": {"name": "agents", "namespace": "default"},
+            "spec": {
+                "model": {"name": "smollm2-135m-instruct"},
+                "workload": {"class": "Agentic", "demand": {"requestsPerSecond": "4"}},
+            },
+        }
+    )
+    now = datetime.fromisoformat("2026-11-21T12:00:00+00:00")
+    plan = PoolPlan(
+        pool.key,
+        resolve(pool.spec),
+        usd_per_hour=Decimal("10.00"),
+        gpu_only_usd_per_hour=Decimal("20.00"),
+        usd_per_million_tokens=Decimal("1.00"),
+    )
+    pool = _with(pool, pool_status(pool, plan, [], now))
+    moved = replace(plan, usd_per_hour=plan.usd_per_hour * jitter)
+    assert pool_status(pool, moved, [], now) is pool.status
+
+
+def test_a_real_change_is_never_hidden_by_the_dead_band(
+    make_pool: MakePool, make_plan: MakePlan, make_placement: Callable[..., Placement], now: datetime
+) -> None:
+    pool = make_pool()
+    old = pool_status(pool, make_plan(pool), [_running(2)], now)
+    pool = _with(pool, old)
+    changes = [
+        make_plan(pool, usd_per_hour=Decimal("1.4")),
+        make_plan(pool, placements=(make_placement(replicas=3),)),
+        make_plan(pool, kept=Problem("Kept", "cooldown")),
+    ]
+    for plan in changes:
+        assert pool_status(pool, plan, [_running(2)], now) is not old
+    assert pool_status(pool, make_plan(pool), [_running(1)], now) is not old
+
+
+def test_transition_times_change_only_with_the_condition(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime, later: datetime
+) -> None:
+    pool = make_pool()
+    pool = _with(pool, pool_status(pool, make_plan(pool), [_running(0)], now))
+    status = pool_status(pool, make_plan(pool), [_running(2)], later)
+    since = {c.type: c.last_transition_time for c in status.conditions or ()}
+    assert since["Ready"] == "2026-11-21T12:05:00Z"
+    assert since["Accepted"] == "2026-11-21T12:00:00Z"
+
+
+def test_a_move_to_other_hardware_starts_the_cooldown_and_scaling_does_not(
+    make_pool: MakePool, make_plan: MakePlan, make_placement: Callable[..., Placement], now: datetime, later: datetime
+) -> None:
+    pool = make_pool()
+    first = pool_status(pool, make_plan(pool), [], now)
+    assert first.last_move_time is None
+    pool = _with(pool, first)
+    scaled = pool_status(pool, make_plan(pool, placements=(make_placement(replicas=5),)), [], later)
+    assert scaled.last_move_time is None
+    moved = pool_status(pool, make_plan(pool, placements=(make_placement(hardware_class="l4"),)), [], later)
+    assert moved.last_move_time == "2026-11-21T12:05:00Z"
+
+
+@pytest.mark.parametrize(
+    ("cost", "other", "percent"),
+    [("1.276", "3.220", 60), ("1", "1", 0), ("2.98", "3", 0), ("0", "3", 100), ("1.01", "1", -1)],
+)
+def test_savings_are_rounded_down(
+    make_pool: MakePool, make_plan: MakePlan, cost: str, other: str, percent: int
+) -> None:
+    plan = make_plan(make_pool(), usd_per_hour=Decimal(cost), gpu_only_usd_per_hour=Decimal(other))
+    assert savings_percent(plan) == percent
+
+
+def test_no_savings_are_claimed_where_there_is_nothing_to_compare(make_pool: MakePool, make_plan: MakePlan) -> None:
+    assert savings_percent(make_plan(make_pool(), gpu_only_usd_per_hour=None)) is None
+    assert savings_percent(make_plan(make_pool(), unserved_requests_per_second=0.5)) is None
+
+
+def test_a_class_shows_nodes_in_use_and_prices(
+    make_pool: MakePool, make_plan: MakePlan, make_class: Callable[..., HardwareClass], now: datetime
+) -> None:
+    pool, hardware = make_pool(), make_class()
+    status = hardware_class_status(hardware, Plan({pool.key: make_plan(pool)}, 0.0, "Optimal"), now)
+    assert status.nodes_in_use == 2
+    assert [(p.type.value, p.usd_per_hour) for p in status.prices or ()] == [("OnDemand", "0.638"), ("Spot", "0.255")]
