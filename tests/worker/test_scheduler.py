@@ -1,0 +1,345 @@
+"""Does every request get what it would get alone, whatever runs beside it, and does no block get lost or trampled?
+
+The model here is exact and tiny: its KV cache stores tokens, and the next token is a digest of the context as read
+through the block table. A wrong block, a block overwritten while shared or a token left out changes the output.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import hypothesis.strategies as st
+import pytest
+from berth_worker.engine.blocks import BlockManager, OutOfBlocksError, blocks_for, extend_digests
+from berth_worker.engine.request import InvalidRequestError, Request, SamplingParams, State
+from berth_worker.engine.scheduler import QueueFullError, Scheduled, Scheduler
+from hypothesis import given, settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+BLOCK = 16
+COMMON = [zlib.crc32(bytes([i, 7])) % 97 for i in range(256)]
+
+
+def next_token(context: Sequence[int]) -> int:
+    return zlib.crc32(bytes(context)) % 97
+
+
+def expected(prompt: Sequence[int], count: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+def request(prompt: Sequence[int], max_tokens: int = 4, priority: int = 0) -> Request:
+    params = SamplingParams(max_tokens=max_tokens)
+    return Request(id="r", tokens=list(prompt), params=params, max_tokens=max_tokens, priority=priority)
+
+
+class Harness:
+    """A scheduler joined to the exact model; checks each step's promises as it goes."""
+
+    def __init__(self, num_blocks: int, max_running: int, max_waiting: int, token_budget: int) -> None:
+        self.blocks = BlockManager(num_blocks)
+        self.scheduler = Scheduler(
+            self.blocks, max_running=max_running, max_waiting=max_waiting, token_budget=token_budget
+        )
+        self.cells: list[list[int | None]] = [[None] * BLOCK for _ in range(num_blocks)]
+        self.done: list[Request] = []
+
+    def step(self) -> list[Scheduled]:
+        scheduler = self.scheduler
+        before = [r for r in scheduler.running if r.decoding]
+        work = scheduler.schedule()
+        assert bool(work) != scheduler.idle, "a step runs something unless nothing is there"
+        assert sum(item.count for item in work) <= scheduler.token_budget
+        assert len(scheduler.running) <= scheduler.max_running
+        assert len({id(item.request) for item in work}) == len(work)
+        scheduled = {id(item.request) for item in work}
+        for r in before:
+            assert id(r) in scheduled or r.state is State.WAITING, "a decoding request gets its row or is preempted"
+        for item in work:
+            self._write(item)
+        sampled = [(item.request, next_token(self._read(item.request))) for item in work if item.samples]
+        scheduler.complete(work)
+        for r, token in sampled:
+            r.tokens.append(token)
+            if r.generated == r.max_tokens:
+                scheduler.finish(r)
+                self.done.append(r)
+        return work
+
+    def _write(self, item: Scheduled) -> None:
+        assert item.count > 0
+        for position in range(item.start, item.start + item.count):
+            block = item.request.blocks[position // BLOCK]
+            assert self.blocks.references(block) == 1, "nobody writes into a block that others hold"
+            assert not self.blocks.published(block), "nobody writes into a block that others can find"
+            self.cells[block][position % BLOCK] = item.request.tokens[position]
+
+    def _read(self, r: Request) -> list[int]:
+        context = [self.cells[r.blocks[p // BLOCK]][p % BLOCK] for p in range(len(r.tokens))]
+        assert context == r.tokens, "the blocks hold exactly the request's own tokens"
+        return r.tokens
+
+    def check(self) -> None:
+        held = [0] * self.blocks.num_blocks
+        for r in self.scheduler.running:
+            for block in r.blocks:
+                held[block] += 1
+        assert [self.blocks.references(b) for b in range(self.blocks.num_blocks)] == held
+        assert self.blocks.free == sum(count == 0 for count in held)
+        assert not any(r.blocks or r.computed for r in self.scheduler.waiting)
+
+    def drain(self) -> None:
+        steps = 0
+        while not self.scheduler.idle:
+            self.step()
+            self.check()
+            steps += 1
+            assert steps < 20_000, "requests make progress"
+        assert self.blocks.free == self.blocks.num_blocks, "no block is leaked"
+
+
+prompts = st.builds(
+    lambda shared, own: COMMON[:shared] + own,
+    st.integers(0, 70),
+    st.lists(st.integers(0, 96), min_size=1, max_size=30),
+)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Any order of arrivals, steps and cancellations."""
+
+    requests = Bundle("requests")
+
+    @initialize(
+        blocks=st.integers(8, 24),
+        running=st.integers(1, 5),
+        waiting=st.integers(0, 6),
+        spare=st.integers(0, 40),
+    )
+    def build(self, blocks: int, running: int, waiting: int, spare: int) -> None:
+        self.harness = Harness(blocks, running, waiting, running + spare)
+        self.prompts: dict[int, list[int]] = {}
+        self.cancelled: set[int] = set()
+
+    @rule(target=requests, prompt=prompts, count=st.integers(1, 24), priority=st.integers(-1, 1))
+    def submit(self, prompt: list[int], count: int, priority: int) -> Request | None:
+        scheduler = self.harness.scheduler
+        inside = len(scheduler.running) + len(scheduler.waiting)
+        r = request(prompt, count, priority)
+        if inside >= scheduler.max_running + scheduler.max_waiting:
+            with pytest.raises(QueueFullError):
+                scheduler.add(r)
+            return None
+        scheduler.add(r)
+        self.prompts[id(r)] = prompt
+        return r
+
+    @rule(times=st.integers(1, 6))
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            self.harness.step()
+
+    @rule(r=requests)
+    def cancel(self, r: Request | None) -> None:
+        if r is not None and r.state is not State.FINISHED:
+            self.harness.scheduler.finish(r)
+            self.cancelled.add(id(r))
+            self.harness.scheduler.finish(r)  # the second time does nothing
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        if hasattr(self, "harness"):
+            self.harness.check()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "harness"):
+            return
+        self.harness.drain()
+        assert len(self.harness.done) == len(self.prompts) - len(self.cancelled), "every request finishes"
+        for r in self.harness.done:
+            assert list(r.output_tokens) == expected(self.prompts[id(r)], r.max_tokens)
+
+
+TestAnyOrderOfArrivalsStepsAndCancellations = SchedulerMachine.TestCase
+TestAnyOrderOfArrivalsStepsAndCancellations.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def run_all(harness: Harness, requests: Sequence[Request]) -> list[list[int]]:
+    for r in requests:
+        harness.scheduler.add(r)
+    harness.drain()
+    return [list(r.output_tokens) for r in requests]
+
+
+def test_a_prefix_computed_once_is_not_computed_again() -> None:
+    harness = Harness(32, 4, 4, 64)
+    first = request([*COMMON[:100], 1])
+    run_all(harness, [first])
+    second = request([*COMMON[:100], 2])
+    run_all(harness, [second])
+    assert (first.cached_tokens, second.cached_tokens) == (0, 96)
+    assert (harness.scheduler.prefix_hits, harness.scheduler.prefix_queried) == (96, 202)
+
+
+def test_a_prompt_cached_whole_still_computes_its_last_block_for_the_logits() -> None:
+    harness = Harness(32, 4, 4, 64)
+    first, again = request(COMMON[:64]), request(COMMON[:64])
+    assert run_all(harness, [first]) == run_all(harness, [again])
+    assert again.cached_tokens == 48
+
+
+def test_the_next_turn_of_a_session_finds_what_the_last_turn_generated() -> None:
+    harness = Harness(32, 4, 4, 64)
+    turn = request(COMMON[:40], max_tokens=30)
+    run_all(harness, [turn])
+    following = request([*turn.tokens, 5, 6, 7])
+    run_all(harness, [following])
+    assert following.cached_tokens == 64  # 40 + 30 tokens, the last never computed: 4 full blocks
+
+
+def test_sessions_that_start_together_share_their_prefix_while_it_is_computed() -> None:
+    harness = Harness(64, 4, 4, 32)
+    together = [request([*COMMON[:160], i]) for i in range(3)]
+    run_all(harness, together)
+    rows = sum(len(r.tokens) - 1 - r.cached_tokens for r in together)
+    assert rows <= 160 + 3 * 32, "three prompts of 161 tokens cost little more than one"
+
+
+def test_an_output_longer_than_memory_for_all_is_preempted_and_still_right() -> None:
+    harness = Harness(10, 4, 4, 64)
+    many = [request([i, i + 1, i + 2], max_tokens=60) for i in range(4)]
+    outputs = run_all(harness, many)
+    assert harness.scheduler.preemptions > 0
+    assert outputs == [expected([i, i + 1, i + 2], 60) for i in range(4)]
+
+
+def test_a_request_waits_until_its_cached_prefix_and_the_rest_of_it_fit_beside_those_that_run() -> None:
+    harness = Harness(6, 4, 4, 200)
+    run_all(harness, [request(COMMON[:65], max_tokens=1)])
+    running, large = request([1], max_tokens=10), request([*COMMON[:64], *[2] * 17], max_tokens=1)
+    harness.scheduler.add(running)
+    harness.step()
+    harness.scheduler.add(large)
+    while running.state is State.RUNNING:
+        assert large.state is State.WAITING, "4 cached + 2 of its own + 1 to spare exceed the 5 that are free"
+        harness.step()
+    harness.drain()
+    assert (large.cached_tokens, harness.scheduler.preemptions) == (64, 0)
+
+
+def test_decoding_requests_get_a_row_in_every_step_while_a_long_prompt_is_prefilled() -> None:
+    harness = Harness(64, 4, 4, 20)
+    decoding = request([1, 2], max_tokens=40)
+    harness.scheduler.add(decoding)
+    harness.step()
+    harness.scheduler.add(request(COMMON + COMMON[:200], max_tokens=1))
+    for _ in range(20):
+        before = decoding.generated
+        harness.step()
+        assert decoding.generated == before + 1
+
+
+def test_a_higher_priority_goes_in_first_and_equal_ones_by_arrival() -> None:
+    harness = Harness(32, 1, 8, 64)
+    order = [request([i], priority=p) for i, p in enumerate([0, 0, 5, 0])]
+    run_all(harness, order)
+    assert [harness.done.index(r) for r in order] == [1, 2, 0, 3]
+
+
+def test_a_full_queue_says_how_full_it_is() -> None:
+    harness = Harness(32, 1, 1, 64)
+    harness.scheduler.add(request([1]))
+    harness.scheduler.add(request([2]))
+    with pytest.raises(QueueFullError, match="0 requests run and 2 wait; at most 1 run and 1 wait"):
+        harness.scheduler.add(request([3]))
+
+
+def test_a_chunk_that_is_not_the_last_ends_with_a_block() -> None:
+    harness = Harness(32, 2, 2, 50)
+    harness.scheduler.add(request(COMMON[:130]))
+    assert [harness.step()[0].count for _ in range(3)] == [48, 48, 34]
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=80), min_size=1, max_size=6))
+def test_digests_are_equal_exactly_where_everything_up_to_there_is(prompts: list[list[int]]) -> None:
+    seen: dict[bytes, tuple[int, ...]] = {}
+    for tokens in prompts:
+        digests: list[bytes] = []
+        extend_digests(digests, tokens, len(tokens) // BLOCK)
+        for index, digest in enumerate(digests):
+            prefix = tuple(tokens[: (index + 1) * BLOCK])
+            assert seen.setdefault(digest, prefix) == prefix
+    assert len(set(seen.values())) == len(seen)
+
+
+def test_least_recently_used_content_goes_first_and_the_end_of_a_sequence_before_its_beginning() -> None:
+    blocks = BlockManager(4)
+    held = [blocks.take() for _ in range(4)]
+    for block in held[:3]:
+        blocks.publish(block, bytes([block]))
+    blocks.release(held[:2])
+    blocks.release(held[2:])
+    assert [blocks.take() for _ in range(4)] == [held[3], held[1], held[0], held[2]]
+    with pytest.raises(OutOfBlocksError, match="all 4 blocks are held"):
+        blocks.take()
+
+
+def test_a_cached_block_in_use_again_is_not_evicted() -> None:
+    blocks = BlockManager(2)
+    block = blocks.take()
+    blocks.publish(block, b"x")
+    blocks.release([block])
+    assert blocks.find_prefix([b"x"]) == [block]
+    blocks.share(block)
+    blocks.take()
+    assert blocks.free == 0
+    assert blocks.find(b"x") == block
+
+
+def test_misuse_of_blocks_is_refused_by_name() -> None:
+    blocks = BlockManager(2)
+    block = blocks.take()
+    with pytest.raises(ValueError, match=f"block {block} was not published"):
+        blocks.share(block)
+    blocks.release([block])
+    with pytest.raises(ValueError, match=f"block {block} is released by nobody"):
+        blocks.release([block])
+    with pytest.raises(ValueError, match=f"block {block} is published by nobody"):
+        blocks.publish(block, b"x")
+
+
+def test_limits_that_would_starve_someone_are_refused() -> None:
+    with pytest.raises(ValueError, match="token_budget: 3; at least max_running"):
+        Scheduler(BlockManager(4), max_running=4, max_waiting=0, token_budget=3)
+    with pytest.raises(ValueError, match="70 tokens never fit in 4 blocks of 16"):
+        Scheduler(BlockManager(4), max_running=1, max_waiting=0, token_budget=3).add(request([1] * 66))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", 2.5),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("top_k", -1),
+        ("seed", -1),
+        ("stop", ("",) * 17),
+    ],
+)
+def test_a_parameter_out_of_range_is_named(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{field}: ") as caught:
+        SamplingParams(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+@given(st.integers(0, 10_000))
+def test_blocks_for_is_the_least_number_that_holds_so_many(tokens: int) -> None:
+    count = blocks_for(tokens)
+    assert count * BLOCK >= tokens > (count - 1) * BLOCK
