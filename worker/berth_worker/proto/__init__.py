@@ -1,0 +1,1 @@
+"""Which messages do clients and workers exchange?  The .proto files, and the code that `generate.py` makes of them."""

@@ -1,0 +1,1 @@
+"""The package berth of the protocol."""
