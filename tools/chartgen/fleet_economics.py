@@ -63,14 +63,15 @@ def _cost() -> list[Any]:
     return [
         number(
             "Spend, USD per hour",
-            "Price of the whole nodes that the chosen pools are placed on, now.",
+            "Price of the whole nodes that the plan places the chosen pools on, now.",
             "currencyUSD",
             _sum(now),
             width=_STAT_WIDTH,
         ),
         number(
             "GPU-only, USD per hour",
-            "Price of the cheapest plan of the same demand, with the same freedoms, on GPU classes alone.",
+            "What the cheapest plan of the same demand, with the same freedoms, would cost at least on GPU classes "
+            "alone: the solver's lower bound.",
             "currencyUSD",
             _sum(gpu_only_now),
             width=_STAT_WIDTH,
@@ -103,8 +104,8 @@ def _cost() -> list[Any]:
         ),
         lines(
             "Spent and GPU-only, USD in all",
-            "Dollars since the leading operator started, and what the GPU-only plan would have spent (dashed). Both "
-            "begin at zero when another operator takes the lead.",
+            "Dollars for nodes with ready workers since the leading operator started, and what the GPU-only plan "
+            "would have spent on the demand they covered (dashed). Both begin at zero with another leader.",
             "currencyUSD",
             [Query(_sum(spent), "spent"), Query(_sum(gpu_only), "GPU-only", bound=True)],
         ),
@@ -131,11 +132,11 @@ def _hardware() -> list[Any]:
         lines(
             "Replicas by hardware",
             "Ready workers of the chosen pools on each hardware class and capacity type, stacked, and all that are "
-            "wanted (dashed).",
+            "planned (dashed).",
             "short",
             [
-                Query(_replicas("Ready", "hardware_class, capacity_type"), "{{hardware_class}} {{capacity_type}}"),
-                Query(_replicas("Wanted"), "wanted", bound=True),
+                Query(_replicas("ready", "hardware_class, capacity_type"), "{{hardware_class}} {{capacity_type}}"),
+                Query(_replicas("planned"), "planned", bound=True),
             ],
             stacked=True,
         ),
@@ -249,7 +250,7 @@ def _planner() -> list[Any]:
         ),
         lines(
             "Plans per minute, by result",
-            "Passes of the operator's loop, and how they ended.",
+            "Passes of the operator's loop: success, partial (a write failed) or error (no plan).",
             "short",
             [Query("60 * sum by (result) (rate(berth_plans_total[$__rate_interval]))", "{{result}}")],
             width=_STAT_WIDTH,

@@ -1,0 +1,120 @@
+"""Does the chart render what its values ask for, and do its objects fit one another?"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chartgen
+import pytest
+import yaml
+
+Manifest = dict[str, Any]
+Only = Callable[..., Manifest]
+CRDS = Path(__file__).parents[2] / "crds"
+POD_MONITOR_API = ("--api-versions", "monitoring.coreos.com/v1/PodMonitor")
+
+
+def _crds(objects: list[Manifest]) -> list[Manifest]:
+    return [manifest for manifest in objects if manifest["kind"] == "CustomResourceDefinition"]
+
+
+def test_crds_are_those_of_the_repository_and_kept_by_default(helm: Any) -> None:
+    rendered = _crds(helm.objects())
+    for crd in rendered:
+        assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        assert crd["metadata"].pop("labels")["app.kubernetes.io/part-of"] == "berth"
+    committed = [yaml.safe_load(path.read_text()) for path in CRDS.glob("*.yaml")]
+    assert len(committed) == 3
+    assert sorted(map(json.dumps, rendered)) == sorted(map(json.dumps, map(_sorted_keys, committed)))
+
+
+def _sorted_keys(manifest: Manifest) -> Manifest:
+    sorted_keys: Manifest = json.loads(json.dumps(manifest, sort_keys=True))
+    return sorted_keys
+
+
+def test_crds_go_with_the_release_where_that_is_asked_for(helm: Any) -> None:
+    crds = _crds(helm.objects(crds={"keep": False}))
+    assert len(crds) == 3
+    assert all("helm.sh/resource-policy" not in crd["metadata"].get("annotations", {}) for crd in crds)
+
+
+def test_crds_can_be_left_to_somebody_else(helm: Any) -> None:
+    assert _crds(helm.objects(crds={"install": False})) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ({}, "berth-operator:0.1.0"),
+        ({"registry": "registry.local/ai"}, "registry.local/ai/berth-operator:0.1.0"),
+        ({"tag": "1.2"}, "berth-operator:1.2"),
+        ({"tag": "1.2", "digest": "sha256:" + "a" * 64}, "berth-operator@sha256:" + "a" * 64),
+    ],
+)
+def test_images_are_named_by_registry_repository_and_tag_or_digest(
+    only: Only, image: dict[str, str], expected: str
+) -> None:
+    deployment = only("Deployment", image=image, worker={"image": {**image, "repository": "berth-worker"}})
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == expected
+    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert environment["BERTH_WORKER_IMAGE"] == expected.replace("operator", "worker")
+
+
+def test_a_budget_is_only_made_where_it_leaves_room_to_drain(helm: Any, only: Only) -> None:
+    assert only("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    assert not [manifest for manifest in helm.objects(replicas=1) if manifest["kind"] == "PodDisruptionBudget"]
+
+
+def test_service_budget_spread_and_pod_monitor_select_the_operators_pods(helm: Any, only: Only) -> None:
+    template = only("Deployment")["spec"]["template"]
+    labels = template["metadata"]["labels"].items()
+    ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+    service, budget = only("Service")["spec"], only("PodDisruptionBudget")["spec"]
+    monitor = next(
+        manifest["spec"]
+        for manifest in helm.objects(*POD_MONITOR_API, metrics={"podMonitor": {"enabled": True}})
+        if manifest["kind"] == "PodMonitor" and not manifest["metadata"]["name"].endswith("workers")
+    )
+    selectors = [
+        service["selector"],
+        budget["selector"]["matchLabels"],
+        monitor["selector"]["matchLabels"],
+        only("Deployment")["spec"]["selector"]["matchLabels"],
+        *(spread["labelSelector"]["matchLabels"] for spread in template["spec"]["topologySpreadConstraints"]),
+    ]
+    assert all(selector and selector.items() <= labels for selector in selectors)
+    assert {service["ports"][0]["targetPort"], monitor["podMetricsEndpoints"][0]["port"]} <= ports
+
+
+def test_pod_monitor_without_its_api_is_refused_with_the_way_out(helm: Any) -> None:
+    with pytest.raises(RuntimeError, match=r"metrics\.podMonitor\.enabled is true, but .*install Prometheus Operator"):
+        helm.render(metrics={"podMonitor": {"enabled": True}})
+
+
+def test_dashboards_arrive_as_generated_with_the_labels_that_grafana_looks_for(only: Only) -> None:
+    config_map = only("ConfigMap", dashboards={"labels": {"my_grafana": "yes"}, "namespace": "monitoring"})
+    assert config_map["metadata"]["labels"]["my_grafana"] == "yes"
+    assert config_map["metadata"]["namespace"] == "monitoring"
+    generated = (chartgen.CHART / "dashboards" / "fleet-economics.json").read_text()
+    assert config_map["data"] == {"berth-fleet-economics.json": generated}
+
+
+def test_rights_over_namespaced_objects_shrink_to_the_watched_namespaces(helm: Any) -> None:
+    objects = helm.objects(watchNamespaces=["team-a", "team-b"])
+    roles = {m["metadata"]["namespace"]: m["rules"] for m in objects if m["kind"] == "Role"}
+    (cluster_role,) = (m for m in objects if m["kind"] == "ClusterRole")
+    cluster_wide = {resource for rule in cluster_role["rules"] for resource in rule["resources"]}
+    assert cluster_wide == {"hardwareclasses", "servingprofiles", "hardwareclasses/status", "namespaces"}
+    assert roles["team-a"] == roles["team-b"]
+    bound = {m["metadata"]["namespace"] for m in objects if m["kind"] == "RoleBinding"}
+    assert bound == {"team-a", "team-b", "berth-system"}
+    (everywhere,) = (m["rules"] for m in helm.objects() if m["kind"] == "ClusterRole")
+    assert all(rule in everywhere for rule in roles["team-a"])
+
+
+def test_common_labels_reach_every_object(helm: Any) -> None:
+    objects = helm.objects(*POD_MONITOR_API, commonLabels={"team": "x"}, metrics={"podMonitor": {"enabled": True}})
+    assert [m["kind"] for m in objects if m["metadata"].get("labels", {}).get("team") != "x"] == []
