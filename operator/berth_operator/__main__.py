@@ -1,0 +1,38 @@
+"""Start-up only: settings, logs, then kopf runs the process until a signal or a failure ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+import kopf
+
+import berth_operator.handlers  # noqa: F401 - registers the handlers
+from berth_operator import logs, settings
+from berth_operator.process import Operator
+
+
+async def run(given: settings.Settings) -> int:
+    """Run one operator to its end.  Returns 0 after SIGTERM or SIGINT, 1 when it could not go on."""
+    operator = Operator(given)
+    host, port = given.health_address
+    await kopf.operator(
+        standalone=True,
+        clusterwide=True,
+        liveness_endpoint=f"http://{host}:{port}/healthz",
+        stop_flag=operator.failed,
+        memo=operator,
+    )
+    return 1 if operator.failed.is_set() else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command `berth-operator`."""
+    given = settings.parse(sys.argv[1:] if arguments is None else arguments)
+    logs.configure(given.log_format, given.log_level)
+    sys.exit(asyncio.run(run(given)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""All I/O with Kubernetes: reading by reflectors, writing by server-side apply, the Lease."""

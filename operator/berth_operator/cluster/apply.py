@@ -1,0 +1,147 @@
+"""How does the cluster get what we rendered?  Server-side apply of children that differ, deletion of those not wanted.
+
+A child is applied when it is missing, when the hash of what we render has changed, or when somebody has changed a field
+that we render.  One that fails is left alone for a growing while; the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL, RENDER_HASH_ANNOTATION
+from berth_operator.cluster.attempts import Attempts, ForeignObjectError, Result
+from berth_operator.cluster.drift import lost_fields
+from berth_operator.cluster.kube import Kube
+from berth_operator.cluster.observe import Child, child_decoder
+from berth_operator.cluster.reflector import Reflector
+from berth_operator.cluster.resources import Object, Resource, child_resource
+
+log = logging.getLogger(__name__)
+
+_CONCURRENCY: Final = 16
+_SHOWN: Final = 3
+
+_Id = tuple[str, str, str]
+"""(kind, namespace, name)"""
+
+
+@dataclass(slots=True)
+class Applier:
+    """Writes children.  `live` are the reflectors of the children's kinds."""
+
+    kube: Kube
+    live: Mapping[Resource, Reflector[Child]]
+    attempts: Attempts = field(default_factory=Attempts)
+    _clean: dict[_Id, tuple[str, str]] = field(default_factory=dict)
+    """State (render hash, managed fields) in which a child was last found to be as rendered."""
+    _unsettled: dict[_Id, tuple[str, frozenset[str]]] = field(default_factory=dict)
+    """By render hash, the fields that the cluster took from us in the very act of applying."""
+
+    async def write(self, apply: Sequence[Object], delete: Sequence[Child]) -> Counter[Result]:
+        """Apply what differs, then delete.  One object's failure is counted, not raised; NotLeaderError is raised."""
+        slots = asyncio.Semaphore(_CONCURRENCY)
+
+        async def attempt(key: _Id, write: Callable[[], Awaitable[bool]]) -> Result:
+            async with slots:
+                return await self.attempts.attempt(key, "{} {}/{}".format(*key), write)
+
+        differing = [(m, why) for m in apply if (why := self.difference(m, self._child(m)))]
+        results = await asyncio.gather(*(attempt(_id(m), partial(self._apply, m, why)) for m, why in differing))
+        results += await asyncio.gather(*(attempt(child.key, partial(self._delete, child)) for child in delete))
+        self._keep_only({_id(m) for m in apply} | {child.key for child in delete})
+        return Counter(results)
+
+    def difference(self, manifest: Object, child: Child | None) -> str | None:
+        """Why a child has to be applied, for people; None when it is as rendered."""
+        if child is None:
+            return "it did not exist"
+        key, rendered = child.key, _hash(manifest)
+        if child.render_hash != rendered:
+            return "what we render has changed"
+        state = (rendered, child.managed_fields)
+        if self._clean.get(key) == state:
+            return None
+        lost = lost_fields(manifest, child.managed_fields)
+        # What an admission webhook takes from us at every apply, applying again will not bring back.
+        known, unsettled = self._unsettled.get(key, ("", frozenset()))
+        if known == rendered:
+            lost -= unsettled
+        if not lost:
+            self._clean[key] = state
+            return None
+        return f"somebody changed {_some(lost)}"
+
+    async def _apply(self, manifest: Object, why: str) -> bool:
+        resource, child = child_resource(manifest), self._child(manifest)
+        if child is None or child.owner_uid != _owner_uid(manifest):
+            await self._check_ours(resource, manifest)
+        answer = await self.kube.apply(resource, manifest)
+        self.live[resource].note(answer)
+        after = child_decoder(resource)(answer)
+        unsettled = lost_fields(manifest, after.managed_fields)
+        self._unsettled[after.key] = (_hash(manifest), unsettled)
+        log.info("applied %s: %s", after, why)
+        if unsettled:
+            log.warning("%s: the cluster does not keep what we set: %s", after, _some(unsettled))
+        return True
+
+    async def _delete(self, child: Child) -> bool:
+        await self.kube.delete(child.resource, child.namespace, child.name, uid=child.uid)
+        self.live[child.resource].forget((child.namespace, child.name))
+        log.info("deleted %s: it is no longer wanted", child)
+        return True
+
+    async def _check_ours(self, resource: Resource, manifest: Object) -> None:
+        """The name may be taken by an object that we do not follow, because it does not carry our labels."""
+        metadata = manifest["metadata"]
+        there = await self.kube.get(resource, metadata["namespace"], metadata["name"])
+        if there is None:
+            return
+        owner = next((o for o in there["metadata"].get("ownerReferences", ()) if o.get("controller")), None)
+        if owner is not None and owner["uid"] == _owner_uid(manifest):
+            return
+        labels = there["metadata"].get("labels", {})
+        orphan = labels.get(MANAGED_BY_LABEL) == MANAGED_BY and labels.get(POOL_LABEL) == metadata["labels"][POOL_LABEL]
+        if owner is None and orphan:
+            return
+        holder = f"controlled by {owner['kind']} {owner['name']} (uid {owner['uid']})" if owner else "not made by Berth"
+        raise ForeignObjectError(
+            f"an object of this name exists, {holder}: give the pool another name or remove that object"
+        )
+
+    def _child(self, manifest: Object) -> Child | None:
+        metadata = manifest["metadata"]
+        return self.live[child_resource(manifest)].get((metadata["namespace"], metadata["name"]))
+
+    def _keep_only(self, keys: set[_Id]) -> None:
+        self.attempts.keep_only(keys)
+        for key in self._clean.keys() - keys:
+            del self._clean[key]
+        for key in self._unsettled.keys() - keys:
+            del self._unsettled[key]
+
+
+def _id(manifest: Object) -> _Id:
+    metadata = manifest["metadata"]
+    return manifest["kind"], metadata["namespace"], metadata["name"]
+
+
+def _hash(manifest: Object) -> str:
+    return str(manifest["metadata"]["annotations"][RENDER_HASH_ANNOTATION])
+
+
+def _owner_uid(manifest: Object) -> str | None:
+    owners = manifest["metadata"].get("ownerReferences", ())
+    return next((o["uid"] for o in owners if o.get("controller")), None)
+
+
+def _some(paths: frozenset[str]) -> str:
+    names = sorted(paths)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

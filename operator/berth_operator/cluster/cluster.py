@@ -1,0 +1,120 @@
+"""What does the loop see of Kubernetes?  One object: follow the cluster, observe it, write children and statuses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from berth_operator.api import HardwareClass, InferencePool, ServingProfile
+from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
+from berth_operator.cluster.apply import Applier
+from berth_operator.cluster.kube import Kube
+from berth_operator.cluster.observe import (
+    Invalid,
+    Observation,
+    child_decoder,
+    decode_hardware_class,
+    decode_namespace,
+    decode_pool,
+    decode_serving_profile,
+    decode_worker,
+)
+from berth_operator.cluster.reflector import Reflector
+from berth_operator.cluster.resources import (
+    CHILDREN,
+    HARDWARE_CLASSES,
+    NAMESPACES,
+    PODS,
+    POOLS,
+    SERVING_PROFILES,
+    Object,
+    Resource,
+)
+
+T = TypeVar("T")
+
+_OURS = f"{MANAGED_BY_LABEL}={MANAGED_BY},{POOL_LABEL}"
+
+
+class Cluster:
+    """The cluster as the loop knows it.  `on_change` is called whenever something that matters has changed."""
+
+    def __init__(self, kube: Kube, on_change: Callable[[], None], namespaces: Sequence[str] = ()) -> None:
+        """`namespaces`: those whose pools are served; empty means all."""
+
+        def follow(
+            resource: Resource, decode: Callable[[Object], T], labels: str = "", *, everywhere: bool = False
+        ) -> Reflector[T]:
+            scopes = () if everywhere else namespaces
+            return Reflector(kube, resource, decode, namespaces=scopes, labels=labels, on_change=on_change)
+
+        self.kube = kube
+        self.pools = follow(POOLS, decode_pool)
+        self.hardware_classes = follow(HARDWARE_CLASSES, decode_hardware_class, everywhere=True)
+        self.serving_profiles = follow(SERVING_PROFILES, decode_serving_profile, everywhere=True)
+        self.namespaces = follow(NAMESPACES, decode_namespace)
+        self.children = {resource: follow(resource, child_decoder(resource), _OURS) for resource in CHILDREN}
+        self.workers = follow(PODS, decode_worker, _OURS)
+        self.applier = Applier(kube, self.children)
+
+    @property
+    def _reflectors(self) -> list[Reflector[object]]:
+        fixed = [self.pools, self.hardware_classes, self.serving_profiles, self.namespaces, self.workers]
+        return [*fixed, *self.children.values()]  # type: ignore[list-item]
+
+    async def run(self) -> None:
+        """Follow everything until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for reflector in self._reflectors:
+                group.create_task(reflector.run(), name=f"follow {reflector.resource}")
+
+    async def wait_synced(self) -> None:
+        """Return once everything has been listed."""
+        await asyncio.gather(*(reflector.wait_synced() for reflector in self._reflectors))
+
+    @property
+    def unsynced(self) -> list[str]:
+        """Resources not listed yet."""
+        return [str(reflector.resource) for reflector in self._reflectors if not reflector.synced]
+
+    def observe(self) -> Observation:
+        """The cluster now.  Objects on their way out (deletionTimestamp set) are left out of the custom resources."""
+        raw = [*self.pools.values(), *self.hardware_classes.values(), *self.serving_profiles.values()]
+        return Observation(
+            pools=_alive(self.pools.values(), InferencePool),
+            hardware_classes=_alive(self.hardware_classes.values(), HardwareClass),
+            serving_profiles=_alive(self.serving_profiles.values(), ServingProfile),
+            invalid=tuple(item for item in raw if isinstance(item, Invalid)),
+            children=tuple(child for reflector in self.children.values() for child in reflector.values()),
+            workers=tuple(worker for worker in self.workers.values() if worker is not None),
+            namespace_labels={name: labels for (_, name), labels in self.namespaces.items()},
+        )
+
+    async def write_pool_status(self, namespace: str | None, name: str, uid: str, status: Object) -> None:
+        """Apply a pool's status.  Raises ApiError, also when it is another pool of that name by now (409)."""
+        self.pools.note(await self._write_status(POOLS, namespace, name, uid, status))
+
+    async def write_hardware_class_status(self, name: str, uid: str, status: Object) -> None:
+        """Apply a hardware class's status.  Raises ApiError."""
+        self.hardware_classes.note(await self._write_status(HARDWARE_CLASSES, None, name, uid, status))
+
+    async def _write_status(
+        self, resource: Resource, namespace: str | None, name: str, uid: str, status: Object
+    ) -> Object:
+        metadata = {"name": name, "uid": uid} | ({"namespace": namespace} if namespace else {})
+        manifest = {
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": metadata,
+            "status": status,
+        }
+        return await self.kube.apply(resource, manifest, subresource="status")
+
+
+K = TypeVar("K", InferencePool, HardwareClass, ServingProfile)
+
+
+def _alive(items: Iterable[object], kind: type[K]) -> tuple[K, ...]:
+    found = (item for item in items if isinstance(item, kind) and item.metadata.deletion_timestamp is None)
+    return tuple(sorted(found, key=lambda item: (item.metadata.namespace or "", item.metadata.name)))

@@ -1,0 +1,259 @@
+"""What do we read from each object in the cluster?  Decoders from raw JSON to the few facts that decisions need.
+
+One bad object is isolated here: a custom resource that does not parse becomes an `Invalid` that names field, value and
+remedy, and all others are planned without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
+
+from berth_operator.api import (
+    CapacityType,
+    HardwareClass,
+    InferencePool,
+    InferencePoolStatus,
+    ServingProfile,
+)
+from berth_operator.api.meta import Resource as ApiResource
+from berth_operator.api.names import (
+    CAPACITY_TYPE_LABEL,
+    FIELD_MANAGER,
+    HARDWARE_CLASS_LABEL,
+    POOL_LABEL,
+    RENDER_HASH_ANNOTATION,
+)
+from berth_operator.cluster.resources import Object, Resource
+
+K = TypeVar("K", bound=ApiResource)
+
+_PROBLEMS_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """A custom resource that does not parse."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    message: str
+    """Field, value and remedy of each problem, for people."""
+    status: InferencePoolStatus
+    """What its status says now (pools only; empty for other kinds)."""
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`, or the name alone."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """What we know of a live child of a pool."""
+
+    resource: Resource
+    namespace: str
+    name: str
+    uid: str
+    pool: str
+    """Name of the pool by label; it lies in the same namespace."""
+    owner_uid: str | None
+    """Of the controlling owner."""
+    render_hash: str
+    managed_fields: str = field(repr=False)
+    """JSON of metadata.managedFields' fieldsV1 that server-side apply holds for us; empty when it holds none."""
+    deleting: bool = False
+    hardware_class: str | None = None
+    capacity_type: CapacityType | None = None
+    replicas: int = 0
+    """Deployments: wanted, as spec says now."""
+    ready_replicas: int = 0
+    rolled_out: bool = True
+    """Deployments: its controller has seen the present spec and every replica is of the present template."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """(kind, namespace, name)"""
+        return self.resource.kind, self.namespace, self.name
+
+    def __str__(self) -> str:
+        return f"{self.resource.kind} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What we know of a worker's pod."""
+
+    pool: str
+    """`namespace/name`"""
+    hardware_class: str
+    capacity_type: CapacityType
+    node: str | None
+    ready: bool
+    unschedulable: bool
+    deleting: bool
+
+    @property
+    def state(self) -> str:
+        """One of Ready, Starting, Unschedulable, Terminating."""
+        if self.deleting:
+            return "Terminating"
+        if self.ready:
+            return "Ready"
+        return "Unschedulable" if self.unschedulable else "Starting"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The cluster at one moment, decoded."""
+
+    pools: tuple[InferencePool, ...] = ()
+    hardware_classes: tuple[HardwareClass, ...] = ()
+    serving_profiles: tuple[ServingProfile, ...] = ()
+    invalid: tuple[Invalid, ...] = ()
+    children: tuple[Child, ...] = ()
+    workers: tuple[Worker, ...] = ()
+    namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def decode_pool(item: Object) -> InferencePool | Invalid:
+    """A pool; a status that does not parse (of another version of us) counts as none."""
+    parsed = _decode(InferencePool, item)
+    if isinstance(parsed, Invalid):
+        without = _decode(InferencePool, {k: v for k, v in item.items() if k != "status"})
+        return parsed if isinstance(without, Invalid) else without
+    return parsed
+
+
+def decode_hardware_class(item: Object) -> HardwareClass | Invalid:
+    """A hardware class; a status that does not parse counts as none."""
+    parsed = _decode(HardwareClass, item)
+    if isinstance(parsed, Invalid):
+        without = _decode(HardwareClass, {k: v for k, v in item.items() if k != "status"})
+        return parsed if isinstance(without, Invalid) else without
+    return parsed
+
+
+def decode_serving_profile(item: Object) -> ServingProfile | Invalid:
+    """A serving profile."""
+    return _decode(ServingProfile, item)
+
+
+def child_decoder(resource: Resource) -> Callable[[Object], Child]:
+    """A decoder for one kind of child."""
+
+    def decode(item: Object) -> Child:
+        metadata = item["metadata"]
+        labels = metadata.get("labels", {})
+        owner = next((o for o in metadata.get("ownerReferences", ()) if o.get("controller")), None)
+        spec, status = item.get("spec", {}), item.get("status", {})
+        replicas = spec.get("replicas", 0)
+        return Child(
+            resource=resource,
+            namespace=metadata["namespace"],
+            name=metadata["name"],
+            uid=metadata["uid"],
+            pool=labels.get(POOL_LABEL, ""),
+            owner_uid=owner["uid"] if owner else None,
+            render_hash=metadata.get("annotations", {}).get(RENDER_HASH_ANNOTATION, ""),
+            managed_fields=_our_fields(metadata),
+            deleting="deletionTimestamp" in metadata,
+            hardware_class=labels.get(HARDWARE_CLASS_LABEL),
+            capacity_type=_capacity_type(labels),
+            replicas=replicas,
+            ready_replicas=status.get("readyReplicas", 0),
+            rolled_out=status.get("observedGeneration", 0) >= metadata.get("generation", 0)
+            and status.get("updatedReplicas", 0) >= replicas,
+        )
+
+    return decode
+
+
+def decode_worker(item: Object) -> Worker | None:
+    """A worker's pod; None for one that has ended or carries none of our placement labels."""
+    metadata, status = item["metadata"], item.get("status", {})
+    labels = metadata.get("labels", {})
+    kind, pool = _capacity_type(labels), labels.get(POOL_LABEL)
+    if kind is None or not pool or status.get("phase") in ("Succeeded", "Failed"):
+        return None
+    conditions = {c["type"]: c for c in status.get("conditions", ())}
+    return Worker(
+        pool=f"{metadata['namespace']}/{pool}",
+        hardware_class=labels.get(HARDWARE_CLASS_LABEL, ""),
+        capacity_type=kind,
+        node=item.get("spec", {}).get("nodeName"),
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        unschedulable=conditions.get("PodScheduled", {}).get("reason") == "Unschedulable",
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def decode_namespace(item: Object) -> Mapping[str, str]:
+    """A namespace's labels."""
+    return dict(item["metadata"].get("labels", {}))
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error as a person would say it: field, what was found, what would be right; worst first."""
+    shown = [_problem(dict(problem)) for problem in error.errors()[:_PROBLEMS_SHOWN]]
+    rest = error.error_count() - len(shown)
+    return "; ".join(shown) + (f"; and {rest} more" if rest else "")
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    where = ""
+    for part in problem["loc"]:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}"
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    found = problem["input"]
+    if problem["type"] == "missing":
+        return f"{where.lstrip('.')}: is required: set it"
+    if isinstance(found, dict | list) or str(found) in text:
+        return f"{where.lstrip('.')}: {text}"
+    return f"{where.lstrip('.')}: found {json.dumps(found, default=str)[:80]}: {text[:1].lower()}{text[1:]}"
+
+
+def _decode(model: type[K], item: Object) -> K | Invalid:
+    try:
+        return model.model_validate(item)
+    except ValidationError as error:
+        metadata = item["metadata"]
+        return Invalid(
+            kind=item["kind"],
+            namespace=metadata.get("namespace", ""),
+            name=metadata["name"],
+            uid=metadata["uid"],
+            generation=metadata.get("generation", 0),
+            message=explain(error),
+            status=_pool_status(item),
+        )
+
+
+def _pool_status(item: Object) -> InferencePoolStatus:
+    try:
+        return InferencePoolStatus.model_validate(item.get("status", {}))
+    except ValidationError:
+        return InferencePoolStatus()
+
+
+def _capacity_type(labels: Mapping[str, str]) -> CapacityType | None:
+    try:
+        return CapacityType(labels.get(CAPACITY_TYPE_LABEL, ""))
+    except ValueError:
+        return None
+
+
+def _our_fields(metadata: Mapping[str, Any]) -> str:
+    for entry in metadata.get("managedFields", ()):
+        ours = entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply"
+        if ours and not entry.get("subresource"):
+            return json.dumps(entry.get("fieldsV1", {}), separators=(",", ":"))
+    return ""

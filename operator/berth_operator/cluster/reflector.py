@@ -1,0 +1,224 @@
+"""What is in the cluster now?  A small list-watch reflector: a read-only mapping that follows one resource.
+
+Each object is decoded once, when it arrives, and only the decoded value is kept; `on_change` is called only when a
+decoded value differs, so that a heartbeat or an annotation nobody reads wakes nobody.  A list replaces the content:
+what was deleted while we were not watching is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import ChainMap
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final, Generic, TypeVar
+
+from berth_operator.cluster.kube import ApiError, Kube
+from berth_operator.cluster.resources import Object, Resource
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Key = tuple[str, str]
+"""(namespace, name); namespace is empty for cluster-scoped objects."""
+
+_WATCH_SECONDS: Final = (240, 480)  # at random between, so that watches do not all end together
+_BACKOFF_SECONDS: Final = (0.5, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry(Generic[T]):
+    version: int
+    value: T
+
+
+def key_of(item: Object) -> Key:
+    """The key of a raw object."""
+    metadata = item["metadata"]
+    return metadata.get("namespace", ""), metadata["name"]
+
+
+def _version_of(item: Object) -> int:
+    # Resource versions of one resource compare as integers (Kubernetes 1.35 makes it a promise; all before did it).
+    return int(item["metadata"]["resourceVersion"])
+
+
+class Reflector(Mapping[Key, T], Generic[T]):
+    """Follows one resource, in all namespaces or in some.  `await reflector.run()` until cancelled."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        resource: Resource,
+        decode: Callable[[Object], T],
+        *,
+        namespaces: Sequence[str] = (),
+        labels: str = "",
+        on_change: Callable[[], None] = lambda: None,
+        backoff_s: tuple[float, float] = _BACKOFF_SECONDS,
+    ) -> None:
+        """`decode` must not raise; `namespaces` empty means all; `labels` is a selector the server applies."""
+        self.resource = resource
+        self._kube = kube
+        self._decode = decode
+        self._labels = labels
+        self._on_change = on_change
+        self._backoff_s = backoff_s
+        self._parts: dict[str, dict[Key, _Entry[T]]] = {scope: {} for scope in namespaces or ("",)}
+        self._all: ChainMap[Key, _Entry[T]] = ChainMap(*self._parts.values())
+        self._unlisted = set(self._parts)
+        self._synced = asyncio.Event()
+        self._told: dict[str, str] = {}
+
+    # The mapping
+
+    def __getitem__(self, key: Key) -> T:
+        return self._all[key].value
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def synced(self) -> bool:
+        """Whether the content has been listed at least once, in every namespace followed."""
+        return self._synced.is_set()
+
+    async def wait_synced(self) -> None:
+        """Return once `synced`."""
+        await self._synced.wait()
+
+    def note(self, item: Object) -> None:
+        """Take in what a write of ours returned, so that the next look sees it before the watch brings it."""
+        for scope, part in self._parts.items():
+            if scope in ("", self._scope_of(item)):
+                self._put(part, item)
+
+    def forget(self, key: Key) -> None:
+        """Drop an object that we have deleted; if it still lingers, the watch will bring it back."""
+        for part in self._parts.values():
+            part.pop(key, None)
+
+    # Following
+
+    async def run(self) -> None:
+        """Follow for ever.  Lost connections, busy servers and missing CRDs are waited out, never raised."""
+        async with asyncio.TaskGroup() as group:
+            for scope in self._parts:
+                group.create_task(self._follow(scope))
+
+    async def _follow(self, scope: str) -> None:
+        version = ""
+        delay = self._backoff_s[0]
+        while True:
+            try:
+                if not version:
+                    version = await self._list(scope)
+                    self._recovered(scope)
+                    delay = self._backoff_s[0]
+                async for event in self._watch(scope, version):
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    self._take(scope, event)
+                    self._recovered(scope)
+                    delay = self._backoff_s[0]
+                # The server has ended the watch in its time: go on from the last version.
+            except ApiError as error:
+                if error.status in (HTTPStatus.GONE, HTTPStatus.NOT_FOUND):
+                    version = ""  # too old, or the resource itself went: list again
+                if error.status != HTTPStatus.GONE:
+                    self._failed(scope, error)
+            except Exception:
+                log.exception("following %s failed; listing again", self.resource)
+                version = ""
+            await asyncio.sleep(random.uniform(delay / 2, delay))  # noqa: S311
+            delay = min(delay * 2, self._backoff_s[1])
+
+    async def _list(self, scope: str) -> str:
+        listed = await self._kube.list(
+            self.resource, self._namespace(scope), labels=self._labels, fields=self._fields(scope)
+        )
+        old = dict(self._parts[scope])
+        part = self._parts[scope]
+        part.clear()
+        for item in listed.items:
+            key, version = key_of(item), _version_of(item)
+            known = old.get(key)
+            part[key] = known if known and known.version == version else _Entry(version, self._decode(item))
+        first = scope in self._unlisted
+        self._unlisted.discard(scope)
+        if not self._unlisted:
+            self._synced.set()
+        if first or {k: e.value for k, e in old.items()} != {k: e.value for k, e in part.items()}:
+            self._on_change()
+        return listed.resource_version
+
+    def _watch(self, scope: str, version: str) -> AsyncIterator[Object]:
+        return self._kube.watch(
+            self.resource,
+            self._namespace(scope),
+            labels=self._labels,
+            fields=self._fields(scope),
+            resource_version=version,
+            seconds=random.randint(*_WATCH_SECONDS),  # noqa: S311
+        )
+
+    def _take(self, scope: str, event: Object) -> None:
+        item, part = event["object"], self._parts[scope]
+        match event["type"]:
+            case "ADDED" | "MODIFIED":
+                changed = self._put(part, item)
+            case "DELETED":
+                known = part.get(key_of(item))
+                changed = known is not None and known.version <= _version_of(item)
+                if changed:
+                    del part[key_of(item)]
+            case _:  # BOOKMARK: nothing but a newer version to go on from
+                changed = False
+        if changed:
+            self._on_change()
+
+    def _put(self, part: dict[Key, _Entry[T]], item: Object) -> bool:
+        """Store unless we know a newer state already; return whether the decoded value is another."""
+        key, version = key_of(item), _version_of(item)
+        known = part.get(key)
+        if known is not None and known.version >= version:
+            return False
+        entry = _Entry(version, self._decode(item))
+        part[key] = entry
+        return known is None or known.value != entry.value
+
+    # A followed namespace of a cluster-scoped resource (namespaces themselves) is selected by name.
+
+    def _namespace(self, scope: str) -> str | None:
+        return scope if scope and self.resource.namespaced else None
+
+    def _fields(self, scope: str) -> str:
+        return f"metadata.name={scope}" if scope and not self.resource.namespaced else ""
+
+    def _scope_of(self, item: Object) -> str:
+        metadata = item["metadata"]
+        return str(metadata.get("namespace", "") if self.resource.namespaced else metadata["name"])
+
+    # One line when it begins to fail, one when it works again
+
+    def _failed(self, scope: str, error: ApiError) -> None:
+        where = f"{self.resource} in namespace {scope}" if scope else str(self.resource)
+        match error.status:
+            case HTTPStatus.NOT_FOUND:
+                text = f"{where}: the API server does not serve it: install the CRDs (crds/, or the chart); waiting"
+            case HTTPStatus.FORBIDDEN:
+                text = f"{where}: RBAC does not let us list and watch it: {error}; waiting for the grant"
+            case _:
+                text = f"{where}: {error}; trying again"
+        known = self._told.get(scope) == str(error.status)
+        self._told[scope] = str(error.status)
+        log.log(logging.DEBUG if known else logging.WARNING, text)
+
+    def _recovered(self, scope: str) -> None:
+        if self._told.pop(scope, None):
+            log.info("%s: followed again, %d objects", self.resource, len(self._parts[scope]))

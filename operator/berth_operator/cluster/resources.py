@@ -1,0 +1,65 @@
+"""Which Kubernetes resources do we speak to, and under which path does the API server keep each?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from berth_operator.api.names import GROUP, VERSION
+
+Object = dict[str, Any]
+"""A Kubernetes object as JSON data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One resource of the Kubernetes API."""
+
+    group: str
+    """Empty for the core group."""
+    version: str
+    plural: str
+    kind: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        """As objects carry it: `apps/v1`, `v1`."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
+        """URL path of the collection or object; without a namespace, of the collection in all namespaces."""
+        parts = ["apis", self.group, self.version] if self.group else ["api", self.version]
+        if self.namespaced and namespace:
+            parts += ["namespaces", namespace]
+        parts += [self.plural, *([name] if name else []), *([subresource] if subresource else [])]
+        return "/" + "/".join(quote(part, safe="") for part in parts)
+
+    def __str__(self) -> str:
+        """As kubectl names it: `deployments.apps`."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+
+POOLS: Final = Resource(GROUP, VERSION, "inferencepools", "InferencePool")
+HARDWARE_CLASSES: Final = Resource(GROUP, VERSION, "hardwareclasses", "HardwareClass", namespaced=False)
+SERVING_PROFILES: Final = Resource(GROUP, VERSION, "servingprofiles", "ServingProfile", namespaced=False)
+DEPLOYMENTS: Final = Resource("apps", "v1", "deployments", "Deployment")
+SERVICES: Final = Resource("", "v1", "services", "Service")
+DISRUPTION_BUDGETS: Final = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+PODS: Final = Resource("", "v1", "pods", "Pod")
+NAMESPACES: Final = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
+LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+
+CHILDREN: Final = (DEPLOYMENTS, SERVICES, DISRUPTION_BUDGETS)
+"""What a pool is rendered to."""
+
+
+def child_resource(manifest: Mapping[str, Any]) -> Resource:
+    """The resource of a rendered child.  Raises KeyError for a kind that is not one of `CHILDREN`."""
+    for resource in CHILDREN:
+        if manifest["kind"] == resource.kind and manifest["apiVersion"] == resource.api_version:
+            return resource
+    known = ", ".join(resource.kind for resource in CHILDREN)
+    raise KeyError(f"{manifest['apiVersion']} {manifest['kind']} is no child of a pool: expected one of {known}")

@@ -1,0 +1,320 @@
+"""How does what users asked for come to be?  Observe, plan, render, apply: the one place where they meet.
+
+Level-triggered: whatever woke the loop, a pass looks at everything, and writes only what differs.  In steady state it
+writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+from berth_operator.api import HardwareClass, InferencePool, InferencePoolStatus
+from berth_operator.cluster.attempts import Attempts, Result
+from berth_operator.cluster.cluster import Cluster
+from berth_operator.cluster.kube import NotLeaderError
+from berth_operator.cluster.observe import Child, Invalid, Observation
+from berth_operator.cluster.resources import DEPLOYMENTS
+from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot, plan
+from berth_operator.render import RenderSettings, render
+from berth_operator.status import hardware_class_status, pool_status, rejected_status, settled
+from berth_operator.telemetry import Telemetry, readings
+from berth_operator.transition import Steps, next_steps
+
+log = logging.getLogger(__name__)
+
+Manifest = dict[str, Any]
+
+_STATUS_CONCURRENCY: Final = 16
+_STUCK_SECONDS: Final = 300.0
+_RETRY_SECONDS: Final = (1.0, 30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """How eager the loop is, and what it renders with."""
+
+    debounce_s: float = 1.0
+    """Wait after the first change, so that a burst of them is one pass."""
+    interval_s: float = 30.0
+    """A pass at least this often, for what depends on time alone, such as a cooldown's end."""
+    render: RenderSettings = field(default_factory=RenderSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What one pass came to."""
+
+    plan: Plan
+    results: Counter[Result]
+
+
+class Loop:
+    """The operator's loop.  `mark_dirty` wakes it; `await loop.run()` until cancelled."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        telemetry: Telemetry,
+        settings: LoopSettings,
+        *,
+        leading: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._cluster = cluster
+        self._telemetry = telemetry
+        self._settings = settings
+        self._leading = leading
+        self._dirty = asyncio.Event()
+        self._statuses = Attempts()
+        self._said: dict[str, str] = {}
+        self._running_since: float | None = None
+        self._errors = 0
+
+    def mark_dirty(self) -> None:
+        """Something that matters has changed: a pass is due.  Call on the event loop's thread."""
+        self._dirty.set()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a pass has been running for so long that only a restart helps."""
+        return self._running_since is not None and time.monotonic() - self._running_since > _STUCK_SECONDS
+
+    async def run(self) -> None:
+        """Pass after pass until cancelled.  A pass that raises is logged and tried again with a growing delay."""
+        await self._wait_synced()
+        while True:
+            if self._leading():
+                await self._pass_guarded()
+            else:
+                self._telemetry.clear()
+            await self._wait_due()
+
+    async def pass_once(self) -> Passed:
+        """Look at everything and write what differs.  Raises NotLeaderError when writes may no longer be."""
+        now = datetime.now(UTC)
+        seen = self._cluster.observe()
+        snapshot = snapshot_of(seen, now)
+        started = time.perf_counter()
+        planned = await asyncio.to_thread(plan, snapshot)
+        self._telemetry.planned(time.perf_counter() - started, planned.gap)
+        rendered = await asyncio.to_thread(render_isolated, planned, snapshot, self._settings.render)
+        steps = steps_of(planned, snapshot, rendered, seen.children)
+        self._tell(planned, steps, seen.invalid)
+        results = await self._cluster.applier.write(
+            [manifest for step in steps.values() for manifest in step.apply],
+            [child for step in steps.values() for child in step.delete],
+        )
+        statuses = pool_statuses(planned, snapshot, seen.invalid, now)
+        results += await self._write_statuses(planned, snapshot, seen.invalid, statuses, now)
+        results[Result.FAILED] += sum(manifests is None for manifests in rendered.values())
+        conditions = {key: status.conditions or () for key, status in statuses.items()}
+        self._telemetry.update(readings(snapshot, planned, seen.workers, conditions))
+        return Passed(planned, results)
+
+    # When
+
+    async def _wait_synced(self) -> None:
+        waiting = asyncio.create_task(self._cluster.wait_synced())
+        try:
+            while not (await asyncio.wait([waiting], timeout=10))[0]:
+                log.info("waiting for the first list of %s", ", ".join(self._cluster.unsynced))
+        finally:
+            waiting.cancel()
+        log.info("observed the cluster: %d pools, %d hardware classes", *self._sizes())
+
+    def _sizes(self) -> tuple[int, int]:
+        return len(self._cluster.pools), len(self._cluster.hardware_classes)
+
+    async def _wait_due(self) -> None:
+        retries = [self._cluster.applier.attempts.retry_in_s(), self._statuses.retry_in_s()]
+        if self._errors:
+            first, most = _RETRY_SECONDS
+            retries.append(min(most, first * 2 ** (self._errors - 1)))
+        seconds = min([self._settings.interval_s, *(r for r in retries if r is not None)])
+        try:
+            async with asyncio.timeout(seconds):
+                await self._dirty.wait()
+        except TimeoutError:
+            pass
+        else:
+            await asyncio.sleep(self._settings.debounce_s)
+        self._dirty.clear()
+
+    async def _pass_guarded(self) -> None:
+        self._running_since = time.monotonic()
+        try:
+            passed = await self.pass_once()
+        except NotLeaderError:
+            log.info("the Lease was lost during a pass: the new leader goes on")
+        except Exception:
+            self._errors += 1
+            log.exception("no plan could be made or carried out; what runs stays as it is")
+            self._telemetry.passed("error", time.time())
+        else:
+            self._errors = 0
+            whole = not passed.results[Result.FAILED] and not passed.results[Result.HELD]
+            self._telemetry.passed("success" if whole else "partial", time.time())
+        finally:
+            self._running_since = None
+
+    # Statuses
+
+    async def _write_statuses(
+        self,
+        planned: Plan,
+        snapshot: Snapshot,
+        invalid: Sequence[Invalid],
+        statuses: Mapping[str, InferencePoolStatus],
+        now: datetime,
+    ) -> Counter[Result]:
+        slots = asyncio.Semaphore(_STATUS_CONCURRENCY)
+        writes: dict[tuple[str, str], Callable[[], Any]] = {}
+        known: dict[str, InferencePool | Invalid] = {pool.key: pool for pool in snapshot.pools}
+        known |= {item.key: item for item in invalid if item.kind == "InferencePool"}
+        for key, status in statuses.items():
+            if status is not (pool := known[key]).status:
+                writes["InferencePool", key] = partial(self._write_pool_status, pool, status.to_api())
+        for hardware in snapshot.hardware_classes:
+            new = hardware_class_status(hardware, planned, now)
+            if new is not hardware.status:
+                writes["HardwareClass", hardware.metadata.name] = partial(
+                    self._write_class_status, hardware, new.to_api()
+                )
+
+        async def attempt(key: tuple[str, str], write: Callable[[], Any]) -> Result:
+            async with slots:
+                return await self._statuses.attempt(key, f"status of {key[0]} {key[1]}", write)
+
+        self._statuses.keep_only(writes.keys())
+        return Counter(await asyncio.gather(*(attempt(key, write) for key, write in writes.items())))
+
+    async def _write_pool_status(self, pool: InferencePool | Invalid, status: Manifest) -> bool:
+        where = pool if isinstance(pool, Invalid) else pool.metadata
+        await self._cluster.write_pool_status(where.namespace, where.name, where.uid, status)
+        return True
+
+    async def _write_class_status(self, hardware: HardwareClass, status: Manifest) -> bool:
+        await self._cluster.write_hardware_class_status(hardware.metadata.name, hardware.metadata.uid, status)
+        return True
+
+    # One line for each decision, when it is new
+
+    def _tell(self, planned: Plan, steps: Mapping[str, Steps], invalid: Sequence[Invalid]) -> None:
+        lines = {key: describe(pool_plan, steps.get(key, Steps())) for key, pool_plan in planned.pools.items()}
+        lines |= {f"{item.kind} {item.key}": f"not accepted: {item.message}" for item in invalid}
+        for key, line in lines.items():
+            if self._said.get(key) != line:
+                log.info("%s: %s", key, line)
+        self._said = lines
+
+
+def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
+    """What the planner plans from."""
+    return Snapshot(
+        now=now,
+        pools=seen.pools,
+        hardware_classes=seen.hardware_classes,
+        serving_profiles=seen.serving_profiles,
+        running=tuple(
+            RunningPlacement(
+                pool=f"{child.namespace}/{child.pool}",
+                hardware_class=child.hardware_class,
+                capacity_type=child.capacity_type,
+                replicas=child.replicas,
+                ready_replicas=child.ready_replicas,
+            )
+            for child in seen.children
+            if child.resource == DEPLOYMENTS
+            and child.hardware_class is not None
+            and child.capacity_type is not None
+            and not child.deleting
+        ),
+        namespace_labels=seen.namespace_labels,
+    )
+
+
+def render_isolated(planned: Plan, snapshot: Snapshot, settings: RenderSettings) -> dict[str, list[Manifest] | None]:
+    """Children by pool (`namespace/name`); None for a pool that cannot be rendered, whose children stay as they are."""
+    out: dict[str, list[Manifest] | None] = {}
+    for pool in snapshot.pools:
+        key = pool.key
+        if key not in planned.pools:
+            continue
+        try:
+            alone = replace(planned, pools={key: planned.pools[key]})
+            out[key] = render(alone, replace(snapshot, pools=(pool,)), settings)
+        except Exception:
+            log.exception("%s: cannot be rendered; what runs stays as it is", key)
+            out[key] = None
+    return out
+
+
+def steps_of(
+    planned: Plan, snapshot: Snapshot, rendered: Mapping[str, list[Manifest] | None], children: Sequence[Child]
+) -> dict[str, Steps]:
+    """The next steps of every pool whose plan is to be applied."""
+    owned: dict[str, list[Child]] = defaultdict(list)
+    for child in children:
+        if child.owner_uid is not None:
+            owned[child.owner_uid].append(child)
+    out = {}
+    for pool in snapshot.pools:
+        pool_plan, manifests = planned.pools.get(pool.key), rendered.get(pool.key)
+        if pool_plan is None or pool_plan.not_accepted or pool_plan.effective.mode != "Apply" or manifests is None:
+            continue
+        out[pool.key] = next_steps(
+            manifests,
+            owned[pool.metadata.uid],
+            suspended=pool_plan.effective.suspend,
+            hold=_why_hold(pool_plan),
+        )
+    return out
+
+
+def _why_hold(pool_plan: PoolPlan) -> str | None:
+    """A pool for which no hardware is to be had keeps what it still has: serving slowly beats not serving."""
+    if pool_plan.placements or pool_plan.shortfall is None or pool_plan.over_budget is not None:
+        return None
+    return f"the plan has nothing to replace it ({pool_plan.shortfall.message})"
+
+
+def pool_statuses(
+    planned: Plan, snapshot: Snapshot, invalid: Sequence[Invalid], now: datetime
+) -> dict[str, InferencePoolStatus]:
+    """The status of every pool; the very object in force where nothing that a reader cares about has changed."""
+    running: dict[str, list[RunningPlacement]] = defaultdict(list)
+    for placement in snapshot.running:
+        running[placement.pool].append(placement)
+    out = {
+        pool.key: pool_status(pool, planned.pools[pool.key], running[pool.key], now)
+        for pool in snapshot.pools
+        if pool.key in planned.pools
+    }
+    for item in invalid:
+        if item.kind == "InferencePool":
+            new = rejected_status(item.status, item.generation, item.message, now)
+            same = settled(item.status.to_api(), new)
+            out[item.key] = item.status if same else InferencePoolStatus.model_validate(new)
+    return out
+
+
+def describe(pool_plan: PoolPlan, steps: Steps) -> str:
+    """A pool's plan in one line, without figures that jitter."""
+    if pool_plan.not_accepted:
+        return f"not accepted: {pool_plan.not_accepted.message}"
+    parts = [f"{p.replicas}x {p.hardware_class}/{p.capacity_type.value}" for p in pool_plan.placements]
+    line = ", ".join(parts) or "nothing to place"
+    if pool_plan.effective.suspend:
+        line = f"suspended; resuming would take {line}"
+    elif pool_plan.effective.mode == "Recommend":
+        line = f"recommended only: {line}"
+    if pool_plan.shortfall:
+        line += f"; short: {pool_plan.shortfall.reason}"
+    return "; ".join([line, *steps.waiting])

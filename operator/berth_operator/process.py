@@ -1,0 +1,84 @@
+"""What runs in one operator process?  Connection, reflectors, Lease, loop and metrics, started and stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import prometheus_client
+
+from berth_operator.cluster.cluster import Cluster
+from berth_operator.cluster.kube import Kube
+from berth_operator.cluster.lease import Lease
+from berth_operator.loop import Loop, LoopSettings
+from berth_operator.settings import Settings
+from berth_operator.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+
+class Operator:
+    """One replica of the operator.  `start` and `stop` on one event loop; `failed` is set when it cannot go on."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._registry = prometheus_client.CollectorRegistry()
+        prometheus_client.ProcessCollector(registry=self._registry)
+        prometheus_client.GCCollector(registry=self._registry)
+        self._telemetry = Telemetry(self._registry)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.failed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Connect and begin; returns at once.  Raises ApiError (no way to the API server) or OSError (port taken)."""
+        host, port = self._settings.metrics_address
+        self._server, _ = prometheus_client.start_http_server(port, host, self._registry)
+        self._kube = await Kube.connect(self._settings.kubeconfig)
+        self._lease = Lease(self._kube, self._settings.namespace, self._settings.identity, on_change=self._wake)
+        if self._settings.leader_elect:
+            self._kube.may_write = self._lease.held
+        cluster = Cluster(self._kube, self._wake, self._settings.watch_namespaces)
+        self._loop = Loop(
+            cluster,
+            self._telemetry,
+            LoopSettings(self._settings.debounce_s, self._settings.interval_s, self._settings.render),
+            leading=self._kube.may_write,
+        )
+        self._run("reflectors", cluster.run())
+        self._run("loop", self._loop.run())
+        if self._settings.leader_elect:
+            self._run("lease", self._lease.run())
+
+    async def stop(self) -> None:
+        """Stop writing, then give up the Lease and close every connection."""
+        for task in self._tasks:
+            task.remove_done_callback(self._ended)
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "_kube"):
+            await self._lease.release()
+            await self._kube.close()
+        if hasattr(self, "_server"):
+            await asyncio.to_thread(self._server.shutdown)
+        log.info("stopped")
+
+    def health(self) -> str:
+        """What the liveness endpoint says.  Raises RuntimeError when only a restart helps."""
+        if self._loop.stuck:
+            raise RuntimeError("the loop is stuck in one pass")
+        return "leading" if self._kube.may_write() else "standing by"
+
+    def _wake(self) -> None:
+        self._loop.mark_dirty()
+
+    def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        log.error("%s ended: the operator cannot go on", task.get_name(), exc_info=error)
+        self.failed.set()

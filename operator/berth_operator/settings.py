@@ -1,0 +1,108 @@
+"""How is the operator told what to do?  Flags, each with an environment variable; the flag wins."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from berth_operator.api.quantities import parse_duration
+from berth_operator.cluster.kube import namespace_of_pod
+from berth_operator.render import RenderSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that start-up decides."""
+
+    watch_namespaces: tuple[str, ...]
+    """Empty: all."""
+    namespace: str
+    """Where the Lease lives."""
+    identity: str
+    leader_elect: bool
+    kubeconfig: str | None
+    metrics_address: tuple[str, int]
+    health_address: tuple[str, int]
+    debounce_s: float
+    interval_s: float
+    log_format: str
+    log_level: str
+    render: RenderSettings
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from the command line and the environment.  Exits with code 2 and one clear line on bad ones."""
+
+    def default(name: str, value: str) -> str:
+        return environment.get(f"BERTH_{name}", "") or value
+
+    images = RenderSettings()
+    parser = argparse.ArgumentParser(
+        prog="berth-operator",
+        description="Places Llama inference workers on the cheapest hardware that keeps their latency promise.",
+        epilog="Every option has an environment variable: --worker-image is BERTH_WORKER_IMAGE.",
+    )
+    add = parser.add_argument
+    add("--watch-namespaces", default=default("WATCH_NAMESPACES", ""), help="comma-separated; empty: all namespaces")
+    add("--namespace", default=default("NAMESPACE", ""), help="where the Lease lives; default: the pod's own")
+    add(
+        "--identity", default=default("IDENTITY", ""), help="name as holder of the Lease; default: host name and a hash"
+    )
+    add("--leader-elect", action=argparse.BooleanOptionalAction, default=default("LEADER_ELECT", "true"))
+    add("--kubeconfig", default=None, help="default: $KUBECONFIG, else the pod's service account, else ~/.kube/config")
+    add("--metrics-address", default=default("METRICS_ADDRESS", "0.0.0.0:9090"), help="HOST:PORT of /metrics")
+    add("--health-address", default=default("HEALTH_ADDRESS", "0.0.0.0:8080"), help="HOST:PORT of /healthz")
+    add("--debounce", default=default("DEBOUNCE", "1s"), help="wait after a change before planning")
+    add("--interval", default=default("INTERVAL", "30s"), help="plan at least this often")
+    add("--worker-image", default=default("WORKER_IMAGE", images.worker_image))
+    add("--vllm-image", default=default("VLLM_IMAGE", images.vllm_image))
+    add("--image-pull-policy", default=default("IMAGE_PULL_POLICY", images.image_pull_policy))
+    add("--log-format", default=default("LOG_FORMAT", "text"))
+    add("--log-level", default=default("LOG_LEVEL", "info"))
+    given = parser.parse_args(arguments)
+
+    def choice(name: str, value: str, *known: str) -> str:
+        if value not in known:
+            parser.error(f"--{name}: found {value!r}, expected one of {', '.join(known)}")
+        return value
+
+    def address(name: str, value: str) -> tuple[str, int]:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            parser.error(f"--{name}: found {value!r}, expected HOST:PORT such as 0.0.0.0:9090")
+        return host.strip("[]"), int(port)
+
+    def seconds(name: str, value: str) -> float:
+        try:
+            return parse_duration(value).total_seconds()
+        except ValueError as error:
+            parser.error(f"--{name}: {error}")
+
+    leader_elect = given.leader_elect
+    if isinstance(leader_elect, str):
+        leader_elect = choice("leader-elect (BERTH_LEADER_ELECT)", leader_elect.lower(), "true", "false") == "true"
+    namespace = given.namespace or namespace_of_pod() or ""
+    if leader_elect and not namespace:
+        parser.error("--namespace: is required outside a pod, for the Lease; or choose --no-leader-elect")
+    return Settings(
+        watch_namespaces=tuple(filter(None, (part.strip() for part in given.watch_namespaces.split(",")))),
+        namespace=namespace,
+        identity=given.identity or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}",
+        leader_elect=leader_elect,
+        kubeconfig=given.kubeconfig,
+        metrics_address=address("metrics-address", given.metrics_address),
+        health_address=address("health-address", given.health_address),
+        debounce_s=seconds("debounce", given.debounce),
+        interval_s=seconds("interval", given.interval),
+        log_format=choice("log-format", given.log_format, "text", "json"),
+        log_level=choice("log-level", given.log_level.lower(), "debug", "info", "warning", "error"),
+        render=RenderSettings(
+            worker_image=given.worker_image,
+            vllm_image=given.vllm_image,
+            image_pull_policy=choice("image-pull-policy", given.image_pull_policy, "Always", "IfNotPresent", "Never"),
+        ),
+    )

@@ -1,0 +1,78 @@
+"""What may be done now?  From what the plan wants and what runs to the next safe steps: make before break.  Pure.
+
+Old workers go, and placements shrink, only once every other placement that the pool wants has all its replicas ready,
+or when they serve nothing anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from berth_operator.cluster.observe import Child
+
+Manifest = dict[str, Any]
+
+_DEPLOYMENT: Final = "Deployment"
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What to write now for one pool, and what waits for what."""
+
+    apply: tuple[Manifest, ...] = ()
+    delete: tuple[Child, ...] = ()
+    waiting: tuple[str, ...] = ()
+    """One sentence for each step put off."""
+
+
+def next_steps(
+    desired: Sequence[Manifest], live: Sequence[Child], *, suspended: bool = False, hold: str | None = None
+) -> Steps:
+    """The steps for one pool.
+
+    `desired`: all its rendered children.  `live`: the children that it owns now.  `suspended`: its workers go at once.
+    `hold`: why nothing that serves may be taken away, whatever the plan wants (None: nothing stands against it).
+    """
+    there = {child.key: child for child in live}
+    wanted = {_key(m): m for m in desired}
+    unready = {key for key, m in wanted.items() if key[0] == _DEPLOYMENT and not _ready(m, there.get(key))}
+    apply, delete, waiting = [], [], []
+    for key, manifest in wanted.items():
+        child = there.get(key)
+        others = sorted(name for _, _, name in unready - {key})
+        if key[0] == _DEPLOYMENT and child is not None and _shrinks(manifest, child) and others:
+            replicas = manifest["spec"]["replicas"]
+            waiting.append(f"{child} shrinks from {child.replicas} to {replicas} once {', '.join(others)} is ready")
+        else:
+            apply.append(manifest)
+    for key, child in there.items():
+        if key in wanted or child.deleting:
+            continue
+        serves = key[0] == _DEPLOYMENT and child.ready_replicas > 0
+        if serves and not suspended and hold:
+            waiting.append(f"{child} stays: {hold}")
+        elif serves and not suspended and unready:
+            names = ", ".join(sorted(name for _, _, name in unready))
+            waiting.append(f"{child} goes once {names} is ready")
+        else:
+            delete.append(child)
+    return Steps(tuple(apply), tuple(delete), tuple(waiting))
+
+
+def _key(manifest: Manifest) -> tuple[str, str, str]:
+    return manifest["kind"], manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+
+
+def _ready(manifest: Manifest, child: Child | None) -> bool:
+    """Whether every replica that the manifest wants is there, of the present template, and ready."""
+    if child is None or child.deleting:
+        return False
+    replicas: int = manifest["spec"]["replicas"]
+    return child.rolled_out and child.ready_replicas >= replicas
+
+
+def _shrinks(manifest: Manifest, child: Child) -> bool:
+    """Whether applying would take away ready replicas."""
+    return bool(manifest["spec"]["replicas"] < min(child.replicas, child.ready_replicas))
