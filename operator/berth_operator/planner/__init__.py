@@ -1,5 +1,8 @@
 """Which hardware, how much of it, for every pool at once, and why?  Pure: Snapshot in, Plan out."""
 
+from berth_operator.planner.architectures import ARCHITECTURES, Architecture
+from berth_operator.planner.counterfactual import savings_percent
+from berth_operator.planner.planning import plan
 from berth_operator.planner.types import (
     Candidate,
     Placement,
@@ -14,6 +17,8 @@ from berth_operator.planner.types import (
 )
 
 __all__ = [
+    "ARCHITECTURES",
+    "Architecture",
     "Candidate",
     "Placement",
     "Plan",
@@ -24,4 +29,6 @@ __all__ = [
     "ShadowPrice",
     "Snapshot",
     "Verdict",
+    "plan",
+    "savings_percent",
 ]

@@ -27,6 +27,10 @@ class RunningPlacement:
     capacity_type: CapacityType
     replicas: int
     ready_replicas: int
+    scheduled_replicas: int | None = None
+    """Pods that have a node, ready or still loading: what a Constrained class keeps.  None: take the ready ones."""
+    quantization: Quantization | None = None
+    """What they serve, where known; a pool of quantization Any keeps it as it keeps its hardware."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,8 @@ class PoolPlan:
     over_budget: Problem | None = None
     kept: Problem | None = None
     """Why a cheaper plan was not taken (minSavings, cooldown)."""
+    resume_usd_per_hour: Decimal | None = None
+    """Of a suspended pool: what serving its demand would cost now; None: nothing could serve it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,128 @@
+"""Can a pool's spec work at all?  If not: object, field, what was found and what would be right."""
+
+from collections.abc import Iterable, Sequence
+
+from berth_operator.api import (
+    Effective,
+    HardwareClass,
+    ServingProfile,
+    format_decimal,
+    spec_problems,
+)
+from berth_operator.planner.architectures import ARCHITECTURES, closest_names
+from berth_operator.planner.candidates import Candidates, Option
+from berth_operator.planner.capacity import seconds
+from berth_operator.planner.types import Problem, Verdict
+
+_MOST_NAMES = 12
+
+
+def spec_problem(
+    effective: Effective, classes: Iterable[HardwareClass], profiles: Iterable[ServingProfile]
+) -> Problem | None:
+    """What is wrong before any hardware is looked at; None when nothing is."""
+    problems = spec_problems(effective)
+    if problems:
+        return Problem(problems[0].reason, "; ".join(p.message for p in problems))
+    if effective.requests_per_second <= 0:
+        return Problem("NoDemand", "spec.workload.demand comes to 0 requests/s: declare more than none")
+    return unknown_hardware(effective, classes) or unknown_model(effective, profiles) or context_too_long(effective)
+
+
+def unknown_hardware(effective: Effective, classes: Iterable[HardwareClass]) -> Problem | None:
+    """A name in the allow or deny list that no HardwareClass has."""
+    known = sorted(c.metadata.name for c in classes)
+    for field, match in (("allow", effective.allow), ("deny", effective.deny)):
+        for name in (match.names if match else None) or []:
+            if name not in known:
+                return Problem(
+                    "UnknownHardware",
+                    f'spec.placement.hardware.{field}.names: "{name}" is not a HardwareClass; there are:'
+                    f" {_listed(known) or 'none'}",
+                )
+    return None
+
+
+def unknown_model(effective: Effective, profiles: Iterable[ServingProfile]) -> Problem | None:
+    """A model of which neither the catalogue nor a profile knows anything."""
+    if effective.model in ARCHITECTURES or any(p.spec.model == effective.model for p in profiles):
+        return None
+    close = closest_names(effective.model) or sorted(ARCHITECTURES)
+    return Problem(
+        "UnknownModel",
+        f'spec.model.name: "{effective.model}" is not in the model catalogue and no ServingProfile names it;'
+        f" known names like it: {_listed(close)}. Write one of those, or supply a ServingProfile for it"
+        " (`berth bench` prints one)",
+    )
+
+
+def context_too_long(effective: Effective) -> Problem | None:
+    """A request longer than the model was made for."""
+    architecture = ARCHITECTURES.get(effective.model)
+    tokens = effective.prompt_tokens + effective.output_tokens
+    if architecture is None or tokens <= architecture.max_context:
+        return None
+    return Problem(
+        "ContextTooLong",
+        f"spec.workload.shape: promptTokens {effective.prompt_tokens} + outputTokens {effective.output_tokens} ="
+        f" {tokens} tokens, but {effective.model} takes {architecture.max_context}: lower them or take another model",
+    )
+
+
+def hardware_problem(effective: Effective, candidates: Candidates) -> Problem | None:
+    """No class can serve the spec for reasons that neither prices nor capacity could change; None when one can."""
+    if candidates.options or not candidates.unfit:
+        return None
+    if any(u.verdict in {Verdict.NO_CAPACITY, Verdict.CONSTRAINED} for u in candidates.unfit):
+        return None
+    slow = [u for u in candidates.unfit if u.too_slow]
+    if slow:
+        best = min(slow, key=lambda u: u.too_slow.predicted / u.too_slow.objective if u.too_slow else 0.0)
+        assert best.too_slow is not None  # noqa: S101 - for the type checker: `slow` holds only these
+        return Problem(
+            "ObjectiveUnreachable",
+            f"spec.objectives.{best.too_slow.field}: {seconds(best.too_slow.objective)} is met by no hardware class;"
+            f" the best is {best.hardware_class}: {best.reason}. Raise it to at least"
+            f" {seconds(best.too_slow.predicted)} or allow faster hardware",
+        )
+    by_reason = [
+        (Verdict.DOES_NOT_FIT, "ModelTooLarge", "spec.model: fits no hardware class", "add a class with more memory"),
+        (Verdict.NOT_COMPARABLE, "NoServingProfile", "no hardware class can be judged", "supply a ServingProfile"),
+        (Verdict.NOT_ALLOWED, "NoHardwareAllowed", "policy allows no hardware class", "allow one"),
+    ]
+    for verdict, reason, claim, remedy in by_reason:
+        found = [u for u in candidates.unfit if u.verdict is verdict]
+        if found:
+            seen = dict.fromkeys(f"{u.hardware_class}: {u.reason}" for u in found)
+            return Problem(reason, f"{claim} ({_listed(list(seen), 4, '; ')}): {remedy}")
+    return None
+
+
+def budget_problem(effective: Effective, options: Sequence[Option]) -> Problem | None:
+    """A budget to shed by that does not pay for one node of anything that may carry traffic alone."""
+    if effective.max_usd_per_hour is None or effective.on_exceeded != "Shed":
+        return None
+    usable = [o for o in options if _may_carry_alone(effective, o)] or list(options)
+    if not usable:
+        return None
+    cheapest = min(usable, key=lambda o: (o.node_usd_per_hour, o.hardware_class, o.capacity_type.value))
+    if cheapest.node_usd_per_hour <= effective.max_usd_per_hour:
+        return None
+    return Problem(
+        "BudgetTooLow",
+        f"spec.budget.maxUsdPerHour: {format_decimal(effective.max_usd_per_hour)} is below the cheapest plan,"
+        f" one {cheapest.capacity_type.value} node of {cheapest.hardware_class} at"
+        f" {format_decimal(cheapest.node_usd_per_hour)}: raise it to at least that",
+    )
+
+
+def _may_carry_alone(effective: Effective, option: Option) -> bool:
+    if not option.spot:
+        return True
+    alone = effective.spot_max_traffic_percent == 100 and effective.survive_loss_percent == 0
+    return alone and effective.min_on_demand_replicas == 0
+
+
+def _listed(names: Sequence[str], most: int = _MOST_NAMES, separator: str = ", ") -> str:
+    rest = len(names) - most
+    return separator.join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,296 @@
+"""What could serve a pool?  Each class and capacity type either becomes options for the program, or gets a reason.
+
+The checks are an ordered chain; the first that objects decides, so that a reason names what to change first.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+
+from berth_operator.api import (
+    Capacity,
+    CapacityType,
+    Effective,
+    HardwareClass,
+    HardwareClassSpec,
+    HardwareKind,
+    Quantization,
+    ReplicaResources,
+    RuntimeName,
+    ServingProfile,
+)
+from berth_operator.api.inference_pool import HardwareMatch
+from berth_operator.planner.architectures import ARCHITECTURES, Architecture
+from berth_operator.planner.capacity import Load, TooSlow, replica_capacity, unloaded_turn_seconds
+from berth_operator.planner.speed import (
+    GIB,
+    best_profile,
+    devices,
+    efficiency_of,
+    estimable,
+    profile_speed,
+    roofline_kv_tokens,
+    roofline_speed,
+    usable_bytes,
+)
+from berth_operator.planner.types import ReplicaCapacity, Verdict
+
+Resource = tuple[str, CapacityType]
+"""What pools share: nodes of a class and capacity type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A class, capacity type and quantization that can serve a pool within its objectives."""
+
+    hardware_class: str
+    capacity_type: CapacityType
+    quantization: Quantization
+    vendor: str
+    kind: HardwareKind
+    capacity: ReplicaCapacity
+    replicas_per_node: int
+    resources: ReplicaResources | None
+    node_usd_per_hour: Decimal
+    """What a node adds to the bill: 0 for Reserved."""
+    list_usd_per_hour: Decimal
+    """As the class has it; tells two reserved classes apart."""
+    node_watts: int | None
+    unloaded_turn_seconds: float
+    own_replica_limit: int | None = None
+    """Replicas that this pool may have of it: what runs now, while the class is constrained."""
+    constrained_until: str | None = None
+
+    @property
+    def resource(self) -> Resource:
+        """What it takes nodes of."""
+        return self.hardware_class, self.capacity_type
+
+    @property
+    def spot(self) -> bool:
+        """Nodes can be taken away at short notice."""
+        return self.capacity_type is CapacityType.SPOT
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """Why a class and capacity type cannot serve a pool."""
+
+    hardware_class: str
+    capacity_type: CapacityType
+    verdict: Verdict
+    reason: str
+    estimated: bool = False
+    too_slow: TooSlow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Everything considered for one pool."""
+
+    options: tuple[Option, ...] = ()
+    unfit: tuple[Unfit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolContext:
+    """What judging a pool's candidates takes beside the class."""
+
+    effective: Effective
+    namespace: str
+    namespace_labels: Mapping[str, str]
+    profiles: tuple[ServingProfile, ...]
+    """Of the pool's model."""
+    now: datetime
+    scheduled: Mapping[Resource, int] = field(default_factory=dict)
+    """Replicas of the pool that have a node now: what a constrained class keeps."""
+
+
+def candidates_of(classes: Iterable[HardwareClass], context: PoolContext) -> Candidates:
+    """Judge every class and capacity type for a pool, in canonical order (class name, capacity type)."""
+    options: list[Option] = []
+    unfit: list[Unfit] = []
+    for hardware in sorted(classes, key=lambda c: c.metadata.name):
+        for capacity in sorted(hardware.spec.capacity, key=lambda c: c.type.value):
+            found = _judge(hardware, capacity, context)
+            if isinstance(found, Unfit):
+                unfit.append(found)
+            else:
+                options.extend(found)
+    return Candidates(tuple(options), tuple(unfit))
+
+
+def _judge(hardware: HardwareClass, capacity: Capacity, context: PoolContext) -> list[Option] | Unfit:
+    def unfit(verdict: Verdict, reason: str, *, estimated: bool = False, slow: TooSlow | None = None) -> Unfit:
+        return Unfit(hardware.metadata.name, capacity.type, verdict, reason, estimated, slow)
+
+    if objection := not_allowed(hardware, context):
+        return unfit(Verdict.NOT_ALLOWED, objection)
+    if context.effective.objective == "Power" and hardware.spec.power_watts is None:
+        return unfit(Verdict.NOT_COMPARABLE, "spec.powerWatts is unset, and the pool's objective is Power")
+    judged = [_judge_quantization(hardware, q, context) for q in quantizations(context)]
+    fitting = [j for j in judged if isinstance(j, _Fit)]
+    if not fitting:
+        best = min((j for j in judged if isinstance(j, _NoFit)), key=lambda j: _CLOSENESS[j.verdict])
+        return unfit(best.verdict, best.reason, estimated=best.estimated, slow=best.slow)
+    if capacity.max_nodes == 0:
+        return unfit(
+            Verdict.NO_CAPACITY, f"maxNodes of {capacity.type.value} is 0", estimated=fitting[0].capacity.estimated
+        )
+    until = constrained_until(hardware, capacity.type, context.now)
+    own_limit = context.scheduled.get((hardware.metadata.name, capacity.type), 0) if until else None
+    if own_limit == 0:
+        reason = f"{capacity.type.value} nodes could not be had; tried again after {until}"
+        return unfit(Verdict.CONSTRAINED, reason, estimated=fitting[0].capacity.estimated)
+    reserved = capacity.type is CapacityType.RESERVED
+    return [
+        Option(
+            hardware_class=hardware.metadata.name,
+            capacity_type=capacity.type,
+            quantization=fit.quantization,
+            vendor=hardware.spec.vendor,
+            kind=hardware.spec.kind,
+            capacity=fit.capacity,
+            replicas_per_node=fit.replicas_per_node,
+            resources=fit.resources,
+            node_usd_per_hour=Decimal(0) if reserved else capacity.usd_per_hour,
+            list_usd_per_hour=capacity.usd_per_hour,
+            node_watts=hardware.spec.power_watts,
+            unloaded_turn_seconds=fit.unloaded_turn_seconds,
+            own_replica_limit=own_limit,
+            constrained_until=until,
+        )
+        for fit in fitting
+    ]
+
+
+# --- Allowed? -------------------------------------------------------------------------------------------------------
+
+
+def not_allowed(hardware: HardwareClass, context: PoolContext) -> str | None:
+    """Why policy keeps a pool off a class; None when it does not."""
+    effective, name = context.effective, hardware.metadata.name
+    if effective.deny and matches(effective.deny, hardware):
+        return f"spec.placement.hardware.deny matches {name}"
+    if effective.allow and not matches(effective.allow, hardware):
+        return f"spec.placement.hardware.allow does not match {name}"
+    return _namespace_refused(hardware, context)
+
+
+def _namespace_refused(hardware: HardwareClass, context: PoolContext) -> str | None:
+    selector = hardware.spec.namespace_selector
+    wanted = (selector.match_labels if selector else None) or {}
+    missing = {k: v for k, v in sorted(wanted.items()) if context.namespace_labels.get(k) != v}
+    if missing:
+        labels = ", ".join(f"{k}={v}" for k, v in missing.items())
+        return f"its namespaceSelector needs namespace {context.namespace} to be labelled {labels}"
+    return None
+
+
+def matches(match: HardwareMatch, hardware: HardwareClass) -> bool:
+    """A class is matched by its name or by carrying all labels; an empty match matches nothing."""
+    if hardware.metadata.name in (match.names or []):
+        return True
+    selector = match.selector or {}
+    return bool(selector) and all(hardware.metadata.labels.get(k) == v for k, v in selector.items())
+
+
+def constrained_until(hardware: HardwareClass, capacity_type: CapacityType, now: datetime) -> str | None:
+    """Until when a capacity type cannot be had, if it cannot now."""
+    for entry in hardware.status.constrained or []:
+        if entry.type is capacity_type and datetime.fromisoformat(entry.until) > now:
+            return entry.until
+    return None
+
+
+# --- Fits and fast enough? ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    quantization: Quantization
+    capacity: ReplicaCapacity
+    replicas_per_node: int
+    resources: ReplicaResources | None
+    unloaded_turn_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _NoFit:
+    verdict: Verdict
+    reason: str
+    estimated: bool
+    slow: TooSlow | None = None
+
+
+_CLOSENESS = {Verdict.TOO_SLOW: 0, Verdict.DOES_NOT_FIT: 1, Verdict.NOT_COMPARABLE: 2}
+"""Of several quantizations that fail, the one nearest to serving gives the reason."""
+
+
+def quantizations(context: PoolContext) -> list[Quantization]:
+    """What a pool may serve: its own format, or for Any, Int8 and BF16, and Int4 where a profile shows that a 4-bit
+    checkpoint exists (rounding an ordinary one to 4 bits costs too much quality to do it unasked)."""
+    wanted = context.effective.quantization
+    if wanted is not Quantization.ANY:
+        return [wanted]
+    four_bit = any(p.spec.quantization == Quantization.INT4.value for p in context.profiles)
+    return [Quantization.INT8, Quantization.BF16, *([Quantization.INT4] if four_bit else [])]
+
+
+def _judge_quantization(hardware: HardwareClass, quantization: Quantization, context: PoolContext) -> _Fit | _NoFit:
+    model, load = context.effective.model, Load.of(context.effective)
+    name, runtime = hardware.metadata.name, hardware.spec.runtime.name
+    profile = best_profile(context.profiles, model, quantization, name, runtime)
+    if profile:
+        return _judge_profile(profile, quantization, load)
+    pair = f"model {model}, quantization {quantization.value}, hardwareClass {name} and runtime {runtime.value}"
+    architecture = ARCHITECTURES.get(model)
+    if architecture is None:
+        return _NoFit(
+            Verdict.NOT_COMPARABLE, f"no ServingProfile for {pair}, and the model is not in the catalogue", True
+        )
+    if objection := estimable(hardware.spec):
+        return _NoFit(Verdict.NOT_COMPARABLE, f"{objection}: supply a ServingProfile for {pair}", True)
+    if arithmetic := too_large(hardware.spec, architecture, quantization, load.context_tokens):
+        return _NoFit(Verdict.DOES_NOT_FIT, arithmetic, True)
+    speed = roofline_speed(hardware.spec, architecture, quantization, load.mean_context_tokens)
+    capacity, unloaded = replica_capacity(speed, load), unloaded_turn_seconds(speed, load)
+    if isinstance(capacity, TooSlow):
+        return _NoFit(Verdict.TOO_SLOW, capacity.reason, True, capacity)
+    return _Fit(quantization, capacity, 1, None, unloaded)
+
+
+def _judge_profile(profile: ServingProfile, quantization: Quantization, load: Load) -> _Fit | _NoFit:
+    name, spec = profile.metadata.name, profile.spec
+    longest = min(spec.kv_cache_tokens, spec.max_context_tokens or spec.kv_cache_tokens)
+    if load.context_tokens > longest:
+        reason = (
+            f"one request is {load.prompt_tokens} + {load.output_tokens} = {load.context_tokens} tokens"
+            f" > {longest} that ServingProfile {name} allows"
+        )
+        return _NoFit(Verdict.DOES_NOT_FIT, reason, False)
+    speed = profile_speed(profile, load.mean_context_tokens)
+    capacity, unloaded = replica_capacity(speed, load), unloaded_turn_seconds(speed, load)
+    if isinstance(capacity, TooSlow):
+        return _NoFit(Verdict.TOO_SLOW, capacity.reason, speed.estimated, capacity)
+    return _Fit(quantization, capacity, spec.replicas_per_node or 1, spec.resources, unloaded)
+
+
+def too_large(
+    spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, context_tokens: int
+) -> str | None:
+    """The arithmetic when weights and the KV of one request exceed a node's memory; None when they fit."""
+    runtime: RuntimeName = spec.runtime.name
+    if roofline_kv_tokens(spec, architecture, quantization) >= context_tokens:
+        return None
+    weights = architecture.resident_bytes(quantization, runtime) / GIB
+    kv = architecture.kv_bytes_per_token(runtime) * context_tokens / GIB
+    kept = efficiency_of(spec)
+    overhead = f"{1 - kept.usable_memory:.0%}".replace("%", " %")
+    if kept.reserve_gib_per_device:
+        overhead += f" and {devices(spec) * kept.reserve_gib_per_device:g} GiB"
+    return (
+        f"weights {weights:.1f} GiB + KV of one request {kv:.1f} GiB = {weights + kv:.1f} GiB"
+        f" > {usable_bytes(spec) / GIB:.1f} GiB ({spec.memory_gib} GiB less {overhead} kept for the runtime)"
+    )

@@ -1,0 +1,154 @@
+"""Is a better plan worth a move?  Not unless it serves more, or saves enough and not too soon after the last.
+
+Three solves of the same program: all pools free; pools that run something held to the hardware they run on; and the
+one that counts, where only those are free whose move is worth it.  Adding or removing replicas on the hardware that a
+pool has already is no move.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from berth_operator.api import format_duration
+from berth_operator.planner.candidates import Resource
+from berth_operator.planner.program import Limits, PoolProblem
+from berth_operator.planner.solver import TOLERANCE, PoolSolution, Solution, solve
+from berth_operator.planner.types import Problem, RunningPlacement
+
+
+@dataclass(frozen=True, slots=True)
+class Incumbent:
+    """What a pool runs on now."""
+
+    placements: tuple[RunningPlacement, ...]
+    last_move: datetime | None
+
+    @property
+    def resources(self) -> set[Resource]:
+        """Classes and capacity types with replicas."""
+        return {(p.hardware_class, p.capacity_type) for p in self.placements if p.replicas > 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The plan that counts, and why some pools stay where they are."""
+
+    solution: Solution
+    kept: Mapping[str, Problem]
+    free: Solution
+    """The plan if moving were free."""
+
+
+def decide(
+    problems: Sequence[PoolProblem], incumbents: Mapping[str, Incumbent], limits: Limits, now: datetime
+) -> Decision:
+    """Solve for all pools, moving a pool off its hardware only where that serves more demand or is worth it."""
+    free = solve(problems, limits)
+    undecided = {p.key for p in problems if _would_move(p, free, incumbents)}
+    if not undecided:
+        return Decision(free, {}, free)
+    by_key = {p.key: p for p in problems}
+    held = solve([_hold(p, incumbents) for p in problems], limits)
+    needy = _moves_for_service(problems, held, free) & undecided
+    movers = needy | {k for k in undecided if _worth(by_key[k], held, free, incumbents[k], now) is None}
+    while True:
+        final = solve([p if p.key in movers else _hold(p, incumbents) for p in problems], limits)
+        if _shortage(problems, final) > _shortage(problems, free):
+            return Decision(free, {}, free)
+        disappointed = {k for k in movers - needy if _worth(by_key[k], held, final, incumbents[k], now) is not None}
+        if not disappointed:
+            break
+        movers -= disappointed
+    kept = {k: _worth(by_key[k], held, free, incumbents[k], now) for k in sorted(undecided - movers)}
+    return Decision(final, {k: v for k, v in kept.items() if v}, free)
+
+
+def _would_move(problem: PoolProblem, solution: Solution, incumbents: Mapping[str, Incumbent]) -> bool:
+    if problem.key not in incumbents or problem.key not in solution.pools:
+        return False
+    runs = incumbents[problem.key].resources
+    return bool(runs) and {a.option.resource for a in solution.pools[problem.key].assignments} != runs
+
+
+def _hold(problem: PoolProblem, incumbents: Mapping[str, Incumbent]) -> PoolProblem:
+    """The pool with only the hardware (and format) it runs on; as it is where none of that can serve it any more."""
+    incumbent = incumbents.get(problem.key)
+    if incumbent is None:
+        return problem
+    formats = {p.quantization for p in incumbent.placements if p.quantization}
+    options = tuple(
+        o for o in problem.options if o.resource in incumbent.resources and (not formats or o.quantization in formats)
+    )
+    return replace(problem, options=options) if options else problem
+
+
+def _shortage(problems: Sequence[PoolProblem], solution: Solution) -> list[float]:
+    """Unserved shares by falling priority, for lexicographic comparison; rounded so that noise does not decide."""
+    sums: dict[int, float] = {}
+    for problem in problems:
+        pool = solution.pools.get(problem.key)
+        unserved = pool.unserved if pool else 1.0
+        sums[-problem.effective.priority] = sums.get(-problem.effective.priority, 0.0) + unserved
+    return [round(sums[priority], 5) for priority in sorted(sums)]
+
+
+def _moves_for_service(problems: Sequence[PoolProblem], held: Solution, free: Solution) -> set[str]:
+    """Pools that are served better when free, where the fleet as a whole is."""
+    if _shortage(problems, held) <= _shortage(problems, free):
+        return set()
+    return {
+        key
+        for key, pool in free.pools.items()
+        if key not in held.pools or held.pools[key].unserved > pool.unserved + TOLERANCE
+    }
+
+
+def dollars(pool: PoolSolution) -> float:
+    """USD/h of whole nodes."""
+    return float(sum(a.nodes * a.option.node_usd_per_hour for a in pool.assignments))
+
+
+def required_saving(problem: PoolProblem, before: float) -> float:
+    """USD/h that a move must save at least."""
+    effective = problem.effective
+    return max(float(effective.min_savings_usd_per_hour), before * effective.min_savings_percent / 100)
+
+
+def _worth(
+    problem: PoolProblem, held: Solution, moved: Solution, incumbent: Incumbent, now: datetime
+) -> Problem | None:
+    """Why a move is not worth it; None when it is."""
+    effective = problem.effective
+    before, after = held.pools.get(problem.key), moved.pools.get(problem.key)
+    if before is None or after is None:
+        return Problem("NotComparable", "the plan on the present hardware could not be solved")
+    target = " + ".join(
+        sorted({f"{a.option.hardware_class} {a.option.capacity_type.value}" for a in after.assignments})
+    )
+    if effective.objective != "Cost":
+        gain = 1 - after.objective / before.objective if before.objective > 0 else 0.0
+        if gain <= TOLERANCE or gain * 100 < effective.min_savings_percent:
+            return Problem(
+                "SavingsTooSmall",
+                f"moving to {target} would better the objective {effective.objective} by {100 * gain:.1f} %,"
+                f" less than minSavingsPercent {effective.min_savings_percent}",
+            )
+    else:
+        saving = dollars(before) - dollars(after)
+        share = 100 * saving / dollars(before) if dollars(before) > 0 else 0.0
+        if saving <= TOLERANCE or saving < float(effective.min_savings_usd_per_hour) - TOLERANCE:
+            return Problem(
+                "SavingsTooSmall",
+                f"moving to {target} would save ${saving:.2f}/h, less than"
+                f" minSavingsUsdPerHour {effective.min_savings_usd_per_hour:f}",
+            )
+        if share < effective.min_savings_percent - TOLERANCE:
+            return Problem(
+                "SavingsTooSmall",
+                f"moving to {target} would save ${saving:.2f}/h ({share:.1f} %), less than"
+                f" minSavingsPercent {effective.min_savings_percent}",
+            )
+    if incumbent.last_move and now < incumbent.last_move + effective.cooldown:
+        until = (incumbent.last_move + effective.cooldown).isoformat(timespec="seconds")
+        return Problem("Cooldown", f"moved less than {format_duration(effective.cooldown)} ago: stays until {until}")
+    return None

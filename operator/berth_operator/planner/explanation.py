@@ -1,0 +1,273 @@
+"""Why was each candidate taken or not?  One sentence each, with the number that decides.
+
+A price is explained by its break-even: the price below which the candidate would enter the plan, the other pools'
+placements being what they are.  It is found by the program itself, with one node of the candidate forced in: with
+V(j) the cheapest rest of the plan beside j nodes of it and C the plan's cost, it enters below
+
+    max over j >= 1 of (C - V(j)) / j,
+
+which Newton's iteration on the price reaches from below in a few solves (Dinkelbach 1967).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_UP, Decimal
+
+from berth_operator.api import format_decimal
+from berth_operator.planner.candidates import Candidates, Option, Resource, Unfit
+from berth_operator.planner.churn import Incumbent, required_saving
+from berth_operator.planner.program import (
+    Limits,
+    PoolProblem,
+    Program,
+    add_pool,
+    cost_terms,
+    most_replicas,
+    share_nodes,
+    shortage_stages,
+)
+from berth_operator.planner.solver import TOLERANCE, Assignment, PoolSolution, SolverError, minimise
+from berth_operator.planner.types import Candidate, Problem, Verdict
+
+_MOST_STEPS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What explaining one pool takes."""
+
+    problem: PoolProblem
+    candidates: Candidates
+    solution: PoolSolution
+    limits: Limits
+    """All nodes that there are."""
+    used_by: Mapping[Resource, Mapping[str, int]]
+    """Nodes taken, by pool."""
+    incumbent: Incumbent | None
+    kept: Problem | None
+    free: PoolSolution | None
+    """The pool's plan if moving were free."""
+    exact: bool
+    """Find break-even prices with the solver; else by comparing with the candidate alone."""
+
+    @property
+    def left(self) -> dict[Resource, int]:
+        """Nodes that the other pools leave."""
+        return {r: max(0, most - self.taken_by_others(r)) for r, most in self.limits.items()}
+
+    def taken_by_others(self, resource: Resource) -> int:
+        """Nodes of a resource under other pools."""
+        return sum(n for key, n in self.used_by.get(resource, {}).items() if key != self.problem.key)
+
+
+def explain(outcome: Outcome) -> list[Candidate]:
+    """A verdict for every class and capacity type that was considered, in canonical order."""
+    verdicts = [_of_unfit(u) for u in outcome.candidates.unfit]
+    by_resource: dict[Resource, list[Option]] = {}
+    for option in outcome.candidates.options:
+        by_resource.setdefault(option.resource, []).append(option)
+    chosen = {a.option.resource: a for a in outcome.solution.assignments}
+    formats = {a.option.quantization for a in outcome.solution.assignments}
+    for resource, options in by_resource.items():
+        if resource in chosen:
+            verdicts.append(_of_chosen(outcome, chosen[resource]))
+        else:
+            pick = min(options, key=lambda o: (o.quantization not in formats, usd_per_million_tokens(outcome, o)))
+            verdicts.append(_of_unused(outcome, pick, options))
+    return sorted(verdicts, key=lambda c: (c.hardware_class, c.capacity_type.value))
+
+
+def usd_per_million_tokens(outcome: Outcome, option: Option) -> Decimal:
+    """Price of a million generated tokens on full nodes of an option, each replica at its capacity."""
+    per_hour = option.capacity.turns_per_second * outcome.problem.effective.output_tokens * 3600
+    tokens = Decimal(repr(per_hour * option.replicas_per_node))
+    return (option.node_usd_per_hour * 1_000_000 / tokens).quantize(Decimal("0.0001"), ROUND_HALF_UP)
+
+
+def _candidate(outcome: Outcome, option: Option, verdict: Verdict, reason: str) -> Candidate:
+    return Candidate(
+        hardware_class=option.hardware_class,
+        capacity_type=option.capacity_type,
+        verdict=verdict,
+        reason=reason,
+        usd_per_million_tokens=usd_per_million_tokens(outcome, option),
+        estimated=option.capacity.estimated,
+    )
+
+
+def _of_unfit(unfit: Unfit) -> Candidate:
+    return Candidate(unfit.hardware_class, unfit.capacity_type, unfit.verdict, unfit.reason, None, unfit.estimated)
+
+
+def _of_chosen(outcome: Outcome, assignment: Assignment) -> Candidate:
+    option = assignment.option
+    carries = option.capacity.turns_per_second * assignment.replicas
+    reason = (
+        f"{_count(assignment.replicas, 'replica')} on {_count(assignment.nodes, 'node')} at"
+        f" ${format_decimal(option.node_usd_per_hour)}/h can carry {carries:.3g} turns/s within objectives"
+    )
+    if option.constrained_until:
+        reason += f"; no more of it can be had until {option.constrained_until}"
+    return _candidate(outcome, option, Verdict.CHOSEN, reason)
+
+
+def _of_unused(outcome: Outcome, option: Option, options: Sequence[Option]) -> Candidate:
+    for rule in (_no_nodes_left, _ruled_out_by_spot_policy, _kept_off, _other_objective, _priced_out):
+        found = rule(outcome, option, options)
+        if found:
+            return _candidate(outcome, option, *found)
+    raise AssertionError(f"no rule explains {option.hardware_class}")  # pragma: no cover - _priced_out always answers
+
+
+Finding = tuple[Verdict, str] | None
+
+
+def _no_nodes_left(outcome: Outcome, option: Option, _: Sequence[Option]) -> Finding:
+    most = outcome.limits.get(option.resource)
+    if most is None or outcome.left[option.resource] > 0:
+        return None
+    others = sorted(key for key, n in outcome.used_by[option.resource].items() if n and key != outcome.problem.key)
+    names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    return Verdict.NO_CAPACITY, f"all {_count(most, 'node')} (maxNodes) are taken by {names}"
+
+
+def _ruled_out_by_spot_policy(outcome: Outcome, option: Option, _: Sequence[Option]) -> Finding:
+    effective = outcome.problem.effective
+    if not option.spot:
+        return None
+    if effective.spot_max_traffic_percent == 0:
+        return Verdict.LIMITED_BY_POLICY, "spec.placement.spot.maxTrafficPercent is 0"
+    if effective.survive_loss_percent == 100:
+        return Verdict.LIMITED_BY_POLICY, "spec.placement.spot.surviveLossPercent 100 leaves spot no traffic"
+    return None
+
+
+def _kept_off(outcome: Outcome, option: Option, _: Sequence[Option]) -> Finding:
+    wanted = {a.option.resource for a in outcome.free.assignments} if outcome.free else set()
+    if outcome.kept and option.resource in wanted:
+        return Verdict.LIMITED_BY_POLICY, outcome.kept.message
+    return None
+
+
+def _other_objective(outcome: Outcome, option: Option, _: Sequence[Option]) -> Finding:
+    effective = outcome.problem.effective
+    if effective.objective == "Power":
+        watts = sum(a.nodes * (a.option.node_watts or 0) for a in outcome.solution.assignments)
+        alone = _nodes_alone(outcome, option) * (option.node_watts or 0)
+        return Verdict.TOO_EXPENSIVE, f"alone it would draw {alone} W against {watts} W of the plan"
+    if effective.objective == "Latency":
+        mine = option.unloaded_turn_seconds
+        best = min((a.option.unloaded_turn_seconds for a in outcome.solution.assignments), default=mine)
+        return Verdict.TOO_SLOW, f"an unloaded turn takes {mine:.2f} s against {best:.2f} s of the plan's fastest"
+    return None
+
+
+def _priced_out(outcome: Outcome, option: Option, options: Sequence[Option]) -> Finding:
+    price = f"${format_decimal(option.node_usd_per_hour)}/h"
+    if not outcome.exact:
+        cost = float(sum(a.nodes * a.option.node_usd_per_hour for a in outcome.solution.assignments))
+        nodes = _nodes_alone(outcome, option)
+        return (
+            Verdict.TOO_EXPENSIVE,
+            f"alone it would take {_count(nodes, 'node')} at {price} = ${nodes * float(option.node_usd_per_hour):.2f}/h"
+            f" against ${cost:.2f}/h of the plan; it would enter at ${cost / nodes:.3f}/h a node at the latest",
+        )
+    enters = max((e for o in options if (e := break_even(outcome, o)) is not None), default=None)
+    if enters is None:
+        return (
+            Verdict.LIMITED_BY_POLICY,
+            f"no plan within the pool's limits that serves as much can use it ({_bounds(outcome)})",
+        )
+    if enters <= 0:
+        return Verdict.TOO_EXPENSIVE, f"would not enter at any price: it saves no node of the plan; costs {price}"
+    shown = Decimal(repr(enters)).quantize(Decimal("0.001"), ROUND_HALF_UP)
+    if Decimal(repr(enters)) >= option.node_usd_per_hour - Decimal("0.0005"):
+        return Verdict.TOO_EXPENSIVE, f"as good as the plan's own at {price}: breaks even at ${shown}/h"
+    condition = " (moving must save enough)" if outcome.incumbent and outcome.incumbent.resources else ""
+    return Verdict.TOO_EXPENSIVE, f"would enter below ${shown}/h{condition}; costs {price}"
+
+
+def _bounds(outcome: Outcome) -> str:
+    effective = outcome.problem.effective
+    bounds = []
+    if effective.max_usd_per_hour is not None and effective.on_exceeded == "Shed":
+        bounds.append(f"budget ${format_decimal(effective.max_usd_per_hour)}/h")
+    if effective.max_replicas is not None:
+        bounds.append(f"maxReplicas {effective.max_replicas}")
+    bounds.append(f"spot at most {effective.spot_max_traffic_percent} % of traffic")
+    bounds.append(f"a vendor at most {effective.max_traffic_percent_per_vendor} %")
+    return ", ".join(bounds)
+
+
+def _nodes_alone(outcome: Outcome, option: Option) -> int:
+    served = outcome.problem.demand * (1 - outcome.solution.unserved)
+    replicas = max(
+        1, math.ceil(served / option.capacity.turns_per_second - 1e-9), outcome.problem.effective.min_replicas
+    )
+    return math.ceil(replicas / option.replicas_per_node)
+
+
+def break_even(outcome: Outcome, option: Option) -> float | None:
+    """USD/h of a node below which `option` would enter the pool's plan; None when no price lets it.
+
+    For a pool that runs something, entering must save what a move has to.  Zero or less: not even free nodes of it
+    would help.
+    """
+    problem = _candidates_for_entry(outcome, option)
+    left = outcome.left
+    if most_replicas(problem, option, left) < 1:
+        return None
+    cost = float(sum(a.nodes * a.option.node_usd_per_hour for a in outcome.solution.assignments))
+    if outcome.incumbent and outcome.incumbent.resources:
+        cost -= required_saving(problem, cost)
+    price = 0.0
+    for step in range(_MOST_STEPS):
+        forced = _cheapest_with(problem, option, price, left, outcome.solution)
+        if forced is None:
+            return None
+        rest, nodes = forced
+        better = (cost - rest) / nodes
+        if step and better <= price + 1e-6:
+            break
+        price = better
+        if price <= 0:
+            break
+    return price
+
+
+def _candidates_for_entry(outcome: Outcome, option: Option) -> PoolProblem:
+    """A pool that is held to its hardware is compared with that hardware and the candidate; others with all."""
+    if not outcome.kept:
+        return outcome.problem
+    own = {a.option.resource for a in outcome.solution.assignments}
+    options = tuple(o for o in outcome.problem.options if o.resource in own or o is option)
+    return replace(outcome.problem, options=options)
+
+
+def _cheapest_with(
+    problem: PoolProblem, option: Option, price: float, left: Limits, served: PoolSolution
+) -> tuple[float, int] | None:
+    """(USD/h of the other nodes, nodes of `option`) in the cheapest plan that uses it at `price` and serves as much."""
+    program = Program()
+    columns = add_pool(program, problem, left)
+    share_nodes(program, [problem], [columns], left)
+    k = problem.options.index(option)
+    program.lower[columns.nodes[k]] = 1.0
+    for stage, most in zip(
+        shortage_stages([problem], [columns]), (served.unserved, served.missing_replicas), strict=False
+    ):
+        program.row(stage, at_most=most + TOLERANCE)
+    terms = cost_terms(problem, columns)
+    terms[columns.nodes[k]] += price - float(option.node_usd_per_hour)
+    try:
+        point = minimise(program, [terms])
+    except SolverError:
+        return None
+    nodes = round(point.values[columns.nodes[k]])
+    others = [(round(point.values[columns.nodes[j]]), o) for j, o in enumerate(problem.options) if j != k]
+    return float(sum(n * o.node_usd_per_hour for n, o in others)), nodes
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,258 @@
+"""From a snapshot to a plan: judge, accept, solve, explain.  The one place where the planner's parts meet."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Final
+
+from berth_operator.api import HardwareClass, InferencePool, format_decimal, resolve
+from berth_operator.planner.acceptance import budget_problem, hardware_problem, spec_problem
+from berth_operator.planner.candidates import Candidates, PoolContext, Resource, candidates_of
+from berth_operator.planner.churn import Decision, Incumbent, decide
+from berth_operator.planner.counterfactual import gpu_only_usd_per_hour
+from berth_operator.planner.explanation import Outcome, explain
+from berth_operator.planner.program import PoolProblem
+from berth_operator.planner.shortfall import shortfall
+from berth_operator.planner.solver import Assignment, PoolSolution, nodes_used
+from berth_operator.planner.traffic import percents, spread
+from berth_operator.planner.types import Placement, Plan, PoolPlan, Problem, Snapshot
+
+EXACT_BREAK_EVENS: Final = 1000
+"""Pools x options up to which break-even prices are found by the solver."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A pool with everything that can be said before solving."""
+
+    key: str
+    context: PoolContext
+    candidates: Candidates
+    problem: Problem | None
+    incumbent: Incumbent | None
+
+    @property
+    def shadow(self) -> bool:
+        """Planned with what is left, because nothing of it will run: suspended or only a recommendation."""
+        return self.context.effective.suspend or self.context.effective.mode == "Recommend"
+
+    @property
+    def program(self) -> PoolProblem:
+        return PoolProblem(self.key, self.context.effective, self.candidates.options)
+
+
+def plan(snapshot: Snapshot) -> Plan:
+    """Place every pool of a snapshot.  Pure and deterministic; never raises for what a user can write.
+
+    Pools that run are planned together; suspended pools and those of mode Recommend afterwards, together, with the
+    nodes that are left, so that what will not run takes nothing from what does.
+    """
+    judged = [_judge(pool, snapshot) for pool in sorted(snapshot.pools, key=lambda p: p.key)]
+    limits = {
+        (c.metadata.name, capacity.type): capacity.max_nodes
+        for c in snapshot.hardware_classes
+        for capacity in c.spec.capacity
+        if capacity.max_nodes is not None
+    }
+    accepted = [j for j in judged if j.problem is None]
+    live = _decide([j for j in accepted if not j.shadow], limits, snapshot.now)
+    used = nodes_used(live.solution.pools)
+    left = {resource: max(0, most - used.get(resource, 0)) for resource, most in limits.items()}
+    shadow = _decide([j for j in accepted if j.shadow], left, snapshot.now)
+    used_by = _used_by([live, shadow])
+    exact = sum(len(j.candidates.options) for j in accepted) <= EXACT_BREAK_EVENS
+    pools = {}
+    for j in judged:
+        decision = shadow if j.shadow else live
+        if j.problem:
+            unfit = explain(_unplaced(j, limits))
+            pools[j.key] = PoolPlan(j.key, j.context.effective, not_accepted=j.problem, candidates=tuple(unfit))
+        elif j.key in decision.solution.failed:
+            pools[j.key] = _standing(j, decision.solution.failed[j.key])
+        else:
+            pools[j.key] = _pool_plan(j, decision, limits, used_by, exact, snapshot.hardware_classes)
+    cost = live.solution.cost + shadow.solution.cost
+    bound = live.solution.bound + shadow.solution.bound
+    failed = {**live.solution.failed, **shadow.solution.failed}
+    return Plan(
+        pools=pools,
+        gap=max(0.0, (cost - bound) / cost) if cost > 1e-9 else 0.0,
+        solver_status="; ".join(sorted(set(failed.values()))) or "Optimal",
+    )
+
+
+# --- Before solving -------------------------------------------------------------------------------------------------
+
+
+def _judge(pool: InferencePool, snapshot: Snapshot) -> _Judged:
+    effective, namespace = resolve(pool.spec), pool.metadata.namespace or "default"
+    running = tuple(
+        sorted(
+            (r for r in snapshot.running if r.pool == pool.key),
+            key=lambda r: (r.hardware_class, r.capacity_type.value),
+        )
+    )
+    context = PoolContext(
+        effective=effective,
+        namespace=namespace,
+        namespace_labels=snapshot.namespace_labels.get(namespace, {}),
+        profiles=tuple(p for p in snapshot.serving_profiles if p.spec.model == effective.model),
+        now=snapshot.now,
+        scheduled={
+            (r.hardware_class, r.capacity_type): r.ready_replicas
+            if r.scheduled_replicas is None
+            else r.scheduled_replicas
+            for r in running
+        },
+    )
+    problem = spec_problem(effective, snapshot.hardware_classes, snapshot.serving_profiles)
+    candidates = Candidates() if problem else candidates_of(snapshot.hardware_classes, context)
+    if not problem:
+        problem = hardware_problem(effective, candidates) or budget_problem(effective, candidates.options)
+    incumbent = Incumbent(running, _time(pool.status.last_move_time)) if running else None
+    return _Judged(pool.key, context, candidates, problem, incumbent)
+
+
+def _time(text: str | None) -> datetime | None:
+    """An API time; one without an offset is UTC, one that cannot be read is none."""
+    try:
+        parsed = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return parsed.replace(tzinfo=UTC) if parsed and parsed.tzinfo is None else parsed
+
+
+def _decide(pools: Sequence[_Judged], limits: Mapping[Resource, int], now: datetime) -> Decision:
+    incumbents = {j.key: j.incumbent for j in pools if j.incumbent}
+    return decide([j.program for j in pools], incumbents, limits, now)
+
+
+# --- After solving --------------------------------------------------------------------------------------------------
+
+
+def _used_by(decisions: Sequence[Decision]) -> dict[Resource, dict[str, int]]:
+    used: dict[Resource, dict[str, int]] = {}
+    for decision in decisions:
+        for key, pool in decision.solution.pools.items():
+            for assignment in pool.assignments:
+                used.setdefault(assignment.option.resource, {})[key] = assignment.nodes
+    return used
+
+
+def _unplaced(judged: _Judged, limits: Mapping[Resource, int]) -> Outcome:
+    """A pool that is not accepted: only what cannot serve it is explained."""
+    nothing = PoolSolution((), 1.0, 0.0)
+    unfit = Candidates((), judged.candidates.unfit)
+    return Outcome(judged.program, unfit, nothing, limits, {}, None, None, None, exact=False)
+
+
+def _pool_plan(
+    judged: _Judged,
+    decision: Decision,
+    limits: Mapping[Resource, int],
+    used_by: Mapping[Resource, Mapping[str, int]],
+    exact: bool,
+    classes: Sequence[HardwareClass],
+) -> PoolPlan:
+    key, effective, problem = judged.key, judged.context.effective, judged.program
+    solution = decision.solution.pools[key]
+    kept = decision.kept.get(key)
+    free = decision.free.pools.get(key)
+    outcome = Outcome(problem, judged.candidates, solution, limits, used_by, judged.incumbent, kept, free, exact)
+    shares = spread(problem, solution.assignments)
+    served = 1 - solution.unserved
+    placements = _placements(problem, solution.assignments, percents(problem, solution.assignments, shares))
+    usd = sum((p.usd_per_hour for p in placements), Decimal(0))
+    candidates = tuple(explain(outcome))
+    if effective.suspend:
+        resume = usd if placements else None
+        return PoolPlan(key, effective, candidates=candidates, resume_usd_per_hour=resume)
+    return PoolPlan(
+        pool=key,
+        effective=effective,
+        placements=placements,
+        candidates=candidates,
+        usd_per_hour=usd,
+        usd_per_million_tokens=_per_million(usd, problem, served),
+        gpu_only_usd_per_hour=gpu_only_usd_per_hour(key, judged.context, classes, served),
+        watts=_watts(placements),
+        served_requests_per_second=problem.demand * served,
+        unserved_requests_per_second=problem.demand * (1 - served),
+        shortfall=shortfall(problem, judged.candidates, solution, candidates),
+        over_budget=_over_budget(judged, usd),
+        kept=kept,
+    )
+
+
+def _placements(
+    problem: PoolProblem, assignments: Sequence[Assignment], traffic: Sequence[int]
+) -> tuple[Placement, ...]:
+    return tuple(
+        Placement(
+            pool=problem.key,
+            hardware_class=a.option.hardware_class,
+            capacity_type=a.option.capacity_type,
+            replicas=a.replicas,
+            nodes=a.nodes,
+            usd_per_hour=a.nodes * a.option.node_usd_per_hour,
+            watts=None if a.option.node_watts is None else a.nodes * a.option.node_watts,
+            traffic_percent=percent,
+            quantization=a.option.quantization,
+            capacity=a.option.capacity,
+            resources=a.option.resources,
+            replicas_per_node=a.option.replicas_per_node,
+        )
+        for a, percent in zip(assignments, traffic, strict=True)
+    )
+
+
+def _watts(placements: Sequence[Placement]) -> int | None:
+    """Of all nodes; None where one class does not say."""
+    watts = [p.watts for p in placements]
+    known = [w for w in watts if w is not None]
+    return sum(known) if watts and len(known) == len(watts) else None
+
+
+def _per_million(usd: Decimal, problem: PoolProblem, served: float) -> Decimal | None:
+    tokens = problem.demand * served * problem.effective.output_tokens * 3600
+    if tokens <= 0:
+        return None
+    return (usd * 1_000_000 / Decimal(repr(tokens))).quantize(Decimal("0.0001"), ROUND_HALF_UP)
+
+
+def _over_budget(judged: _Judged, usd: Decimal) -> Problem | None:
+    effective = judged.context.effective
+    if effective.max_usd_per_hour is None or usd <= effective.max_usd_per_hour:
+        return None
+    return Problem(
+        "Overspend",
+        f"${format_decimal(usd)}/h is above spec.budget.maxUsdPerHour {format_decimal(effective.max_usd_per_hour)};"
+        " budget.onExceeded Overspend keeps serving",
+    )
+
+
+def _standing(judged: _Judged, failure: str) -> PoolPlan:
+    """The solver failed: what runs stays, as far as its class can still serve the pool."""
+    by_resource = {o.resource: o for o in reversed(judged.candidates.options)}
+    assignments = []
+    for running in judged.incumbent.placements if judged.incumbent else ():
+        option = by_resource.get((running.hardware_class, running.capacity_type))
+        if option and running.replicas:
+            nodes = -(-running.replicas // option.replicas_per_node)
+            assignments.append(Assignment(option, running.replicas, nodes))
+    carried = [a.replicas * a.option.capacity.turns_per_second / judged.program.demand for a in assignments]
+    total = sum(carried)
+    shares = [c / max(total, 1.0) for c in carried]
+    placements = _placements(judged.program, assignments, percents(judged.program, assignments, shares))
+    served = min(1.0, total)
+    return PoolPlan(
+        pool=judged.key,
+        effective=judged.context.effective,
+        placements=placements,
+        usd_per_hour=sum((p.usd_per_hour for p in placements), Decimal(0)),
+        watts=_watts(placements),
+        served_requests_per_second=judged.program.demand * served,
+        unserved_requests_per_second=judged.program.demand * (1 - served),
+        shortfall=Problem("SolverFailed", f"{failure}; what runs stands"),
+    )

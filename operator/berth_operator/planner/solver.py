@@ -1,0 +1,226 @@
+"""How is the program solved?  HiGHS, stage after stage, the same answer for the same input every time.
+
+One thread, a fixed seed, columns in canonical order, limits in branch-and-bound nodes and never in seconds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import highspy
+import numpy as np
+
+from berth_operator.planner.candidates import Option, Resource
+from berth_operator.planner.program import (
+    Limits,
+    PoolColumns,
+    PoolProblem,
+    Program,
+    Terms,
+    add_pool,
+    components,
+    cost_terms,
+    share_nodes,
+    shortage_stages,
+)
+
+SMALL: Final = 400
+"""Integer columns up to which a component is solved to proven optimality."""
+LARGE_GAP: Final = 0.005
+"""Relative gap at which a larger component is good enough; the plan reports it."""
+MAX_NODES: Final = 50_000
+"""Branch-and-bound nodes a stage: a bound on time that does not depend on the machine."""
+TOLERANCE: Final = 1e-6
+"""Shares below this are nothing: ten times HiGHS's feasibility tolerance for a row of unit coefficients."""
+
+
+class SolverError(Exception):
+    """HiGHS gave no feasible point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What one option of a pool is given."""
+
+    option: Option
+    replicas: int
+    nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSolution:
+    """One pool's part of a solution."""
+
+    assignments: tuple[Assignment, ...]
+    """Only those with replicas."""
+    unserved: float
+    """Share of demand, 0 to 1."""
+    objective: float
+    """Its part of the cost stage, USD/h."""
+    missing_replicas: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A plan of several pools, or of those whose component could be solved."""
+
+    pools: Mapping[str, PoolSolution]
+    cost: float
+    bound: float
+    """Lower bound on `cost` given the stages before it."""
+    failed: Mapping[str, str]
+    """Pools whose component had no solution, with the solver's words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One solved stage."""
+
+    values: list[float]
+    objective: float
+    bound: float
+
+
+def solve(problems: Sequence[PoolProblem], limits: Limits) -> Solution:
+    """The lexicographic optimum over all pools, component by component."""
+    pools: dict[str, PoolSolution] = {}
+    failed: dict[str, str] = {}
+    cost = bound = 0.0
+    for group in components(problems, limits):
+        try:
+            solved, group_cost, group_bound = _solve_component(group, limits)
+        except SolverError as error:
+            failed.update({p.key: str(error) for p in group})
+            continue
+        pools.update(solved)
+        cost += group_cost
+        bound += group_bound
+    return Solution(pools, cost, bound, failed)
+
+
+def _solve_component(problems: Sequence[PoolProblem], limits: Limits) -> tuple[dict[str, PoolSolution], float, float]:
+    program = Program()
+    columns = [add_pool(program, problem, limits) for problem in problems]
+    share_nodes(program, problems, columns, limits)
+    cost: Terms = {}
+    for problem, at in zip(problems, columns, strict=True):
+        cost.update(cost_terms(problem, at))
+    last = minimise(program, [*merged_shortage(problems, columns), cost])
+    return (
+        {p.key: read_pool(p, at, last.values) for p, at in zip(problems, columns, strict=True)},
+        last.objective,
+        last.bound,
+    )
+
+
+def merged_shortage(problems: Sequence[PoolProblem], columns: Sequence[PoolColumns]) -> list[Terms]:
+    """The stages before cost, the first of them all shortage in one: when that is nothing, the others are too."""
+    stages = shortage_stages(problems, columns)
+    if len(stages) == 1:
+        return stages
+    everything: Terms = {}
+    for stage in stages:
+        everything.update(stage)
+    return [everything, *stages]
+
+
+def minimise(program: Program, stages: Sequence[Terms]) -> Stage:
+    """Minimise each of `stages` in turn, keeping the earlier ones at their optimum.
+
+    The first stage is a probe: if it comes out as nothing, the stages up to the last hold already and are passed
+    over; if not, it is dropped and they are solved one by one (a single shortage stage is its own probe).
+    Raises SolverError.
+    """
+    highs = _load(program)
+    *shortage, last = stages
+    if shortage:
+        probe = _run(highs, program, shortage[0])
+        if probe.objective <= TOLERANCE:
+            _keep(highs, shortage[0], 0.0)
+        else:
+            for terms in shortage[1:] or shortage:
+                stage = _run(highs, program, terms)
+                _keep(highs, terms, max(stage.objective, 0.0))
+    return _run(highs, program, last)
+
+
+def _load(program: Program) -> Any:
+    highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+    options: dict[str, bool | int | float | str] = {
+        "output_flag": False,
+        "threads": 1,
+        "parallel": "off",
+        "random_seed": 1,
+        "mip_abs_gap": 0.0,
+        "mip_rel_gap": 0.0 if sum(program.integer) <= SMALL else LARGE_GAP,
+        "mip_max_nodes": MAX_NODES,
+        "mip_feasibility_tolerance": 1e-7,
+        "primal_feasibility_tolerance": 1e-8,
+    }
+    for name, value in options.items():
+        highs.setOptionValue(name, value)
+    lp = highspy.HighsLp()
+    lp.num_col_, lp.num_row_ = len(program.lower), len(program.rows)
+    lp.col_cost_ = np.zeros(len(program.lower))
+    lp.col_lower_ = np.array(program.lower)
+    lp.col_upper_ = np.array(program.upper)
+    lp.row_lower_ = np.array([low for low, _, _ in program.rows])
+    lp.row_upper_ = np.array([high for _, high, _ in program.rows])
+    kinds = {True: highspy.HighsVarType.kInteger, False: highspy.HighsVarType.kContinuous}
+    lp.integrality_ = [kinds[i] for i in program.integer]
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.a_matrix_.start_ = np.cumsum([0, *(len(terms) for _, _, terms in program.rows)])
+    lp.a_matrix_.index_ = np.array([j for _, _, terms in program.rows for j in terms], dtype=np.int32)
+    lp.a_matrix_.value_ = np.array([v for _, _, terms in program.rows for v in terms.values()])
+    highs.passModel(lp)
+    return highs
+
+
+def _run(highs: Any, program: Program, terms: Terms) -> Stage:
+    """Minimise `terms`, from the last stage's point if there is one."""
+    costs = np.zeros(len(program.lower))
+    for column, coefficient in terms.items():
+        costs[column] = coefficient
+    earlier = highs.getSolution()
+    start = list(earlier.col_value) if earlier.value_valid else None
+    highs.changeColsCost(len(costs), np.arange(len(costs), dtype=np.int32), costs)
+    if start is not None:
+        point = highspy.HighsSolution()
+        point.col_value = start
+        highs.setSolution(point)
+    highs.run()
+    info, solution = highs.getInfo(), highs.getSolution()
+    status = highs.getModelStatus()
+    if info.primal_solution_status != 2 or status == highspy.HighsModelStatus.kInfeasible:  # 2: a feasible point
+        raise SolverError(f"HiGHS found no feasible plan: {highs.modelStatusToString(status)}")
+    objective = float(info.objective_function_value)
+    optimal = status == highspy.HighsModelStatus.kOptimal and not any(program.integer)
+    return Stage(list(solution.col_value), objective, objective if optimal else float(info.mip_dual_bound))
+
+
+def _keep(highs: Any, terms: Terms, value: float) -> None:
+    """Later stages may not worsen this one."""
+    index = np.array(list(terms), dtype=np.int32)
+    highs.addRow(-highspy.kHighsInf, value + TOLERANCE / 10, len(index), index, np.array(list(terms.values())))
+
+
+def read_pool(problem: PoolProblem, columns: PoolColumns, values: Sequence[float]) -> PoolSolution:
+    """A pool's part of a point, with whole replicas."""
+    assignments = []
+    for k, option in enumerate(problem.options):
+        replicas = round(values[columns.replicas[k]])
+        if replicas:
+            assignments.append(Assignment(option, replicas, -(-replicas // option.replicas_per_node)))
+    unserved = values[columns.unserved]
+    cost = sum(c * values[column] for column, c in cost_terms(problem, columns).items())
+    missing = values[columns.missing] if columns.missing is not None else 0.0
+    return PoolSolution(tuple(assignments), unserved if unserved > TOLERANCE else 0.0, cost, missing)
+
+
+def nodes_used(solution: Mapping[str, PoolSolution]) -> dict[Resource, int]:
+    """Nodes of each class and capacity type under all pools."""
+    used: dict[Resource, int] = {}
+    for pool in solution.values():
+        for assignment in pool.assignments:
+            used[assignment.option.resource] = used.get(assignment.option.resource, 0) + assignment.nodes
+    return used

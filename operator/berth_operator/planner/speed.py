@@ -1,0 +1,245 @@
+"""How fast is one replica?  Step time by concurrency, from a serving profile or else from a roofline.
+
+Both sources answer in the same form, `Speed`, so that nothing behind it knows which one spoke.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from berth_operator.api import (
+    HardwareClassSpec,
+    HardwareKind,
+    ProvenanceMethod,
+    Quantization,
+    RuntimeName,
+    ServingPoint,
+    ServingProfile,
+)
+from berth_operator.planner.architectures import Architecture
+
+GIB: Final = float(1 << 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Speed of one replica at the context length of one workload."""
+
+    concurrency: tuple[int, ...]
+    """Requests decoding at once; ascending, the first is 1."""
+    step_seconds: tuple[float, ...]
+    """Mean time of a decode step at each concurrency: every request gains one token."""
+    gap_p99_seconds: tuple[float, ...]
+    """p99 between a request's tokens at each concurrency, no prefill beside it."""
+    prefill_tokens_per_second: float
+    """Prompt tokens, nothing else running."""
+    kv_cache_tokens: int
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """Fractions of the data sheet's peaks that a runtime reaches.
+
+    GPU: fitted to published decode speeds of Llama-3.1-8B bf16 in vLLM (A10G batch 1 29 tokens/s, L40S batch 1 44 and
+    batch 32 1,124, H100 batch 1 93, batch 8 688, batch 32 2,462): 0.8 of the bandwidth plus 3.5 ms a step is within
+    20 % of each, and 0.5 of dense FLOPs is the usual model FLOPs utilisation of prefill.  Memory 0.9 is vLLM's default
+    `gpu_memory_utilization`; 1 GiB a device goes to activations and graphs.
+    CPU: 0.7 of the bandwidth is what llama.cpp reaches on c7g.16xlarge (45.5 tokens/s x 4.65 GB of 307 GB/s); 0.6 of
+    the int8 peak and 0.15 of memory kept for the node and the worker's own are assumptions until profiles say more.
+    """
+
+    bandwidth: float
+    compute: float
+    step_overhead_seconds: float
+    usable_memory: float
+    reserve_gib_per_device: float
+    gap_p99_over_mean: float
+    """Assumed jitter of a step: CPUs share memory bandwidth with neighbours, so their tail is longer."""
+
+
+GPU_EFFICIENCY: Final = Efficiency(0.8, 0.5, 0.0035, 0.9, 1.0, 1.1)
+CPU_EFFICIENCY: Final = Efficiency(0.7, 0.6, 0.0005, 0.85, 0.0, 1.15)
+TENSOR_PARALLEL_EFFICIENCY: Final = 0.85
+"""Share of the speed left after all-reduces, where a replica spans several devices of a node.  An assumption."""
+
+INT8_TOPS_PER_CPU: Final = {"arm64": 0.32, "amd64": 0.07}
+"""Peak int8 TOP/s of one vCPU where `spec.compute` is unset; both err on the low side.
+
+arm64: two SMMLA (32 multiply-adds each) a cycle at 2.5 GHz; Neoverse V1, V2 and V3 vCPUs are whole cores with i8mm
+(V2 can issue up to four).  amd64: a vCPU is half a core; 71 GMAC/s a
+Zen 3 core were measured with AVX2; no VNNI is assumed."""
+
+MAX_CONCURRENCY: Final = 512
+"""Requests that one replica of an estimate decodes at once at most: beyond it no figure supports the estimate."""
+
+
+def concurrency_grid(limit: int) -> list[int]:
+    """Concurrencies to consider up to `limit`: each up to 16, then in steps of an eighth.
+
+    A grid of a lower limit is a part of every higher one, so that more memory never means less capacity.
+    """
+    grid = [1]
+    while (following := grid[-1] + max(1, grid[-1] // 8)) <= limit:
+        grid.append(following)
+    return grid
+
+
+# --- From a profile -------------------------------------------------------------------------------------------------
+
+_METHOD_RANK = {ProvenanceMethod.MEASURED: 0, ProvenanceMethod.PUBLISHED: 1, ProvenanceMethod.ESTIMATED: 2}
+
+
+def best_profile(
+    profiles: Iterable[ServingProfile],
+    model: str,
+    quantization: Quantization,
+    hardware_class: str,
+    runtime: RuntimeName,
+) -> ServingProfile | None:
+    """The profile that counts for a pair: measured before published before estimated, then the newest, then by name."""
+    matching = [
+        p
+        for p in profiles
+        if (p.spec.model, p.spec.quantization, p.spec.hardware_class, p.spec.runtime)
+        == (model, quantization.value, hardware_class, runtime)
+    ]
+    matching.sort(key=lambda p: p.metadata.name)
+    matching.sort(key=lambda p: p.spec.provenance.date or "", reverse=True)
+    matching.sort(key=lambda p: _METHOD_RANK[p.spec.provenance.method])
+    return matching[0] if matching else None
+
+
+def profile_speed(profile: ServingProfile, context_tokens: float) -> Speed:
+    """Interpolate a profile at a context length.
+
+    Step time (concurrency / tokens per second) and p99 gap are linear between measured contexts and between measured
+    concurrencies.  Above the longest measured context the last slope goes on (one context alone: taken as it is),
+    below the shortest it stays; above the greatest measured concurrency nothing is claimed, below the least its step
+    time stays.
+    """
+    by_concurrency: dict[int, list[ServingPoint]] = {}
+    for point in profile.spec.points:
+        by_concurrency.setdefault(point.concurrency, []).append(point)
+    measured = sorted(by_concurrency)
+    step = [
+        _at_context(
+            [(p.context_tokens, p.concurrency / float(p.decode_tokens_per_second)) for p in by_concurrency[b]],
+            context_tokens,
+        )
+        for b in measured
+    ]
+    gap = [
+        _at_context(
+            [(p.context_tokens, p.inter_token_latency_p99.total_seconds()) for p in by_concurrency[b]], context_tokens
+        )
+        for b in measured
+    ]
+    grid = sorted({*concurrency_grid(measured[-1]), *measured})
+    at_step = np.interp(grid, measured, step)
+    return Speed(
+        concurrency=tuple(grid),
+        step_seconds=tuple(at_step.tolist()),
+        gap_p99_seconds=tuple(np.maximum(np.interp(grid, measured, gap), at_step).tolist()),
+        prefill_tokens_per_second=float(profile.spec.prefill_tokens_per_second),
+        kv_cache_tokens=profile.spec.kv_cache_tokens,
+        estimated=profile.spec.provenance.method is ProvenanceMethod.ESTIMATED,
+    )
+
+
+def _at_context(points: Sequence[tuple[int, float]], context: float) -> float:
+    points = sorted(points)
+    xs, ys = [float(x) for x, _ in points], [y for _, y in points]
+    if context <= xs[-1] or len(points) == 1:
+        return float(np.interp(context, xs, ys))
+    slope = max((ys[-1] - ys[-2]) / (xs[-1] - xs[-2]), 0.0)
+    return ys[-1] + slope * (context - xs[-1])
+
+
+# --- From a roofline ------------------------------------------------------------------------------------------------
+
+
+def estimable(spec: HardwareClassSpec) -> str | None:
+    """Why a class cannot be estimated without a profile; None when it can."""
+    runtime = spec.runtime.name
+    if (spec.kind is HardwareKind.CPU) != (runtime is RuntimeName.BERTH) or runtime is RuntimeName.CUSTOM:
+        return f"runtime {runtime.value} on {spec.kind.value} cannot be estimated"
+    if spec.kind is not HardwareKind.CPU and (spec.compute is None or spec.compute.bf16_tflops is None):
+        return "spec.compute.bf16Tflops is unset, so prefill cannot be estimated"
+    return None
+
+
+def devices(spec: HardwareClassSpec) -> int:
+    """Devices that a replica spans: all of the node's; a CPU node is one."""
+    return spec.accelerators.count if spec.accelerators else 1
+
+
+def peak_flops(spec: HardwareClassSpec, quantization: Quantization) -> float:
+    """Dense peak FLOP/s (or int8 OP/s) of the whole node for this weight format.
+
+    Berth computes int8 and int4 weights in int8; bf16 at half that (BFMMLA against SMMLA).  vLLM computes int8 weights
+    in int8 where the class names `int8Tops`, and everything else in bf16.
+    """
+    compute = spec.compute
+    int8 = compute.int8_tops if compute else None
+    bf16 = compute.bf16_tflops if compute else None
+    if spec.kind is HardwareKind.CPU:
+        tops = float(int8) if int8 is not None else spec.cpus * INT8_TOPS_PER_CPU[spec.architecture]
+        if quantization is Quantization.BF16:
+            tops = float(bf16) if bf16 is not None else tops / 2
+        return tops * 1e12
+    if quantization is Quantization.INT8 and int8 is not None:
+        return int8 * 1e12
+    return float(bf16 or 0) * 1e12
+
+
+def efficiency_of(spec: HardwareClassSpec) -> Efficiency:
+    """The factors for a class."""
+    return CPU_EFFICIENCY if spec.kind is HardwareKind.CPU else GPU_EFFICIENCY
+
+
+def usable_bytes(spec: HardwareClassSpec) -> float:
+    """Bytes of the node's memory that weights and KV may fill."""
+    efficiency = efficiency_of(spec)
+    return (spec.memory_gib * efficiency.usable_memory - devices(spec) * efficiency.reserve_gib_per_device) * GIB
+
+
+def roofline_kv_tokens(spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization) -> int:
+    """Tokens of KV that fit beside the weights; negative when the weights alone are too large."""
+    room = usable_bytes(spec) - architecture.resident_bytes(quantization, spec.runtime.name)
+    return int(room // architecture.kv_bytes_per_token(spec.runtime.name))
+
+
+def roofline_speed(
+    spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, context_tokens: float
+) -> Speed:
+    """Estimate one replica on a whole node (Williams et al. 2009, "Roofline"):
+
+        step(b) = max((weights + b x context x KV) / bandwidth, b x FLOPs a token / peak) + overhead
+        prefill = peak / FLOPs a token
+
+    with 2 FLOPs per active parameter and token plus attention.  Requires `estimable(spec) is None` and room for one
+    request.
+    """
+    runtime, efficiency = spec.runtime.name, efficiency_of(spec)
+    parallel = TENSOR_PARALLEL_EFFICIENCY if devices(spec) > 1 else 1.0
+    bandwidth = spec.memory_bandwidth_gbps * 1e9 * efficiency.bandwidth * parallel
+    peak = peak_flops(spec, quantization) * efficiency.compute * parallel
+    flops = 2.0 * architecture.active_parameters + architecture.attention_flops_per_token(context_tokens)
+    kv_tokens = roofline_kv_tokens(spec, architecture, quantization)
+    limit = min(MAX_CONCURRENCY, int(kv_tokens // context_tokens))
+    grid = np.array(concurrency_grid(limit), dtype=np.float64)
+    read = architecture.streamed_bytes(quantization, runtime) + grid * context_tokens * architecture.kv_bytes_per_token(
+        runtime
+    )
+    step = np.maximum(read / bandwidth, grid * flops / peak) + efficiency.step_overhead_seconds
+    return Speed(
+        concurrency=tuple(concurrency_grid(limit)),
+        step_seconds=tuple(step.tolist()),
+        gap_p99_seconds=tuple((step * efficiency.gap_p99_over_mean).tolist()),
+        prefill_tokens_per_second=peak / flops,
+        kv_cache_tokens=kv_tokens,
+        estimated=True,
+    )
