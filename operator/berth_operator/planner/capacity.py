@@ -4,10 +4,11 @@ A replica decodes up to `b` requests at once and prefills new prompts in chunks 
 L turns/s, with s = step(b), U uncached prompt tokens and O output tokens:
 
     S = U / prefill speed                    prefill of one turn, alone
-    c = min(objective gap - gap p99(b), s)   time a step may give to a chunk: prefill never more than doubles a step and
-                                             never breaks the inter-token objective (runtimes bound their chunk so)
-    T = S (s + c) / c                        prefill of one turn beside b - 1 others (b = 1: S)
-    t = s / (1 - L S)                        mean time a token, with what prefill steals
+    e = min(objective gap - gap p99(b), s)   time that a chunk of prefill may add to a step: it never more than doubles
+                                             one and never breaks the objective (runtimes bound their chunks so)
+    c = e + idle(b)                          prefill work in a chunk: e, and what rides along while memory is the limit
+    T = S (s + e) / c                        prefill of one turn beside b - 1 others (b = 1: S)
+    t = s / (1 - L S e / c)                  mean time a token, with what prefill steals
     D = T + O t                              time that a turn holds its slot
     first token = wait for one of b slots + wait for prefill + T + t
     turn        = first token + (O - 1) t
@@ -93,6 +94,7 @@ class _Steps:
     concurrency: Array
     step: Array
     gap: Array
+    idle: Array
     prefill_tokens_per_second: float
     kv_cache_tokens: int
 
@@ -103,6 +105,7 @@ class _Steps:
             np.array(speed.concurrency[:count], dtype=np.float64),
             np.array(speed.step_seconds[:count]),
             np.array(speed.gap_p99_seconds[:count]),
+            np.array(speed.idle_seconds[:count]),
             speed.prefill_tokens_per_second,
             speed.kv_cache_tokens,
         )
@@ -124,9 +127,9 @@ def wait_p99(servers: Array, service: Array, rate: Array) -> Array:
     """
     busy = rate * service / servers
     stable = busy < 1
-    safe = np.where(stable, busy, 0.5)
-    waits = np.maximum(safe, 1e-300) ** (np.sqrt(2 * (servers + 1)) - 1)
-    wait = np.log(np.maximum(100 * waits, 1.0)) * service / (servers * (1 - safe))
+    safe, held = np.where(stable, busy, 0.5), np.where(stable, service, 0.0)
+    waits = safe ** (np.sqrt(2 * (servers + 1)) - 1)
+    wait = np.log(np.maximum(100 * waits, 1.0)) * held / (servers * (1 - safe))
     return np.where(stable, wait, math.inf)
 
 
@@ -145,14 +148,15 @@ def _latencies(steps: _Steps, load: Load, rate: Array) -> _Latencies:
     b, step, gap = steps.concurrency, steps.step, steps.gap
     alone = b == 1
     prefill = _uncached_tokens(steps, load, rate) / steps.prefill_tokens_per_second
-    chunk = np.where(alone, 0.0, np.minimum(np.maximum(load.gap - gap, 1e-9), step))
-    stretched = np.where(alone, prefill, prefill * (step + chunk) / np.maximum(chunk, 1e-9))
-    left = np.where(alone, 1.0, 1 - rate * prefill)
+    added = np.where(alone, 0.0, np.minimum(np.maximum(load.gap - gap, 0.0), step))
+    chunk = np.maximum(added + steps.idle, 1e-9)
+    stretched = np.where(alone, prefill, prefill * np.maximum((step + added) / chunk, 1.0))
+    left = 1 - rate * prefill * added / chunk
     token = np.where(left > 0, step / np.maximum(left, 1e-9), math.inf)
     held = stretched + load.output_tokens * token
     wait = wait_p99(b, held, rate) + np.where(alone, 0.0, wait_p99(np.ones_like(b), stretched, rate))
     first = wait + stretched + token
-    return _Latencies(first_token=first, gap=gap + chunk, turn=first + (load.output_tokens - 1) * token)
+    return _Latencies(first_token=first, gap=gap + added, turn=first + (load.output_tokens - 1) * token)
 
 
 def _holds(latencies: _Latencies, load: Load) -> npt.NDArray[np.bool_]:

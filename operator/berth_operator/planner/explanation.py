@@ -180,12 +180,26 @@ def _priced_out(outcome: Outcome, option: Option, options: Sequence[Option]) -> 
             f"no plan within the pool's limits that serves as much can use it ({_bounds(outcome)})",
         )
     if enters <= 0:
-        return Verdict.TOO_EXPENSIVE, f"would not enter at any price: it saves no node of the plan; costs {price}"
-    shown = Decimal(repr(enters)).quantize(Decimal("0.001"), ROUND_HALF_UP)
-    if Decimal(repr(enters)) >= option.node_usd_per_hour - Decimal("0.0005"):
-        return Verdict.TOO_EXPENSIVE, f"as good as the plan's own at {price}: breaks even at ${shown}/h"
+        share = _most_spot_percent(outcome) if option.spot else 100
+        least = f": with at most {share} % of traffic it saves no node" if share < 100 else ": it saves no node"
+        return Verdict.TOO_EXPENSIVE, f"would not enter at any price{least} of the plan; costs {price}"
+    shown = _price(enters)
+    if enters >= float(option.node_usd_per_hour) - 1e-4:
+        return Verdict.TOO_EXPENSIVE, f"no better than the plan at {price}: it would enter below ${shown}/h"
     condition = " (moving must save enough)" if outcome.incumbent and outcome.incumbent.resources else ""
     return Verdict.TOO_EXPENSIVE, f"would enter below ${shown}/h{condition}; costs {price}"
+
+
+def _most_spot_percent(outcome: Outcome) -> int:
+    """Of traffic on one spot class."""
+    effective = outcome.problem.effective
+    return min(effective.spot_max_traffic_percent, 100 - effective.survive_loss_percent)
+
+
+def _price(value: float) -> str:
+    """At least three digits that say something."""
+    places = 3 if value >= 0.1 else 2 - math.floor(math.log10(value))
+    return f"{value:.{places}f}"
 
 
 def _bounds(outcome: Outcome) -> str:

@@ -33,6 +33,9 @@ class Speed:
     """Mean time of a decode step at each concurrency: every request gains one token."""
     gap_p99_seconds: tuple[float, ...]
     """p99 between a request's tokens at each concurrency, no prefill beside it."""
+    idle_seconds: tuple[float, ...]
+    """Part of a step at each concurrency in which arithmetic waits for memory: prefill that rides along in it is free.
+    0 where a profile speaks, which cannot tell."""
     prefill_tokens_per_second: float
     """Prompt tokens, nothing else running."""
     kv_cache_tokens: int
@@ -47,7 +50,7 @@ class Efficiency:
     batch 32 1,124, H100 batch 1 93, batch 8 688, batch 32 2,462): 0.8 of the bandwidth plus 3.5 ms a step is within
     20 % of each, and 0.5 of dense FLOPs is the usual model FLOPs utilisation of prefill.  Memory 0.9 is vLLM's default
     `gpu_memory_utilization`; 1 GiB a device goes to activations and graphs.
-    CPU: 0.7 of the bandwidth is what llama.cpp reaches on c7g.16xlarge (45.5 tokens/s x 4.65 GB of 307 GB/s); 0.6 of
+    CPU: 0.7 of the bandwidth is what llama.cpp reaches on c7g.16xlarge (45.5 tokens/s x 4.65 GB of 307 GB/s); 0.5 of
     the int8 peak and 0.15 of memory kept for the node and the worker's own are assumptions until profiles say more.
     """
 
@@ -61,16 +64,16 @@ class Efficiency:
 
 
 GPU_EFFICIENCY: Final = Efficiency(0.8, 0.5, 0.0035, 0.9, 1.0, 1.1)
-CPU_EFFICIENCY: Final = Efficiency(0.7, 0.6, 0.0005, 0.85, 0.0, 1.15)
+CPU_EFFICIENCY: Final = Efficiency(0.7, 0.5, 0.0005, 0.85, 0.0, 1.15)
 TENSOR_PARALLEL_EFFICIENCY: Final = 0.85
 """Share of the speed left after all-reduces, where a replica spans several devices of a node.  An assumption."""
 
 INT8_TOPS_PER_CPU: Final = {"arm64": 0.32, "amd64": 0.07}
 """Peak int8 TOP/s of one vCPU where `spec.compute` is unset; both err on the low side.
 
-arm64: two SMMLA (32 multiply-adds each) a cycle at 2.5 GHz; Neoverse V1, V2 and V3 vCPUs are whole cores with i8mm
-(V2 can issue up to four).  amd64: a vCPU is half a core; 71 GMAC/s a
-Zen 3 core were measured with AVX2; no VNNI is assumed."""
+arm64: two SMMLA (32 multiply-adds each) a cycle at 2.5 GHz, half of what llvm-mca 19 gives neoverse-v1 and -v2 (four a
+cycle, so 11 TOP/s for 16 cores at 2.8 GHz); vCPUs of Neoverse V1, V2 and V3 are whole cores with i8mm.
+amd64: a vCPU is half a core; 71 GMAC/s a Zen 3 core were measured with AVX2; no VNNI is assumed."""
 
 MAX_CONCURRENCY: Final = 512
 """Requests that one replica of an estimate decodes at once at most: beyond it no figure supports the estimate."""
@@ -143,6 +146,7 @@ def profile_speed(profile: ServingProfile, context_tokens: float) -> Speed:
         concurrency=tuple(grid),
         step_seconds=tuple(at_step.tolist()),
         gap_p99_seconds=tuple(np.maximum(np.interp(grid, measured, gap), at_step).tolist()),
+        idle_seconds=(0.0,) * len(grid),
         prefill_tokens_per_second=float(profile.spec.prefill_tokens_per_second),
         kv_cache_tokens=profile.spec.kv_cache_tokens,
         estimated=profile.spec.provenance.method is ProvenanceMethod.ESTIMATED,
@@ -218,9 +222,11 @@ def roofline_speed(
     """Estimate one replica on a whole node (Williams et al. 2009, "Roofline"):
 
         step(b) = max((weights + b x context x KV) / bandwidth, b x FLOPs a token / peak) + overhead
+        idle(b) = step(b) - overhead - b x FLOPs a token / peak
         prefill = peak / FLOPs a token
 
-    with 2 FLOPs per active parameter and token plus attention.  Requires `estimable(spec) is None` and room for one
+    with 2 FLOPs per active parameter and token plus attention.  A row of a prefill chunk is a row like one more
+    request's, so chunks ride in `idle` (Agrawal et al. 2024, "Sarathi-Serve").  Requires `estimable(spec) is None` and room for one
     request.
     """
     runtime, efficiency = spec.runtime.name, efficiency_of(spec)
@@ -234,11 +240,14 @@ def roofline_speed(
     read = architecture.streamed_bytes(quantization, runtime) + grid * context_tokens * architecture.kv_bytes_per_token(
         runtime
     )
-    step = np.maximum(read / bandwidth, grid * flops / peak) + efficiency.step_overhead_seconds
+    arithmetic = grid * flops / peak
+    busy = np.maximum(read / bandwidth, arithmetic)
+    step = busy + efficiency.step_overhead_seconds
     return Speed(
         concurrency=tuple(concurrency_grid(limit)),
         step_seconds=tuple(step.tolist()),
         gap_p99_seconds=tuple((step * efficiency.gap_p99_over_mean).tolist()),
+        idle_seconds=tuple((busy - arithmetic).tolist()),
         prefill_tokens_per_second=peak / flops,
         kv_cache_tokens=kv_tokens,
         estimated=True,
