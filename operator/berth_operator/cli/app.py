@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from berth_operator.cli import crds
+from berth_operator.cli import bench, crds, plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -12,12 +12,9 @@ app = typer.Typer(
     help="Place Llama inference workers on the cheapest hardware that keeps their latency promise.",
     pretty_exceptions_enable=False,
 )
+app.command("plan")(plan.command)
+app.command("bench")(bench.command)
 app.command("crds")(crds.command)
-
-
-@app.callback()
-def _root() -> None:
-    """Keep subcommands even while there is only one."""
 
 
 def main() -> None:

@@ -1,0 +1,180 @@
+"""How fast is a worker, seen from outside?  Prefill alone, then decoding at each concurrency.
+
+Every stream has a prompt of its own, random tokens that no cache has seen: the first, lone request of each prompt is
+the measurement of prefill.  It also leaves the prompt in the worker's prefix cache, so that afterwards all streams of a
+round start together, and decoding is measured only while every one of them decodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from berth_operator.cli.generation import GenerationClient, GenerationError, Piece
+
+_TOKENS = range(1000, 30000)
+"""Ordinary tokens in every vocabulary of the Llama family (32,000 and up); special ones lie outside."""
+_SETTLED_SHARE = 0.25
+"""A round counts when all streams decode together for at least this share of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure."""
+
+    model: str
+    concurrency: tuple[int, ...]
+    prompt_tokens: int
+    output_tokens: int
+    requests: int
+    """At least so many at each concurrency."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Mean context of a stream while it decodes."""
+        return self.prompt_tokens + self.output_tokens // 2
+
+    def rounds(self, concurrency: int) -> int:
+        """How often that many streams are run together."""
+        return math.ceil(max(self.requests, concurrency) / concurrency)
+
+    @property
+    def total_requests(self) -> int:
+        """All requests, those of prefill included."""
+        return max(self.concurrency) + sum(c * self.rounds(c) for c in self.concurrency)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePoint:
+    """Decoding at one concurrency."""
+
+    concurrency: int
+    context_tokens: int
+    tokens_per_second: float
+    """All streams together."""
+    gap_p50: float
+    """Seconds between a stream's tokens; likewise below."""
+    gap_p99: float
+    tokens: int
+    """Tokens that the figures are from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """Everything one run found out."""
+
+    first_token_p50: float
+    """Seconds, one uncached prompt alone; likewise below."""
+    first_token_p99: float
+    prefill_tokens_per_second: float
+    points: tuple[DecodePoint, ...]
+    left_out: tuple[str, ...]
+    """Concurrencies without a figure, and why."""
+
+
+@dataclass(slots=True)
+class _Trace:
+    """One request as it went."""
+
+    began: float
+    pieces: list[Piece] = field(default_factory=list)
+    """Those that brought tokens."""
+    cached_prompt_tokens: int = 0
+
+    @property
+    def first(self) -> float:
+        return self.pieces[0].at
+
+    @property
+    def last(self) -> float:
+        return self.pieces[-1].at
+
+
+async def measure(client: GenerationClient, plan: Plan, tick: Callable[[str], None]) -> Measurements:
+    """Run every measurement of `plan`; `tick` is called after each request.  Raises GenerationError."""
+    dice = random.Random()  # noqa: S311 - new prompts each time, so that no cache has seen them
+    prompts = [dice.choices(_TOKENS, k=plan.prompt_tokens) for _ in range(max(plan.concurrency))]
+    first_tokens, speeds = [], []
+    for prompt in prompts:
+        trace = await _run(client, plan.model, prompt, 1, tick, "prefill")
+        first_tokens.append(trace.first - trace.began)
+        speeds.append((plan.prompt_tokens - trace.cached_prompt_tokens) / first_tokens[-1])
+    points, left_out = [], []
+    for concurrency in plan.concurrency:
+        found = await _decode(client, plan, prompts[:concurrency], tick)
+        if isinstance(found, str):
+            left_out.append(found)
+        else:
+            points.append(found)
+    return Measurements(
+        first_token_p50=statistics.median(first_tokens),
+        first_token_p99=percentile(first_tokens, 99),
+        prefill_tokens_per_second=statistics.median(speeds),
+        points=tuple(points),
+        left_out=tuple(left_out),
+    )
+
+
+async def _decode(
+    client: GenerationClient, plan: Plan, prompts: Sequence[Sequence[int]], tick: Callable[[str], None]
+) -> DecodePoint | str:
+    concurrency = len(prompts)
+    gaps: list[float] = []
+    tokens, seconds = 0, 0.0
+    for _ in range(plan.rounds(concurrency)):
+        name = f"decode x {concurrency}"
+        runs = (_run(client, plan.model, prompt, plan.output_tokens, tick, name) for prompt in prompts)
+        traces = await asyncio.gather(*runs)
+        begin, end = max(t.first for t in traces), min(t.last for t in traces)
+        whole = max(t.last for t in traces) - min(t.first for t in traces)
+        if end - begin < _SETTLED_SHARE * whole:
+            return (
+                f"concurrency {concurrency}: the {concurrency} streams hardly ever decoded together: the worker runs"
+                " fewer at once (its --max-concurrency), or --output-tokens is too low"
+            )
+        seconds += end - begin
+        for trace in traces:
+            inside = [piece for piece in trace.pieces if begin <= piece.at <= end]
+            tokens += sum(piece.tokens for piece in inside if piece.at > begin)
+            gaps += [after.at - before.at for before, after in itertools.pairwise(inside)]
+    if not gaps:
+        return f"concurrency {concurrency}: too few tokens to measure: raise --output-tokens"
+    return DecodePoint(
+        concurrency=concurrency,
+        context_tokens=plan.context_tokens,
+        tokens_per_second=tokens / seconds,
+        gap_p50=statistics.median(gaps),
+        gap_p99=percentile(gaps, 99),
+        tokens=tokens,
+    )
+
+
+async def _run(
+    client: GenerationClient,
+    model: str,
+    prompt: Sequence[int],
+    output_tokens: int,
+    tick: Callable[[str], None],
+    name: str,
+) -> _Trace:
+    trace = _Trace(time.perf_counter())
+    async for piece in client.complete_tokens(prompt, model=model, output_tokens=output_tokens):
+        trace.cached_prompt_tokens = piece.cached_prompt_tokens or 0
+        if piece.tokens:
+            trace.pieces.append(piece)
+    if (found := sum(piece.tokens for piece in trace.pieces)) != output_tokens:
+        raise GenerationError(f"asked for {output_tokens} tokens, got {found}: nothing can be measured with that")
+    tick(name)
+    return trace
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Nearest rank: the least value that at least `percent` % of them do not exceed.  `values` must not be empty."""
+    ranked = sorted(values)
+    return ranked[max(math.ceil(len(ranked) * percent / 100) - 1, 0)]

@@ -1,0 +1,184 @@
+"""Which pools, hardware classes and serving profiles do the files describe?
+
+Strict: what an API server would refuse is refused here, too.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
+
+from berth_operator.api import HardwareClass, InferencePool, ServingProfile
+from berth_operator.api.meta import Resource
+from berth_operator.api.names import API_VERSION, GROUP
+from berth_operator.cli.documents import Document, read_documents
+from berth_operator.cli.problems import InputProblem
+from berth_operator.cli.schema_rules import schema_at, violations
+
+KINDS: Final = ("InferencePool", "HardwareClass", "ServingProfile")
+_METADATA = frozenset(
+    {"name", "namespace", "uid", "generation", "resourceVersion", "labels", "annotations", "creationTimestamp"}
+)
+_METADATA_OF_SERVERS = frozenset(  # there in what `kubectl get -o yaml` prints, and nothing that a plan needs
+    {"managedFields", "ownerReferences", "finalizers", "generateName", "selfLink", "deletionTimestamp",
+     "deletionGracePeriodSeconds"}
+)  # fmt: skip
+_HINTS = {  # pydantic's error types in the words of someone who writes YAML
+    "int_type": "write a whole number, without quotes",
+    "int_from_float": "write a whole number",
+    "string_type": "write text; a number or true/false needs quotes",
+    "bool_type": "write true or false, without quotes",
+    "list_type": "write a list: lines that start with '- '",
+    "dict_type": "write fields below it, indented",
+    "model_type": "write fields below it, indented",
+    "model_attributes_type": "write fields below it, indented",
+}
+
+R = TypeVar("R", bound=Resource)
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """Everything that a plan is made from, as found in files or in a cluster."""
+
+    pools: tuple[InferencePool, ...] = ()
+    hardware_classes: tuple[HardwareClass, ...] = ()
+    serving_profiles: tuple[ServingProfile, ...] = ()
+    namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    """What a person should know and that is no error."""
+
+
+def read_objects(sources: Sequence[str], namespace: str = "default") -> tuple[Objects, list[InputProblem]]:
+    """Objects from files, folders and `-` (standard input); pools that name no namespace are in `namespace`.
+
+    Every problem is returned, and the objects are those without one.  Namespaces count for their labels; objects of
+    other API groups are passed over with a remark.
+    """
+    documents, problems = read_documents(sources)
+    found: dict[tuple[str, str, str], tuple[Resource, str]] = {}
+    labels: dict[str, Mapping[str, str]] = {}
+    passed_over: dict[str, int] = {}
+    for document in documents:
+        kind, group = str(document.body.get("kind", "")), str(document.body.get("apiVersion", "")).partition("/")[0]
+        if group == GROUP or (kind in KINDS and not group):
+            resource = _resource(document, kind, namespace, problems)
+            if resource is None:
+                continue
+            key = (kind, resource.metadata.namespace or "", resource.metadata.name)
+            if key in found:
+                what = _named(kind, resource.metadata.namespace, resource.metadata.name)
+                problems.append(
+                    InputProblem(document.where, what, "", f"is also in {found[key][1]}: keep one of the two")
+                )
+            else:
+                found[key] = resource, document.where
+        elif kind == "Namespace":
+            metadata = document.body.get("metadata") or {}
+            labels[str(metadata.get("name", ""))] = metadata.get("labels") or {}
+        else:
+            passed_over[f"{group or '?'}/{kind or '?'}"] = passed_over.get(f"{group or '?'}/{kind or '?'}", 0) + 1
+    remarks = tuple(f"passed over {count} x {what}: not of {GROUP}" for what, count in sorted(passed_over.items()))
+    return Objects(
+        pools=_of(InferencePool, found),
+        hardware_classes=_of(HardwareClass, found),
+        serving_profiles=_of(ServingProfile, found),
+        namespace_labels=labels,
+        remarks=remarks,
+    ), problems
+
+
+def _of(model: type[R], found: Mapping[tuple[str, str, str], tuple[Resource, str]]) -> tuple[R, ...]:
+    return tuple(resource for resource, _ in found.values() if isinstance(resource, model))
+
+
+def _named(kind: str, namespace: str | None, name: str) -> str:
+    return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
+
+
+def _resource(document: Document, kind: str, namespace: str, problems: list[InputProblem]) -> Resource | None:
+    """The object of one document; None, with a problem for each reason, when it cannot be taken."""
+    models = {"InferencePool": InferencePool, "HardwareClass": HardwareClass, "ServingProfile": ServingProfile}
+    body = dict(document.body)
+    metadata = body.get("metadata")
+    metadata = dict(metadata) if isinstance(metadata, dict) else {}
+    name = str(metadata.get("name") or "")
+    if kind == "InferencePool":
+        metadata.setdefault("namespace", namespace)
+    else:
+        metadata.pop("namespace", None)  # cluster-scoped: kubectl passes over it, too
+    what = _named(kind, metadata.get("namespace"), name or "(no name)")
+
+    def problem(path: str, message: str) -> None:
+        problems.append(InputProblem(document.where, what, path, message))
+
+    before = len(problems)
+    if kind not in models:
+        near = difflib.get_close_matches(kind, models, 1)
+        right = f"did you mean {near[0]}?" if near else f"kinds of {GROUP} are {', '.join(models)}"
+        problem("kind", f"found {kind!r}: {right}")
+        return None
+    if body.get("apiVersion") != API_VERSION:
+        problem("apiVersion", f"found {body.get('apiVersion')!r}: write {API_VERSION}")
+        return None
+    if not name:
+        problem("metadata.name", "is missing: give the object a name")
+    for unknown in sorted(metadata.keys() - _METADATA - _METADATA_OF_SERVERS):
+        problem(f"metadata.{unknown}", _unknown(unknown, sorted(_METADATA)))
+    body["metadata"] = {key: value for key, value in metadata.items() if key in _METADATA}
+    try:
+        resource: Resource = models[kind].model_validate_json(
+            json.dumps(body, default=str), strict=True, extra="forbid", by_alias=True, by_name=False
+        )
+    except ValidationError as error:
+        for details in error.errors():
+            problem(_path(details["loc"]), _message(kind, dict(details)))
+    else:
+        for path, message in violations(kind, body):
+            problem(path, message)
+    return resource if len(problems) == before else None
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
+
+
+def _message(kind: str, details: Mapping[str, Any]) -> str:
+    """One pydantic error as: what was found, and what would be right."""
+    location, error, found = details["loc"], details["type"], details["input"]
+    schema = schema_at(kind, location)
+    if error == "extra_forbidden":
+        fields = sorted(schema_at(kind, location[:-1]).get("properties", {}))
+        return _unknown(str(location[-1]), fields)
+    if error == "missing":
+        hint = schema.get("description") or _options(schema) or _fields(schema)
+        return "is missing" + (f": {hint}" if hint else "")
+    text = str(details["msg"]).removeprefix("Value error, ")
+    if error == "value_error":  # our own: they say what was found and what to write
+        return text
+    right = _options(schema) or _HINTS.get(error) or text[:1].lower() + text[1:]
+    if error == "string_pattern_mismatch" and schema.get("description"):
+        right = schema["description"]
+    shown = json.dumps(found, default=str)
+    return f"found {shown if len(shown) <= 80 else shown[:77] + '...'}: {right}"
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.7)
+    if near:
+        return f"unknown field: did you mean {near[0]}?"
+    return f"unknown field: there are {', '.join(known)}" if known else "unknown field: remove it"
+
+
+def _options(schema: Mapping[str, Any]) -> str:
+    return f"write one of {', '.join(map(str, schema['enum']))}" if "enum" in schema else ""
+
+
+def _fields(schema: Mapping[str, Any]) -> str:
+    return f"it needs {', '.join(schema['required'])}" if schema.get("required") else ""

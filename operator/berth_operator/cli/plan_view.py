@@ -1,0 +1,299 @@
+"""How is a plan shown?  As data with the API's names, and as tables with the reason for every candidate."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from berth_operator.api import CapacityType, HardwareClass, format_decimal, format_duration
+from berth_operator.planner import Candidate, Placement, Plan, PoolPlan, Snapshot, Verdict
+from berth_operator.status import savings_percent
+
+_WORDS = {CapacityType.ON_DEMAND: "on demand", CapacityType.SPOT: "spot", CapacityType.RESERVED: "reserved"}
+_STYLES = {Verdict.CHOSEN: "bold green", Verdict.TOO_EXPENSIVE: "yellow"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Every pool together."""
+
+    usd_per_hour: Decimal
+    gpu_only_usd_per_hour: Decimal | None
+    """Of all pools; None when one of them has no GPU-only plan to be compared with."""
+    savings_percent: int | None
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Fleet":
+        """Add the pools up.  Savings are those of the pools that are served in full and have a counterfactual."""
+        placed = [pool for pool in plan.pools.values() if pool.placements]
+        comparable = [pool for pool in placed if savings_percent(pool) is not None]
+        ours = sum((pool.usd_per_hour for pool in comparable), Decimal(0))
+        others = sum((pool.gpu_only_usd_per_hour or Decimal(0) for pool in comparable), Decimal(0))
+        return cls(
+            usd_per_hour=sum((pool.usd_per_hour for pool in placed), Decimal(0)),
+            gpu_only_usd_per_hour=others if comparable and len(comparable) == len(placed) else None,
+            savings_percent=int((others - ours) / others * 100 // 1) if others > 0 else None,
+        )
+
+
+def money(value: Decimal | None) -> str:
+    """US dollars to a tenth of a cent; a dash for none."""
+    return "-" if value is None else format_decimal(value, 3)
+
+
+def capacity_words(kind: CapacityType) -> str:
+    """`on demand`, `spot` or `reserved`."""
+    return _WORDS[kind]
+
+
+# --- Data -----------------------------------------------------------------------------------------------------------
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON data."""
+    fleet = Fleet.of(plan)
+    data: dict[str, Any] = _without_none(
+        {
+            "pools": [pool_data(plan.pools[key]) for key in sorted(plan.pools)],
+            "fleet": {
+                "usdPerHour": money(fleet.usd_per_hour),
+                "gpuOnlyUsdPerHour": _optional_money(fleet.gpu_only_usd_per_hour),
+                "savingsPercent": fleet.savings_percent,
+            },
+            "shadowPrices": [
+                {
+                    "hardwareClass": price.hardware_class,
+                    "capacityType": price.capacity_type.value,
+                    "usdPerHour": money(price.usd_per_hour),
+                }
+                for price in plan.shadow_prices
+            ],
+            "solver": {"status": plan.solver_status, "gapPercent": round(plan.gap * 100, 3)},
+        }
+    )
+    return data
+
+
+def pool_data(pool: PoolPlan) -> dict[str, Any]:
+    """One pool's plan as JSON data, with the names that its status has."""
+    namespace, _, name = pool.pool.partition("/")
+    problems = {
+        "notAccepted": pool.not_accepted,
+        "shortfall": pool.shortfall,
+        "overBudget": pool.over_budget,
+        "kept": pool.kept,
+    }
+    return {
+        "namespace": namespace,
+        "name": name,
+        "model": pool.effective.model,
+        "effective": pool.effective.to_api(),
+        "placements": [_placement_data(placement) for placement in pool.placements],
+        "cost": {
+            "usdPerHour": money(pool.usd_per_hour),
+            "usdPerMillionTokens": _optional_money(pool.usd_per_million_tokens),
+            "gpuOnlyUsdPerHour": _optional_money(pool.gpu_only_usd_per_hour),
+            "savingsPercent": savings_percent(pool),
+            "resumeUsdPerHour": _optional_money(pool.resume_usd_per_hour),
+            "watts": pool.watts,
+        },
+        "servedRequestsPerSecond": _rate(pool.served_requests_per_second),
+        "unservedRequestsPerSecond": _rate(pool.unserved_requests_per_second),
+        **{name: {"reason": p.reason, "message": p.message} for name, p in problems.items() if p},
+        "candidates": [
+            {
+                "hardwareClass": c.hardware_class,
+                "capacityType": c.capacity_type.value,
+                "verdict": c.verdict.value,
+                "reason": c.reason,
+                "usdPerMillionTokens": _optional_money(c.usd_per_million_tokens),
+                "estimated": c.estimated,
+            }
+            for c in pool.candidates
+        ],
+    }
+
+
+def _placement_data(placement: Placement) -> dict[str, Any]:
+    carried = placement.capacity
+    return {
+        "hardwareClass": placement.hardware_class,
+        "capacityType": placement.capacity_type.value,
+        "replicas": placement.replicas,
+        "nodes": placement.nodes,
+        "usdPerHour": money(placement.usd_per_hour),
+        "watts": placement.watts,
+        "trafficPercent": placement.traffic_percent,
+        "quantization": placement.quantization.value,
+        "replica": {
+            "requestsPerSecond": _rate(carried.turns_per_second),
+            "concurrency": carried.concurrency,
+            "timeToFirstTokenP99": _seconds(carried.time_to_first_token_p99),
+            "interTokenLatencyP99": _seconds(carried.inter_token_latency_p99),
+            "turnLatencyP99": _seconds(carried.turn_latency_p99),
+            "estimated": carried.estimated,
+        },
+    }
+
+
+def _optional_money(value: Decimal | None) -> str | None:
+    return None if value is None else money(value)
+
+
+def _rate(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1000:.0f}ms" if value < 10 else f"{value:.1f}s"
+
+
+def _without_none(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_none(value) for key, value in data.items() if value is not None}
+    return [_without_none(item) for item in data] if isinstance(data, list) else data
+
+
+# --- Tables ---------------------------------------------------------------------------------------------------------
+
+
+def print_plan(console: Console, plan: Plan, snapshot: Snapshot, *, summary: bool = False) -> None:
+    """Print the fleet on one table and then, unless `summary`, each pool with its candidates."""
+    classes = {item.metadata.name: item for item in snapshot.hardware_classes}
+    if not plan.pools:
+        console.print("No InferencePool: there is nothing to place.")
+        return
+    console.print(_fleet_table(plan))
+    if not summary:
+        for key in sorted(plan.pools):
+            console.print(Group(*_pool_section(plan.pools[key], classes)))
+    for line in _footnotes(plan):
+        console.print(Text(line, style="dim"))
+
+
+def _fleet_table(plan: Plan) -> Table:
+    fleet = Fleet.of(plan)
+    table = Table(box=box.SIMPLE_HEAD, show_footer=len(plan.pools) > 1)
+    table.add_column("POOL", footer="all pools", no_wrap=True)
+    table.add_column("MODEL", overflow="fold")
+    table.add_column("PLACEMENT", overflow="fold")
+    table.add_column("USD/H", justify="right", footer=money(fleet.usd_per_hour))
+    table.add_column("GPU ONLY", justify="right", footer=money(fleet.gpu_only_usd_per_hour))
+    saved = fleet.savings_percent
+    table.add_column("SAVED", justify="right", footer="-" if saved is None else f"{saved}%")
+    table.add_column("STATUS", overflow="fold")
+    for key in sorted(plan.pools):
+        pool = plan.pools[key]
+        percent = savings_percent(pool)
+        table.add_row(
+            key,
+            pool.effective.model,
+            "\n".join(map(_short, pool.placements)) or "-",
+            money(pool.usd_per_hour) if pool.placements else "-",
+            money(pool.gpu_only_usd_per_hour),
+            "-" if percent is None else f"{percent}%",
+            Text(*_state(pool)),
+        )
+    return table
+
+
+def _short(placement: Placement) -> str:
+    return f"{placement.replicas}x {placement.hardware_class}/{placement.capacity_type.value}"
+
+
+def _state(pool: PoolPlan) -> tuple[str, str]:
+    """One word and its style."""
+    if pool.not_accepted:
+        return pool.not_accepted.reason, "red"
+    if pool.effective.suspend:
+        return "Suspended", "yellow"
+    if not pool.placements:
+        return pool.shortfall.reason if pool.shortfall else "NoPlacement", "red"
+    if pool.unserved_requests_per_second > 0:
+        return pool.shortfall.reason if pool.shortfall else "DemandUnserved", "red"
+    if pool.over_budget:
+        return "OverBudget", "yellow"
+    return ("Kept" if pool.kept else "Placed"), "green"
+
+
+def _pool_section(pool: PoolPlan, classes: Mapping[str, HardwareClass]) -> Iterator[RenderableType]:
+    effective = pool.effective
+    yield Text.assemble(
+        (pool.pool, "bold"),
+        f"  {effective.model}, {effective.workload_class.value}, "
+        f"{format_decimal(effective.requests_per_second.normalize(), 3)} requests/s; p99 promised: first token "
+        f"{format_duration(effective.time_to_first_token_p99)}, between tokens "
+        f"{format_duration(effective.inter_token_latency_p99)}, turn {format_duration(effective.turn_latency_p99)}",
+    )
+    lines = [
+        *(_placement_line(placement, classes) for placement in pool.placements),
+        *(
+            f"{problem.reason}: {problem.message}"
+            for problem in (pool.not_accepted, pool.shortfall, pool.over_budget, pool.kept)
+            if problem
+        ),
+    ]
+    if effective.suspend:
+        cost = "nothing could serve it now" if pool.resume_usd_per_hour is None else money(pool.resume_usd_per_hour)
+        lines.append(f"suspended; resuming would cost, in USD/h: {cost}")
+    yield Padding(Group(*(Text(line) for line in lines)), (0, 0, 0, 2))
+    if pool.candidates:
+        yield candidate_table(pool.candidates)
+
+
+def _placement_line(placement: Placement, classes: Mapping[str, HardwareClass]) -> str:
+    carried, nodes = placement.capacity, "node" if placement.nodes == 1 else "nodes"
+    chip = classes[placement.hardware_class].spec.chip if placement.hardware_class in classes else ""
+    how = "estimated" if carried.estimated else "profiled"
+    return (
+        f"{_short(placement)} ({chip}): {placement.nodes} {nodes}, {money(placement.usd_per_hour)} USD/h,"
+        f" {placement.traffic_percent}% of traffic; one replica carries {carried.turns_per_second:.3g} requests/s"
+        f" with first token {_seconds(carried.time_to_first_token_p99)}, between tokens"
+        f" {_seconds(carried.inter_token_latency_p99)}, turn {_seconds(carried.turn_latency_p99)} ({how})"
+    )
+
+
+def candidate_table(candidates: Iterable[Candidate]) -> Table:
+    """What was considered, the chosen first, then by price."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("HARDWARE", no_wrap=True)
+    table.add_column("CAPACITY", no_wrap=True)
+    table.add_column("VERDICT", no_wrap=True)
+    table.add_column("USD/M TOKENS", justify="right", no_wrap=True)
+    table.add_column("SPEED", no_wrap=True)
+    table.add_column("REASON", overflow="fold")
+    for c in sorted(candidates, key=_rank):
+        table.add_row(
+            c.hardware_class,
+            c.capacity_type.value,
+            Text(c.verdict.value, style=_STYLES.get(c.verdict, "dim")),
+            money(c.usd_per_million_tokens),
+            "estimated" if c.estimated else "profiled",
+            c.reason,
+        )
+    return table
+
+
+def _rank(c: Candidate) -> tuple[bool, bool, Decimal, str, str]:
+    price = c.usd_per_million_tokens
+    return c.verdict != Verdict.CHOSEN, price is None, price or Decimal(0), c.hardware_class, c.capacity_type.value
+
+
+def _footnotes(plan: Plan) -> Iterator[str]:
+    for price in plan.shadow_prices:
+        yield (
+            f"One more node of {price.hardware_class} ({capacity_words(price.capacity_type)}) would save"
+            f" {money(price.usd_per_hour)} USD/h."
+        )
+    if plan.gap > 1e-9:
+        yield f"This plan is within {plan.gap:.2%} of the cheapest there can be."
+    if any(p.capacity.estimated for pool in plan.pools.values() for p in pool.placements):
+        yield "estimated: by roofline, until a ServingProfile says what was measured (`berth bench` prints one)."
+    if any(pool.gpu_only_usd_per_hour is not None for pool in plan.pools.values()):
+        yield "GPU ONLY: a lower bound on the cheapest GPU-only plan of the same demand, same freedoms, same solver."
