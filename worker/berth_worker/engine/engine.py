@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from berth_worker.engine.blocks import BlockManager, blocks_for
-from berth_worker.engine.limits import EngineConfig, allowed_tokens
+from berth_worker.engine.limits import EngineConfig, NotAcceptingError, allowed_tokens
 from berth_worker.engine.report import Observer, Silent, Stats, StepReport
 from berth_worker.engine.request import FinishReason, Request, SamplingParams
 from berth_worker.engine.sampling import StopText, sample
@@ -25,13 +25,9 @@ from berth_worker.engine.stream import AsyncStream, Chunk, Completion, Finish, S
 if TYPE_CHECKING:
     from berth_worker.model.interface import Model, Tokenizer
 
-__all__ = ["Engine", "NotAcceptingError"]
+__all__ = ["Engine"]
 
 log = logging.getLogger(__name__)
-
-
-class NotAcceptingError(RuntimeError):
-    """The engine takes no new requests: it drains, was stopped, or has failed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -115,10 +111,10 @@ class Engine:
         with self._lock:
             self._accepting = False
 
-    def wait_idle(self, timeout: float) -> bool:
-        """Block until nothing runs or waits; False if that took longer than timeout seconds."""
-        with self._lock:
-            return self._lock.wait_for(lambda: not self._active, timeout)
+    @property
+    def idle(self) -> bool:
+        """Nothing runs or waits."""
+        return not self._active
 
     def stop(self, timeout: float = 10.0) -> int:
         """End the thread after the step that runs; what has not finished is aborted. Returns how many that were."""

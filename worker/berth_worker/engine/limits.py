@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 from berth_worker.engine.request import InvalidRequestError, SamplingParams
 
-__all__ = ["EngineConfig", "allowed_tokens"]
+__all__ = ["EngineConfig", "NotAcceptingError", "allowed_tokens"]
+
+
+class NotAcceptingError(RuntimeError):
+    """The engine takes no new requests: it drains, was stopped, or has failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,153 @@
+"""What can be said to a worker when it starts?  Each option is a flag, or a variable of the environment."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+__all__ = ["Options", "parse"]
+
+
+def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        value = int(text)
+        if value < low or (high is not None and value > high):
+            raise ValueError
+        return value
+
+    convert.__name__ = f"whole number from {low}" + ("" if high is None else f" to {high}")
+    return convert
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError
+    return value
+
+
+_seconds.__name__ = "number of seconds, 0 or more"
+
+
+def _word(text: str) -> str:
+    if not text.strip():
+        raise ValueError
+    return text
+
+
+_word.__name__ = "text that is not empty"
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        for value in allowed:
+            if value.lower() == text.lower():
+                return value
+        raise ValueError
+
+    convert.__name__ = "one of " + ", ".join(allowed)
+    return convert
+
+
+def _option(default: Any, convert: Callable[[str], Any], text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"convert": convert, "help": text})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The worker's options; None where the model or the machine decides."""
+
+    model: str = _option(
+        "smollm2-135m-instruct", _word, "model to serve: a name that comes with the worker, file://, pvc:// or hf://"
+    )
+    served_model_name: str | None = _option(None, _word, "name that clients and metrics see (default: the model's)")
+    quantization: str = _option(
+        "Int8", _choice("Int8", "BF16", "FP32"), "how weights are held and multiplied: Int8, BF16 or FP32"
+    )
+    host: str = _option("0.0.0.0", _word, "address to listen on")  # noqa: S104 - a pod's address is not known before
+    grpc_port: int = _option(9000, _integer(0, 65535), "gRPC port; 0: any free one, printed when ready")
+    http_port: int = _option(
+        8000, _integer(0, 65535), "HTTP port of /healthz, /readyz and /metrics; 0: any free one, printed when ready"
+    )
+    max_concurrency: int = _option(16, _integer(1, 4096), "requests that run at once")
+    max_queue: int = _option(64, _integer(0), "requests that wait beyond those; the next one is refused at once")
+    max_context_tokens: int | None = _option(
+        None, _integer(2), "prompt and output of one request together (default: what the model was trained for)"
+    )
+    kv_cache_tokens: int | None = _option(
+        None,
+        _integer(16),
+        "tokens that the KV cache holds (default: max-concurrency contexts, in at most half of the free memory)",
+    )
+    max_batch_tokens: int = _option(
+        256, _integer(1), "rows of one step: larger is faster prefill, smaller is smoother decode beside it"
+    )
+    threads: int | None = _option(None, _integer(1, 1024), "threads of a step (default: the CPUs that are allowed)")
+    drain_lag_seconds: float = _option(
+        5.0, _seconds, "after SIGTERM, admit for so long while endpoints catch up; at most half of grace-seconds"
+    )
+    grace_seconds: float = _option(
+        25.0, _seconds, "after SIGTERM, be gone within this time; stay below the pod's termination grace period"
+    )
+    stall_seconds: float = _option(120.0, _seconds, "a step that takes longer makes /healthz fail")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"berth-worker: {message}\n")
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
+    """Options from flags, else from BERTH_WORKER_* variables, else defaults.
+
+    Exits with code 2 and one line on stderr for what cannot be understood, and 0 after --help and --version.
+    """
+    parser = _Parser(
+        prog="berth-worker",
+        description="Serves one Llama over gRPC (berth.v1.Generation), with health, readiness and metrics over HTTP.",
+        epilog="Every flag can also be set by an environment variable: --grpc-port by BERTH_WORKER_GRPC_PORT.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"berth-worker {_version()}")
+    for option in dataclasses.fields(Options):
+        shown = "" if option.default is None else f" (default: {option.default})"
+        parser.add_argument(
+            _flag(option.name), metavar=option.name.upper(), help=(option.metadata["help"] + shown).replace("%", "%%")
+        )
+    given = vars(parser.parse_args(arguments))
+    values: dict[str, Any] = {}
+    for option in dataclasses.fields(Options):
+        variable = f"BERTH_WORKER_{option.name.upper()}"
+        name, text = _flag(option.name), given[option.name]
+        if text is None and variable in environment:
+            name, text = variable, environment[variable]
+        if text is None:
+            continue
+        convert = option.metadata["convert"]
+        try:
+            values[option.name] = convert(text)
+        except ValueError:
+            parser.error(f"{name}: found {text!r}; expected a {convert.__name__}".replace("a one of", "one of"))
+    options = Options(**values)
+    if options.max_batch_tokens < options.max_concurrency:
+        parser.error(
+            f"--max-batch-tokens: {options.max_batch_tokens} is less than --max-concurrency "
+            f"({options.max_concurrency}): each running request needs a row of a step"
+        )
+    return options
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("berth-worker")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed: run from its source)"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
