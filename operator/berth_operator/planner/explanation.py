@@ -49,7 +49,7 @@ class Outcome:
     free: PoolSolution | None
     """The pool's plan if moving were free."""
     exact: bool
-    """Find break-even prices with the solver; else by comparing with the candidate alone."""
+    """Find break-even prices with the solver, some milliseconds each; else compare with the candidate alone."""
 
     @property
     def left(self) -> dict[Resource, int]:
@@ -166,13 +166,7 @@ def _other_objective(outcome: Outcome, option: Option, _: Sequence[Option]) -> F
 def _priced_out(outcome: Outcome, option: Option, options: Sequence[Option]) -> Finding:
     price = f"${format_decimal(option.node_usd_per_hour)}/h"
     if not outcome.exact:
-        cost = float(sum(a.nodes * a.option.node_usd_per_hour for a in outcome.solution.assignments))
-        nodes = _nodes_alone(outcome, option)
-        return (
-            Verdict.TOO_EXPENSIVE,
-            f"alone it would take {_count(nodes, 'node')} at {price} = ${nodes * float(option.node_usd_per_hour):.2f}/h"
-            f" against ${cost:.2f}/h of the plan; it would enter at ${cost / nodes:.3f}/h a node at the latest",
-        )
+        return Verdict.TOO_EXPENSIVE, _compared_alone(outcome, option, price)
     enters = max((e for o in options if (e := break_even(outcome, o)) is not None), default=None)
     if enters is None:
         return (
@@ -188,6 +182,18 @@ def _priced_out(outcome: Outcome, option: Option, options: Sequence[Option]) -> 
         return Verdict.TOO_EXPENSIVE, f"no better than the plan at {price}: it would enter below ${shown}/h"
     condition = " (moving must save enough)" if outcome.incumbent and outcome.incumbent.resources else ""
     return Verdict.TOO_EXPENSIVE, f"would enter below ${shown}/h{condition}; costs {price}"
+
+
+def _compared_alone(outcome: Outcome, option: Option, price: str) -> str:
+    """The candidate carrying all that policy lets it carry, against the plan: cheap, and true, but no break-even."""
+    share = _most_spot_percent(outcome) / 100 if option.spot else 1.0
+    nodes = _nodes_alone(outcome, option, share)
+    cost = float(sum(a.nodes * a.option.node_usd_per_hour for a in outcome.solution.assignments))
+    whole = "alone" if share == 1 else f"for its at most {share:.0%} of traffic".replace("%", " %")
+    return (
+        f"{whole} it takes {_count(nodes, 'node')} at {price} = ${nodes * float(option.node_usd_per_hour):.2f}/h"
+        f" against ${cost:.2f}/h of the whole plan"
+    )
 
 
 def _most_spot_percent(outcome: Outcome) -> int:
@@ -214,8 +220,9 @@ def _bounds(outcome: Outcome) -> str:
     return ", ".join(bounds)
 
 
-def _nodes_alone(outcome: Outcome, option: Option) -> int:
-    served = outcome.problem.demand * (1 - outcome.solution.unserved)
+def _nodes_alone(outcome: Outcome, option: Option, share: float = 1.0) -> int:
+    """Whole nodes that carry a share of what the plan serves."""
+    served = outcome.problem.demand * (1 - outcome.solution.unserved) * share
     replicas = max(
         1, math.ceil(served / option.capacity.turns_per_second - 1e-9), outcome.problem.effective.min_replicas
     )
