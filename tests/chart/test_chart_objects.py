@@ -8,6 +8,9 @@ from typing import Any
 import chartgen
 import pytest
 import yaml
+from berth_operator.api.names import CAPACITY_TYPE_LABEL, HARDWARE_CLASS_LABEL, POOL_LABEL
+from berth_operator.render import RenderSettings
+from berth_operator.settings import Settings, parse
 
 Manifest = dict[str, Any]
 Only = Callable[..., Manifest]
@@ -61,6 +64,71 @@ def test_images_are_named_by_registry_repository_and_tag_or_digest(
     assert container["image"] == expected
     environment = {variable["name"]: variable.get("value") for variable in container["env"]}
     assert environment["BERTH_WORKER_IMAGE"] == expected.replace("operator", "worker")
+
+
+def _settings(deployment: Manifest) -> Settings:
+    """What the operator makes of the environment in the Deployment; in a pod, the downward API fills in two of it."""
+    variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    from_fields = {"metadata.namespace": "berth-system", "metadata.name": "berth-operator-0"}
+    return parse(
+        [],
+        {
+            variable["name"]: variable.get("value") or from_fields[variable["valueFrom"]["fieldRef"]["fieldPath"]]
+            for variable in variables
+        },
+    )
+
+
+def test_every_value_reaches_the_operator_under_the_name_that_it_reads(only: Only) -> None:
+    chosen = _settings(
+        only(
+            "Deployment",
+            watchNamespaces=["team-a", "team-b"],
+            planning={"interval": "2m", "debounce": "300ms"},
+            log={"level": "debug", "format": "text"},
+            metrics={"port": 9999},
+            health={"port": 8888},
+            worker={"image": {"tag": "w", "pullPolicy": "Always"}},
+            vllm={"image": {"tag": "v"}},
+        )
+    )
+    assert chosen == Settings(
+        watch_namespaces=("team-a", "team-b"),
+        namespace="berth-system",
+        identity="berth-operator-0",
+        leader_elect=True,
+        kubeconfig=None,
+        metrics_address=("0.0.0.0", 9999),  # noqa: S104 - in the pod
+        health_address=("0.0.0.0", 8888),  # noqa: S104
+        debounce_s=0.3,
+        interval_s=120.0,
+        log_format="text",
+        log_level="debug",
+        render=RenderSettings("berth-worker:w", "vllm/vllm-openai:v", "Always"),
+    )
+
+
+def test_images_by_default_are_those_that_the_operator_would_choose(only: Only) -> None:
+    assert _settings(only("Deployment")).render == RenderSettings()
+
+
+def test_pod_monitor_of_workers_selects_the_pods_that_the_operator_renders(helm: Any) -> None:
+    (monitor,) = (
+        manifest["spec"]
+        for manifest in helm.objects(*POD_MONITOR_API, metrics={"podMonitor": {"enabled": True}})
+        if manifest["metadata"]["name"].endswith("-workers")
+    )
+    assert monitor["selector"]["matchExpressions"] == [{"key": POOL_LABEL, "operator": "Exists"}]
+    discovered = {
+        name.replace(".", "_").replace("/", "_").replace("-", "_"): name
+        for name in (POOL_LABEL, HARDWARE_CLASS_LABEL, CAPACITY_TYPE_LABEL)
+    }
+    from_pod_labels = {
+        relabeling["sourceLabels"][0].removeprefix("__meta_kubernetes_pod_label_")
+        for relabeling in monitor["podMetricsEndpoints"][0]["relabelings"]
+        if "_label_" in relabeling["sourceLabels"][0]
+    }
+    assert from_pod_labels == discovered.keys()
 
 
 def test_a_budget_is_only_made_where_it_leaves_room_to_drain(helm: Any, only: Only) -> None:
