@@ -23,6 +23,10 @@ class Operator(Protocol):
     async def stop(self) -> None:
         """End what `start` began, also when it began only half."""
 
+    async def connection(self) -> kopf.ConnectionInfo:
+        """How to reach the API server, and as whom."""
+        ...
+
     def health(self) -> str:
         """A word on how it is; raises when only a restart helps."""
         ...
@@ -46,6 +50,12 @@ async def start(settings: kopf.OperatorSettings, memo: Operator, **_: Any) -> No
     settings.scanning.disabled = True
     settings.networking.error_backoffs = _Forever()
     await memo.start()
+
+
+@kopf.on.login()
+async def login(memo: Operator, **_: Any) -> kopf.ConnectionInfo:
+    """For the one thing that kopf asks the API server: whether it is there."""
+    return await memo.connection()
 
 
 @kopf.on.cleanup()

@@ -217,25 +217,26 @@ class Loop:
 
 def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
     """What the planner plans from."""
+    scheduled = Counter((w.pool, w.hardware_class, w.capacity_type) for w in seen.workers if w.node and not w.deleting)
+    running = []
+    for child in seen.children:
+        if child.resource == DEPLOYMENTS and child.hardware_class and child.capacity_type and not child.deleting:
+            pool = f"{child.namespace}/{child.pool}"
+            placement = RunningPlacement(
+                pool=pool,
+                hardware_class=child.hardware_class,
+                capacity_type=child.capacity_type,
+                replicas=child.replicas,
+                ready_replicas=child.ready_replicas,
+                scheduled_replicas=scheduled[pool, child.hardware_class, child.capacity_type],
+            )
+            running.append(placement)
     return Snapshot(
         now=now,
         pools=seen.pools,
         hardware_classes=seen.hardware_classes,
         serving_profiles=seen.serving_profiles,
-        running=tuple(
-            RunningPlacement(
-                pool=f"{child.namespace}/{child.pool}",
-                hardware_class=child.hardware_class,
-                capacity_type=child.capacity_type,
-                replicas=child.replicas,
-                ready_replicas=child.ready_replicas,
-            )
-            for child in seen.children
-            if child.resource == DEPLOYMENTS
-            and child.hardware_class is not None
-            and child.capacity_type is not None
-            and not child.deleting
-        ),
+        running=tuple(running),
         namespace_labels=seen.namespace_labels,
     )
 
@@ -280,7 +281,7 @@ def steps_of(
 
 def _why_hold(pool_plan: PoolPlan) -> str | None:
     """A pool for which no hardware is to be had keeps what it still has: serving slowly beats not serving."""
-    if pool_plan.placements or pool_plan.shortfall is None or pool_plan.over_budget is not None:
+    if pool_plan.placements or pool_plan.shortfall is None or pool_plan.shortfall.reason == "Budget":
         return None
     return f"the plan has nothing to replace it ({pool_plan.shortfall.message})"
 

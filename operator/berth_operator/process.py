@@ -7,6 +7,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+import kopf
 import prometheus_client
 
 from berth_operator.cluster.cluster import Cluster
@@ -24,6 +25,7 @@ class Operator:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = prometheus_client.CollectorRegistry()
         prometheus_client.ProcessCollector(registry=self._registry)
         prometheus_client.GCCollector(registry=self._registry)
@@ -63,6 +65,19 @@ class Operator:
         if hasattr(self, "_server"):
             await asyncio.to_thread(self._server.shutdown)
         log.info("stopped")
+
+    async def connection(self) -> kopf.ConnectionInfo:
+        """How to reach the API server, and as whom, in kopf's terms."""
+        configuration = self._kube.configuration
+        token = await configuration.get_api_key_with_prefix("BearerToken")
+        return kopf.ConnectionInfo(
+            server=str(configuration.host),
+            ca_path=configuration.ssl_ca_cert,
+            insecure=not configuration.verify_ssl,
+            token=token.removeprefix("Bearer ") if token else None,
+            certificate_path=configuration.cert_file,
+            private_key_path=configuration.key_file,
+        )
 
     def health(self) -> str:
         """What the liveness endpoint says.  Raises RuntimeError when only a restart helps."""

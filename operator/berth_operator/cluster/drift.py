@@ -59,5 +59,5 @@ def _lost_items(items: list[Any], owned: Mapping[str, Any], path: str) -> Iterat
             yield f"{path}[{item.get('name', '?')}]"
             continue
         key, node = match[0]
-        label = ",".join(str(value) for value in key.values())
-        yield from _lost(item, node, f"{path}[{label}]")
+        if node:  # else an atomic item, owned as a whole
+            yield from _lost(item, node, f"{path}[{','.join(str(value) for value in key.values())}]")

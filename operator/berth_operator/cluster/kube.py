@@ -68,7 +68,7 @@ class Kube:
     def __init__(
         self, configuration: Configuration, *, attempts: int = 4, request_seconds: float = _REQUEST_SECONDS
     ) -> None:
-        self._configuration = configuration
+        self.configuration = configuration
         self._host = str(configuration.host).rstrip("/")
         self._rest = RESTClientObject(configuration)
         self._attempts = attempts
@@ -253,7 +253,7 @@ class Kube:
         headers = {"Accept": "application/json", "User-Agent": FIELD_MANAGER}
         if content_type:
             headers["Content-Type"] = content_type
-        token = await self._configuration.get_api_key_with_prefix("BearerToken")
+        token = await self.configuration.get_api_key_with_prefix("BearerToken")
         if token:
             headers["Authorization"] = token
         answer: aiohttp.ClientResponse = await self._rest.request(

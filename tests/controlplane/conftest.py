@@ -1,0 +1,322 @@
+"""The operator as it runs in a cluster: a process of its own, under the chart's ServiceAccount, against a real API server."""
+
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chartgen import CHART
+from devcluster import AuditEvent, ControlPlane, SimulatedNodePool, ensure
+from devcluster.components import free_ports
+from devcluster.processes import die_with_parent
+
+OPERATOR_NAMESPACE = "berth-system"
+ACCOUNT = "berth-operator"
+USER = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{ACCOUNT}"
+
+Manifest = dict[str, Any]
+_SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Build Helm before the first test that installs the chart, where no test's time limit counts it."""
+    if not session.config.option.collectonly and any(
+        "operator_kubeconfig" in getattr(item, "fixturenames", ()) for item in session.items
+    ):
+        ensure(["helm"])
+
+
+class OperatorProcess:
+    """One replica, started as `berth-operator` would be, with the chart's ServiceAccount's token."""
+
+    def __init__(self, cluster: ControlPlane, kubeconfig: Path, log: Path, *flags: str) -> None:
+        self._cluster = cluster
+        self.kubeconfig = kubeconfig
+        self._log = log
+        self._flags = flags
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; its metrics answer afterwards."""
+        metrics, health = free_ports(2)
+        self.metrics_url, self.health_url = f"http://127.0.0.1:{metrics}/metrics", f"http://127.0.0.1:{health}/healthz"
+        command = [
+            *(sys.executable, "-m", "berth_operator"),
+            f"--kubeconfig={self.kubeconfig}",
+            f"--namespace={OPERATOR_NAMESPACE}",
+            f"--metrics-address=127.0.0.1:{metrics}",
+            f"--health-address=127.0.0.1:{health}",
+            *self._flags,
+        ]
+        with self._log.open("ab") as sink:
+            self._process = subprocess.Popen(
+                command,
+                env={"PATH": "/usr/bin:/bin", "HOME": str(self._log.parent)},
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
+                preexec_fn=die_with_parent(),
+            )
+        self.wait_for("the operator serves its metrics", self.metrics)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def terminate(self) -> int:
+        """Ask it to end, and return its exit code."""
+        assert self._process
+        self._process.terminate()
+        return self._process.wait(timeout=20)
+
+    @property
+    def log(self) -> str:
+        """Everything it has said, over restarts."""
+        return self._log.read_text()
+
+    def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """(name, labels) -> value; empty while nothing answers."""
+        try:
+            text = _get(self.metrics_url)
+        except OSError:
+            return {}
+        samples = (_SAMPLE.match(line) for line in text.splitlines())
+        return {(s[1], frozenset(_LABEL.findall(s[2] or ""))): float(s[3]) for s in samples if s}
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the series of this name that carry these labels."""
+        wanted = set(labels.items())
+        return sum(value for (n, got), value in self.metrics().items() if n == name and wanted <= got)
+
+    @property
+    def passes(self) -> float:
+        """Passes of its loop so far."""
+        return self.metric("berth_plans_total")
+
+    def health(self) -> str:
+        """What the liveness endpoint answers."""
+        return _get(self.health_url)
+
+    def wait_for(self, what: str, condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+        """Poll for something true; fail early, with the end of the log, when the operator or a component has died."""
+
+        def checked() -> Any:
+            assert self._process and self._process.poll() is None, f"the operator exited:\n{self.log[-4000:]}"
+            return condition()
+
+        try:
+            return self._cluster.wait_for(what, checked, timeout_s)
+        except Exception as error:
+            error.add_note("operator log:\n" + "\n".join(self.log.splitlines()[-40:]))
+            raise
+
+    def writes(self, since: int) -> list[AuditEvent]:
+        """What its ServiceAccount tried to change after a mark in the audit log, Leases aside."""
+        events = self._cluster.audit_events(since=since, user=USER, writes=True)
+        return [event for event in events if event.resource != "leases.coordination.k8s.io"]
+
+
+def _get(url: str) -> str:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+@pytest.fixture(scope="session")
+def operator_kubeconfig(control_plane: ControlPlane) -> Path:
+    """The chart applied (with no operator pods: the tests run the process), and a token of its ServiceAccount."""
+    control_plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}})
+    helm = ensure(["helm"])["helm"]
+    command = [str(helm), "template", "berth", str(CHART), f"--namespace={OPERATOR_NAMESPACE}", "--set=replicas=0"]
+    chart = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=chart)
+    control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=20s")
+    return control_plane.kubeconfig_for_service_account(OPERATOR_NAMESPACE, ACCOUNT)
+
+
+GRAVITON = SimulatedNodePool("graviton", 12, "c8g.4xlarge", "arm64", 16, "32Gi", zones=("eu-west-1a", "eu-west-1b"))
+GRAVITON_SPOT = SimulatedNodePool(
+    "graviton-spot",
+    12,
+    "c8g.4xlarge",
+    "arm64",
+    16,
+    "32Gi",
+    capacity_type="spot",
+    zones=("eu-west-1a", "eu-west-1b"),
+    taints=("berth.dev/spot=true:NoSchedule",),
+)
+L4 = SimulatedNodePool("l4", 4, "g6.xlarge", "amd64", 4, "16Gi", gpus=1, taints=("nvidia.com/gpu=present:NoSchedule",))
+
+
+def graviton4_class(on_demand: str = "0.638", spot: str = "0.255") -> Manifest:
+    """c8g.4xlarge."""
+    selector = {"node.kubernetes.io/instance-type": "c8g.4xlarge"}
+    return _hardware_class(
+        "graviton4",
+        vendor="AWS",
+        chip="Graviton4",
+        kind="CPU",
+        architecture="arm64",
+        cpus=16,
+        memoryGiB=32,
+        memoryBandwidthGBps=228,
+        compute={"int8Tops": 11, "bf16Tflops": 5},
+        runtime={"name": "Berth"},
+        capacity=[
+            {
+                "type": "OnDemand",
+                "usdPerHour": on_demand,
+                "maxNodes": GRAVITON.count,
+                "selector": selector | {"karpenter.sh/capacity-type": "on-demand"},
+            },
+            {
+                "type": "Spot",
+                "usdPerHour": spot,
+                "maxNodes": GRAVITON_SPOT.count,
+                "interruptionsPerHour": "0.01",
+                "selector": selector | {"karpenter.sh/capacity-type": "spot"},
+                "tolerations": [{"key": "berth.dev/spot", "operator": "Exists", "effect": "NoSchedule"}],
+            },
+        ],
+    )
+
+
+def l4_class(on_demand: str = "0.805") -> Manifest:
+    """g6.xlarge."""
+    return _hardware_class(
+        "l4",
+        vendor="NVIDIA",
+        chip="L4",
+        kind="GPU",
+        architecture="amd64",
+        cpus=4,
+        memoryGiB=24,
+        memoryBandwidthGBps=300,
+        compute={"bf16Tflops": 121, "int8Tops": 242},
+        accelerators={"resource": "nvidia.com/gpu", "count": 1},
+        runtime={"name": "VLLM"},
+        capacity=[
+            {
+                "type": "OnDemand",
+                "usdPerHour": on_demand,
+                "maxNodes": L4.count,
+                "selector": {"node.kubernetes.io/instance-type": "g6.xlarge"},
+                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            }
+        ],
+    )
+
+
+def _hardware_class(name: str, **spec: Any) -> Manifest:
+    return {"apiVersion": "berth.dev/v1alpha1", "kind": "HardwareClass", "metadata": {"name": name}, "spec": spec}
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A cluster with nodes and hardware classes: Graviton4 on demand and spot, and L4."""
+
+    cluster: ControlPlane
+
+    def price(self, *, graviton4: str = "0.638", graviton4_spot: str = "0.255", l4: str = "0.805") -> None:
+        """Set the price of a node of each class, USD per hour."""
+        self.cluster.apply(graviton4_class(graviton4, graviton4_spot), l4_class(l4))
+
+    def pool(self, namespace: str, name: str, **spec: Any) -> None:
+        """Apply a small agentic pool of the embedded model; `spec` replaces top-level fields."""
+        base: Manifest = {
+            "model": {"name": "smollm2-135m-instruct"},
+            "workload": {"class": "Agentic", "demand": {"requestsPerSecond": "2"}},
+        }
+        self.cluster.apply(
+            {
+                "apiVersion": "berth.dev/v1alpha1",
+                "kind": "InferencePool",
+                "metadata": {"name": name, "namespace": namespace},
+                "spec": base | spec,
+            }
+        )
+
+    def status(self, namespace: str, name: str) -> Manifest:
+        """A pool's status; empty before the first one."""
+        found: Manifest = self.cluster.get("bpool", name, f"--namespace={namespace}")
+        return dict(found.get("status", {}))
+
+    def condition(self, namespace: str, name: str, kind: str) -> Manifest:
+        """A condition of a pool; empty while there is none of this type."""
+        conditions = self.status(namespace, name).get("conditions", [])
+        return next((c for c in conditions if c["type"] == kind), {})
+
+    def ready(self, namespace: str, name: str) -> bool:
+        """Whether a pool says that it is Ready, with nothing left to move."""
+        return self.condition(namespace, name, "Ready").get("reason") == "Ready"
+
+    def children(self, namespace: str) -> dict[tuple[str, str], Manifest]:
+        """(kind, name) -> child, of all pools in a namespace."""
+        kinds = "deployments,services,poddisruptionbudgets"
+        selector = "--selector=app.kubernetes.io/managed-by=berth"
+        items = self.cluster.get(kinds, selector, f"--namespace={namespace}")["items"]
+        return {(item["kind"], item["metadata"]["name"]): item for item in items}
+
+    def deployments(self, namespace: str) -> dict[str, Manifest]:
+        """Hardware class/capacity type -> Deployment."""
+        found = (child for (kind, _), child in self.children(namespace).items() if kind == "Deployment")
+        return {_placement(child): child for child in found}
+
+    def nodes(self, namespace: str, *, ready: bool = True) -> list[str]:
+        """The simulated node pools that workers in a namespace run on, one entry a worker."""
+        pods = self.cluster.get("pods", f"--namespace={namespace}")["items"]
+        placed = [p["spec"]["nodeName"] for p in pods if _ready(p) or not ready]
+        return sorted(name.rsplit("-", 1)[0] for name in placed)
+
+
+def _placement(child: Manifest) -> str:
+    labels = child["metadata"]["labels"]
+    return f"{labels['berth.dev/hardware-class']}/{labels['berth.dev/capacity-type']}"
+
+
+def _ready(pod: Manifest) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+
+
+@pytest.fixture(scope="session")
+def fleet(control_plane: ControlPlane, operator_kubeconfig: Path) -> Fleet:
+    """Twelve Graviton4 nodes on demand, twelve on spot, four L4 nodes, and their classes."""
+    control_plane.add_nodes(GRAVITON, GRAVITON_SPOT, L4)
+    fleet = Fleet(control_plane)
+    fleet.price()
+    return fleet
+
+
+@pytest.fixture(scope="module")
+def make_operator(
+    fleet: Fleet, operator_kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., OperatorProcess]]:
+    """Make an operator process, not yet started; it is ended with the module."""
+    made: list[OperatorProcess] = []
+
+    def make(*flags: str) -> OperatorProcess:
+        log = tmp_path_factory.mktemp("operator") / "operator.log"
+        made.append(OperatorProcess(fleet.cluster, operator_kubeconfig, log, *flags))
+        return made[-1]
+
+    yield make
+    for operator in made:
+        operator.kill()
+
+
+@pytest.fixture(scope="module")
+def operator(make_operator: Callable[..., OperatorProcess]) -> OperatorProcess:
+    """The operator that most tests share."""
+    process = make_operator("--debounce=200ms", "--interval=2s")
+    process.start()
+    return process
+

@@ -1,0 +1,67 @@
+"""Is the operator told by flag or environment, and are bad settings refused with one clear line?"""
+
+import json
+import logging
+
+import pytest
+from berth_operator import logs
+from berth_operator.settings import parse
+
+
+def test_flags_win_over_the_environment_and_both_over_defaults() -> None:
+    environment = {"BERTH_WATCH_NAMESPACES": "a, b", "BERTH_DEBOUNCE": "3s", "BERTH_WORKER_IMAGE": "w:env"}
+    given = parse(["--namespace=ns", "--worker-image=w:flag"], environment)
+    assert given.watch_namespaces == ("a", "b")
+    assert (given.debounce_s, given.interval_s) == (3.0, 30.0)
+    assert given.render.worker_image == "w:flag"
+    assert given.leader_elect
+    assert given.metrics_address == ("0.0.0.0", 9090)  # noqa: S104
+
+
+@pytest.mark.parametrize(("value", "elects"), [("true", True), ("false", False), ("False", False)])
+def test_leader_election_can_be_turned_off_by_environment(value: str, elects: bool) -> None:
+    assert parse(["--namespace=ns"], {"BERTH_LEADER_ELECT": value}).leader_elect is elects
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--debounce=soon"], "--debounce: 'soon' is not a duration"),
+        (["--metrics-address=9090"], "--metrics-address: found '9090', expected HOST:PORT"),
+        (["--log-format=xml"], "--log-format: found 'xml', expected one of text, json"),
+        (["--image-pull-policy=Maybe"], "--image-pull-policy: found 'Maybe', expected one of Always"),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(flags: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse(["--namespace=ns", *flags], {})
+    assert exit_.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_lease_needs_a_namespace(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([], {})
+    assert "--namespace: is required outside a pod" in capsys.readouterr().err
+    assert not parse(["--no-leader-elect"], {}).leader_elect
+
+
+def test_json_logs_are_one_object_a_line_errors_included(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        logs.configure("json", "info")
+        try:
+            raise ValueError("bad\nnews")
+        except ValueError:
+            logging.getLogger("berth_operator.test").exception("it %s", "failed")
+        logging.getLogger("berth_operator.test").debug("not said")
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.getLogger("berth_operator").setLevel(logging.NOTSET)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    entry = json.loads(lines[0])
+    assert (entry["level"], entry["message"]) == ("error", "it failed")
+    assert "ValueError: bad\nnews" in entry["error"]
