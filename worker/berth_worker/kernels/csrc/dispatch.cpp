@@ -1,0 +1,46 @@
+// Which instruction set runs?  Asked of the processor once; BERTH_ISA overrides it, and is refused if it cannot run here.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+
+namespace berth {
+namespace {
+
+std::vector<const Isa*> detect() {
+  std::vector<const Isa*> sets;
+#if defined(BERTH_HAS_AVX2)
+  if (__builtin_cpu_supports("avx2")) sets.push_back(&avx2_isa);
+#endif
+  sets.push_back(&scalar_isa);
+  return sets;
+}
+
+}  // namespace
+
+const std::vector<const Isa*>& all_isas() {
+  static const std::vector<const Isa*> sets = detect();
+  return sets;
+}
+
+const char* available_isas() {
+  static const std::string names = [] {
+    std::string all;
+    for (const Isa* isa : all_isas()) all += (all.empty() ? "" : " ") + std::string(isa->name);
+    return all;
+  }();
+  return names.c_str();
+}
+
+const Isa& select_isa() {
+  const char* wanted = std::getenv("BERTH_ISA");
+  const auto& sets = all_isas();
+  if (wanted == nullptr || *wanted == '\0') return *sets.front();
+  for (const Isa* isa : sets)
+    if (wanted == std::string(isa->name)) return *isa;
+  throw std::runtime_error("BERTH_ISA: found '" + std::string(wanted) + "'; this build on this machine has: " + available_isas());
+}
+
+}  // namespace berth

@@ -1,0 +1,27 @@
+// The reference: plain C++ that any compiler takes, on any machine.
+#include "isa.h"
+
+namespace berth {
+namespace {
+
+void dot(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t*, int64_t stride, int rows, int32_t* out) {
+  for (int r = 0; r < rows; ++r) {
+    int32_t sums[kPanel] = {};
+    const int8_t* a = values + r * stride;
+    for (int64_t k = 0; k < depth; k += 4)
+      for (int c = 0; c < kPanel; ++c) {
+        const int8_t* w = panel + k * kPanel + c * 4;
+        sums[c] += a[k] * w[0] + a[k + 1] * w[1] + a[k + 2] * w[2] + a[k + 3] * w[3];
+      }
+    for (int c = 0; c < kPanel; ++c) out[r * kPanel + c] = sums[c];
+  }
+}
+
+}  // namespace
+}  // namespace berth
+
+#include "body.h"
+
+namespace berth {
+const Isa scalar_isa = BERTH_ISA_TABLE("scalar");
+}

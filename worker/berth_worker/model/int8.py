@@ -1,0 +1,132 @@
+"""How does a Llama run in int8?  Quantized and packed once at load; then one call into the kernels a step."""
+
+from __future__ import annotations
+
+from array import array
+
+import torch
+from torch import Tensor
+
+from berth_worker import kernels
+from berth_worker.engine.batch import BLOCK_TOKENS, Batch
+from berth_worker.kernels.packing import PANEL, WeightStore, interleave, pack_scales, pack_values
+from berth_worker.model.config import LlamaConfig
+from berth_worker.model.interface import KVCache, ModelError
+from berth_worker.model.llama import check_batch, rotary_frequencies
+from berth_worker.model.llama_gguf import LlamaReader
+from berth_worker.model.quantization import (
+    Quantized,
+    Recipe,
+    quantize_rows,
+    rotated_embedding,
+    rotated_layers,
+    rotated_output,
+)
+from berth_worker.model.rotation import Rotation
+
+__all__ = ["Int8Cache", "Int8Llama", "unsupported_shape"]
+
+_PLAN_VERSION = 1
+
+
+def unsupported_shape(config: LlamaConfig) -> str | None:
+    """Why the kernels cannot run a Llama of this shape, or None if they can."""
+    for field in ("hidden_size", "intermediate_size", "head_dim"):
+        if (found := getattr(config, field)) % PANEL:
+            return f"{field} is {found}, not a multiple of {PANEL}"
+    return f"{config.group_size} query heads share a key head, more than 32" if config.group_size > 32 else None
+
+
+class Int8Cache:
+    """int8 [layers, num_blocks, bytes of a block in one layer]; the layout is in csrc/isa.h."""
+
+    def __init__(self, config: LlamaConfig, num_blocks: int, block_bytes: int) -> None:
+        self.num_blocks = num_blocks
+        try:
+            self.data = torch.zeros(config.num_layers, num_blocks, block_bytes, dtype=torch.int8)
+        except (RuntimeError, MemoryError) as error:
+            raise ModelError(f"KV cache: found no memory for {num_blocks} blocks; fewer blocks fit") from error
+
+
+class Int8Llama:
+    """A Llama in int8 kernels; see `berth_worker.model.interface.Model`.
+
+    `isa` names an instruction set; "" takes the best one, or what BERTH_ISA names.  Raises ModelError if that cannot run here,
+    and KernelsUnavailableError if the kernels are not built.
+    """
+
+    def __init__(self, reader: LlamaReader, threads: int, recipe: Recipe | None = None, isa: str = "") -> None:
+        kernels.load_kernels()
+        self.config, self.threads, self.recipe = reader.config, threads, recipe or Recipe()
+        if reason := unsupported_shape(self.config):
+            raise ModelError(f"{reader.file.path}: the int8 kernels cannot run it: {reason}; choose BF16 or FP32")
+        try:
+            self.isa = isa or kernels.selected_isa()
+        except RuntimeError as error:
+            raise ModelError(str(error).splitlines()[0]) from error
+        config = self.config
+        # keys and values of 16 tokens in int8, and a float32 scale for each token's key and value
+        self._block_bytes = config.num_kv_heads * 2 * BLOCK_TOKENS * (config.head_dim + 4)
+        self.kv_bytes_per_block = config.num_layers * self._block_bytes
+        self._padded_vocab = -(-config.vocab_size // PANEL) * PANEL
+        self._weights, self._plan = _pack(reader, self.recipe)
+
+    @property
+    def resident_bytes(self) -> int:
+        return self._weights.numel() + 8 * self._plan.numel()
+
+    def new_cache(self, num_blocks: int) -> Int8Cache:
+        return Int8Cache(self.config, num_blocks, self._block_bytes)
+
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        if not isinstance(cache, Int8Cache):
+            raise TypeError(f"cache: found {type(cache).__name__}; right is what this model's new_cache gave")
+        check_batch(batch, self.config, cache.num_blocks)
+        logits = torch.empty(len(batch.output_rows), self._padded_vocab, dtype=torch.float32)
+        if batch.tokens:
+            kernels.step(self._weights, self._plan, cache.data, _flatten(batch), logits, self.threads, self.isa)
+        return logits[:, : self.config.vocab_size]
+
+
+def _flatten(batch: Batch) -> Tensor:
+    """The batch as the kernels read it: BatchView in csrc/model.h."""
+    width = max(len(table) for table in batch.block_tables)
+    sequences = len(batch.context_lengths)
+    flat = array("i", (sequences, len(batch.tokens), len(batch.output_rows), width))
+    for part in (batch.tokens, batch.sequence_starts, batch.context_lengths, batch.output_rows):
+        flat.extend(part)
+    for table in batch.block_tables:
+        flat.extend(table)
+        flat.extend([0] * (width - len(table)))
+    return torch.frombuffer(flat, dtype=torch.int32)
+
+
+def _pack(reader: LlamaReader, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    config = reader.config
+    # int8 and scales of 2 bytes a group; padding of the vocabulary and cache lines
+    capacity = int(reader.parameters * (1 + 2 / recipe.group) * 1.01) + (1 << 22)
+    store = WeightStore(capacity)
+    rotation = Rotation(config.hidden_size)
+    store.integer(_PLAN_VERSION, config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers)
+    store.integer(config.num_heads, config.num_kv_heads, config.head_dim)
+    store.integer(recipe.head_block(config), recipe.ffn_block(config), rotation.odd, int(config.tie_embeddings))
+    store.real(config.rms_norm_eps)
+    store.integer(recipe.group)
+    store.tensor(rotary_frequencies(config))
+    if config.tie_embeddings:
+        store.tensor(torch.from_numpy(reader.output_norm()) / rotation.power)
+        store.tensor(rotation.odd_matrix)
+
+    def put(quantized: Quantized) -> None:
+        store.tensor(pack_values(quantized.values))
+        store.tensor(pack_scales(quantized.scales))
+
+    put(quantize_rows(rotated_embedding(reader, rotation), recipe.group))
+    if not config.tie_embeddings:
+        put(quantize_rows(rotated_output(reader, rotation), recipe.group))
+    for layer in rotated_layers(reader, rotation):
+        put(quantize_rows(layer["qkv"], recipe.group))
+        put(quantize_rows(layer["o"], recipe.group))
+        put(quantize_rows(interleave(layer["gate"], layer["up"]), recipe.group))
+        put(quantize_rows(layer["down"], recipe.group))
+    return store.finish()
