@@ -12,6 +12,7 @@ from berth_operator.api import (
 from berth_operator.planner.architectures import ARCHITECTURES, closest_names
 from berth_operator.planner.candidates import Candidates, Option
 from berth_operator.planner.capacity import seconds
+from berth_operator.planner.program import MOST_REPLICAS
 from berth_operator.planner.types import Problem, Verdict
 
 _MOST_NAMES = 12
@@ -69,6 +70,15 @@ def context_too_long(effective: Effective) -> Problem | None:
     )
 
 
+def placement_problem(effective: Effective, candidates: Candidates) -> Problem | None:
+    """What is wrong once the hardware has been judged; None when nothing is."""
+    return (
+        hardware_problem(effective, candidates)
+        or demand_problem(effective, candidates.options)
+        or budget_problem(effective, candidates.options)
+    )
+
+
 def hardware_problem(effective: Effective, candidates: Candidates) -> Problem | None:
     """No class can serve the spec for reasons that neither prices nor capacity could change; None when one can."""
     if candidates.options or not candidates.unfit:
@@ -96,6 +106,22 @@ def hardware_problem(effective: Effective, candidates: Candidates) -> Problem | 
             seen = dict.fromkeys(f"{u.hardware_class}: {u.reason}" for u in found)
             return Problem(reason, f"{claim} ({_listed(list(seen), 4, '; ')}): {remedy}")
     return None
+
+
+def demand_problem(effective: Effective, options: Sequence[Option]) -> Problem | None:
+    """Demand beyond any fleet: almost certainly a typing error, and beyond exact arithmetic."""
+    if not options:
+        return None
+    best = max(options, key=lambda o: o.capacity.turns_per_second)
+    replicas = float(effective.requests_per_second) / best.capacity.turns_per_second
+    if replicas <= MOST_REPLICAS:
+        return None
+    return Problem(
+        "DemandTooLarge",
+        f"spec.workload.demand: {effective.requests_per_second:f} requests/s would take {replicas:.3g} replicas even on"
+        f" {best.hardware_class} ({best.capacity.turns_per_second:.3g} turns/s each), more than {MOST_REPLICAS}:"
+        " lower it or split the pool",
+    )
 
 
 def budget_problem(effective: Effective, options: Sequence[Option]) -> Problem | None:

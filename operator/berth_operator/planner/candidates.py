@@ -5,7 +5,7 @@ The checks are an ordered chain; the first that objects decides, so that a reaso
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from berth_operator.api import (
@@ -173,7 +173,11 @@ def not_allowed(hardware: HardwareClass, context: PoolContext) -> str | None:
     effective, name = context.effective, hardware.metadata.name
     if effective.deny and matches(effective.deny, hardware):
         return f"spec.placement.hardware.deny matches {name}"
-    if effective.allow and not matches(effective.allow, hardware):
+    if (
+        effective.allow
+        and (effective.allow.names or effective.allow.selector)
+        and not matches(effective.allow, hardware)
+    ):
         return f"spec.placement.hardware.allow does not match {name}"
     return _namespace_refused(hardware, context)
 
@@ -199,9 +203,19 @@ def matches(match: HardwareMatch, hardware: HardwareClass) -> bool:
 def constrained_until(hardware: HardwareClass, capacity_type: CapacityType, now: datetime) -> str | None:
     """Until when a capacity type cannot be had, if it cannot now."""
     for entry in hardware.status.constrained or []:
-        if entry.type is capacity_type and datetime.fromisoformat(entry.until) > now:
+        until = api_time(entry.until)
+        if entry.type is capacity_type and until and until > now:
             return entry.until
     return None
+
+
+def api_time(text: str | None) -> datetime | None:
+    """A time as the API has it; one without an offset is UTC, one that cannot be read is none."""
+    try:
+        parsed = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return parsed.replace(tzinfo=UTC) if parsed and parsed.tzinfo is None else parsed
 
 
 # --- Fits and fast enough? ------------------------------------------------------------------------------------------

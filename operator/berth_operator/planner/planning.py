@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Final
 
 from berth_operator.api import HardwareClass, InferencePool, format_decimal, resolve
-from berth_operator.planner.acceptance import budget_problem, hardware_problem, spec_problem
-from berth_operator.planner.candidates import Candidates, PoolContext, Resource, candidates_of
+from berth_operator.planner.acceptance import placement_problem, spec_problem
+from berth_operator.planner.candidates import Candidates, PoolContext, Resource, api_time, candidates_of
 from berth_operator.planner.churn import Decision, Incumbent, decide
 from berth_operator.planner.counterfactual import gpu_only_usd_per_hour
 from berth_operator.planner.explanation import Outcome, explain
@@ -60,7 +60,7 @@ def plan(snapshot: Snapshot) -> Plan:
     used = nodes_used(live.solution.pools)
     left = {resource: max(0, most - used.get(resource, 0)) for resource, most in limits.items()}
     shadow = _decide([j for j in accepted if j.shadow], left, snapshot.now)
-    used_by = _used_by([live, shadow])
+    taken = {False: _used_by([live]), True: _used_by([live, shadow])}
     exact = sum(len(j.candidates.options) for j in accepted) <= EXACT_BREAK_EVENS
     pools = {}
     for j in judged:
@@ -71,7 +71,7 @@ def plan(snapshot: Snapshot) -> Plan:
         elif j.key in decision.solution.failed:
             pools[j.key] = _standing(j, decision.solution.failed[j.key])
         else:
-            pools[j.key] = _pool_plan(j, decision, limits, used_by, exact, snapshot.hardware_classes)
+            pools[j.key] = _pool_plan(j, decision, limits, taken[j.shadow], exact, snapshot.hardware_classes)
     cost = live.solution.cost + shadow.solution.cost
     bound = live.solution.bound + shadow.solution.bound
     failed = {**live.solution.failed, **shadow.solution.failed}
@@ -109,18 +109,9 @@ def _judge(pool: InferencePool, snapshot: Snapshot) -> _Judged:
     problem = spec_problem(effective, snapshot.hardware_classes, snapshot.serving_profiles)
     candidates = Candidates() if problem else candidates_of(snapshot.hardware_classes, context)
     if not problem:
-        problem = hardware_problem(effective, candidates) or budget_problem(effective, candidates.options)
-    incumbent = Incumbent(running, _time(pool.status.last_move_time)) if running else None
+        problem = placement_problem(effective, candidates)
+    incumbent = Incumbent(running, api_time(pool.status.last_move_time)) if running else None
     return _Judged(pool.key, context, candidates, problem, incumbent)
-
-
-def _time(text: str | None) -> datetime | None:
-    """An API time; one without an offset is UTC, one that cannot be read is none."""
-    try:
-        parsed = datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-    return parsed.replace(tzinfo=UTC) if parsed and parsed.tzinfo is None else parsed
 
 
 def _decide(pools: Sequence[_Judged], limits: Mapping[Resource, int], now: datetime) -> Decision:

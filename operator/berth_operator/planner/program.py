@@ -19,6 +19,8 @@ from berth_operator.api import CapacityType, Effective
 from berth_operator.planner.candidates import Option, Resource
 
 INFINITY: Final = math.inf
+MOST_REPLICAS: Final = 100_000
+"""Of one pool on one option: keeps coefficients within what double precision solves reliably."""
 Terms = dict[int, float]
 """Column -> coefficient."""
 
@@ -103,7 +105,7 @@ def add_pool(program: Program, problem: PoolProblem, limits: Limits) -> PoolColu
 def most_replicas(problem: PoolProblem, option: Option, limits: Limits) -> int:
     """The most replicas of an option that can be of use: all of the demand and every floor, within the limits."""
     effective = problem.effective
-    alone = math.ceil(problem.demand / option.capacity.turns_per_second - 1e-9)
+    alone = math.ceil(min(problem.demand / option.capacity.turns_per_second, MOST_REPLICAS) - 1e-9)
     most = max(alone, effective.min_replicas, 0 if option.spot else effective.min_on_demand_replicas)
     bounds = [most]
     if effective.max_replicas is not None:

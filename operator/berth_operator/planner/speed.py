@@ -226,8 +226,8 @@ def roofline_speed(
         prefill = peak / FLOPs a token
 
     with 2 FLOPs per active parameter and token plus attention.  A row of a prefill chunk is a row like one more
-    request's, so chunks ride in `idle` (Agrawal et al. 2024, "Sarathi-Serve").  Requires `estimable(spec) is None` and room
-    for one request.
+    request's, so chunks ride in `idle` (Agrawal et al. 2024, "Sarathi-Serve").  Requires `estimable(spec) is None`
+    and room for one request.
     """
     runtime, efficiency = spec.runtime.name, efficiency_of(spec)
     parallel = TENSOR_PARALLEL_EFFICIENCY if devices(spec) > 1 else 1.0
