@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from berth_operator.cli import bench, crds, plan
+from berth_operator.cli import bench, crds, explain, plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -13,6 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("plan")(plan.command)
+app.command("explain")(explain.command)
 app.command("bench")(bench.command)
 app.command("crds")(crds.command)
 

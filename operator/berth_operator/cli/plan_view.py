@@ -1,5 +1,6 @@
 """How is a plan shown?  As data with the API's names, and as tables with the reason for every candidate."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,12 +12,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from berth_operator.api import CapacityType, HardwareClass, format_decimal, format_duration
+from berth_operator.api import CandidateStatus, CapacityType, HardwareClass, format_decimal, format_duration
 from berth_operator.planner import Candidate, Placement, Plan, PoolPlan, Snapshot, Verdict
 from berth_operator.status import savings_percent
 
 _WORDS = {CapacityType.ON_DEMAND: "on demand", CapacityType.SPOT: "spot", CapacityType.RESERVED: "reserved"}
-_STYLES = {Verdict.CHOSEN: "bold green", Verdict.TOO_EXPENSIVE: "yellow"}
+_STYLES = {Verdict.CHOSEN.value: "bold green", Verdict.TOO_EXPENSIVE.value: "yellow"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,11 @@ def plan_data(plan: Plan) -> dict[str, Any]:
 
 def pool_data(pool: PoolPlan) -> dict[str, Any]:
     """One pool's plan as JSON data, with the names that its status has."""
+    data: dict[str, Any] = _without_none(_pool_data(pool))
+    return data
+
+
+def _pool_data(pool: PoolPlan) -> dict[str, Any]:
     namespace, _, name = pool.pool.partition("/")
     problems = {
         "notAccepted": pool.not_accepted,
@@ -244,7 +250,7 @@ def _pool_section(pool: PoolPlan, classes: Mapping[str, HardwareClass]) -> Itera
         lines.append(f"suspended; resuming would cost, in USD/h: {cost}")
     yield Padding(Group(*(Text(line) for line in lines)), (0, 0, 0, 2))
     if pool.candidates:
-        yield candidate_table(pool.candidates)
+        yield candidate_table(map(_as_in_status, pool.candidates))
 
 
 def _placement_line(placement: Placement, classes: Mapping[str, HardwareClass]) -> str:
@@ -259,7 +265,18 @@ def _placement_line(placement: Placement, classes: Mapping[str, HardwareClass]) 
     )
 
 
-def candidate_table(candidates: Iterable[Candidate]) -> Table:
+def _as_in_status(c: Candidate) -> CandidateStatus:
+    return CandidateStatus(
+        hardware_class=c.hardware_class,
+        capacity_type=c.capacity_type,
+        verdict=c.verdict.value,
+        reason=c.reason,
+        usd_per_million_tokens=_optional_money(c.usd_per_million_tokens),
+        estimated=c.estimated,
+    )
+
+
+def candidate_table(candidates: Iterable[CandidateStatus]) -> Table:
     """What was considered, the chosen first, then by price."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("HARDWARE", no_wrap=True)
@@ -272,17 +289,17 @@ def candidate_table(candidates: Iterable[Candidate]) -> Table:
         table.add_row(
             c.hardware_class,
             c.capacity_type.value,
-            Text(c.verdict.value, style=_STYLES.get(c.verdict, "dim")),
-            money(c.usd_per_million_tokens),
+            Text(c.verdict, style=_STYLES.get(c.verdict, "dim")),
+            c.usd_per_million_tokens or "-",
             "estimated" if c.estimated else "profiled",
             c.reason,
         )
     return table
 
 
-def _rank(c: Candidate) -> tuple[bool, bool, Decimal, str, str]:
-    price = c.usd_per_million_tokens
-    return c.verdict != Verdict.CHOSEN, price is None, price or Decimal(0), c.hardware_class, c.capacity_type.value
+def _rank(c: CandidateStatus) -> tuple[bool, float, str, str]:
+    price = float(c.usd_per_million_tokens) if c.usd_per_million_tokens else math.inf
+    return c.verdict != Verdict.CHOSEN, price, c.hardware_class, c.capacity_type.value
 
 
 def _footnotes(plan: Plan) -> Iterator[str]:

@@ -34,13 +34,17 @@ def gather(
 
     Raises berth_operator.cluster.kube.ApiError when the cluster is asked for and cannot be read.
     """
-    if namespace is None:
-        namespace = namespace_in_context(kubeconfig) if from_cluster else "default"
+    namespace = namespace or target_namespace(from_cluster=from_cluster, kubeconfig=kubeconfig)
     objects, problems = read_objects(files, namespace)
     seen = read_cluster(kubeconfig) if from_cluster else Observation()
     snapshot = overlay(objects, seen, datetime.now(UTC))
     left_out = (f"{item.kind} {item.key} in the cluster is left out: {item.message}" for item in seen.invalid)
     return Inputs(snapshot, tuple(problems), (*left_out, *objects.remarks, *_unused_profiles(snapshot)))
+
+
+def target_namespace(*, from_cluster: bool, kubeconfig: Path | None) -> str:
+    """The namespace meant where none is named."""
+    return namespace_in_context(kubeconfig) if from_cluster else "default"
 
 
 def overlay(files: Objects, cluster: Observation, now: datetime) -> Snapshot:

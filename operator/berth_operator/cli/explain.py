@@ -1,0 +1,97 @@
+"""`berth explain POOL`: why is it where it is?  One paragraph, then every candidate with its reason."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from berth_operator.api import InferencePool, InferencePoolStatus
+from berth_operator.cli.explanation import paragraph
+from berth_operator.cli.output import TableFormat, console, print_data
+from berth_operator.cli.plan_view import candidate_table, pool_data
+from berth_operator.cli.problems import BAD_INPUT, FAILED, OK, complain, leave, remark
+from berth_operator.cli.snapshots import gather, target_namespace
+from berth_operator.cli.what_if import WhatIf, ask
+from berth_operator.cluster.kube import ApiError
+from berth_operator.planner import Snapshot, plan
+from berth_operator.status import pool_status
+
+
+def command(
+    pool: Annotated[str, typer.Argument(help="Name of the InferencePool, or NAMESPACE/NAME")],
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n")] = None,
+    files: Annotated[
+        list[str] | None, typer.Option("--file", "-f", help="Explain from these files instead of the cluster")
+    ] = None,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="Default: $KUBECONFIG, else ~/.kube/config", show_default=False)
+    ] = None,
+    output: Annotated[TableFormat, typer.Option("--output", "-o")] = TableFormat.TABLE,
+) -> None:
+    """Say what a pool serves, where, why there, what was next best, and what would change that.
+
+    Reads the decision in force from the cluster; with -f, plans the files instead and needs no cluster.
+    """
+    live = not files
+    if "/" in pool:
+        namespace, _, pool = pool.partition("/")
+    try:
+        namespace = namespace or target_namespace(from_cluster=live, kubeconfig=kubeconfig)
+        inputs = gather(files or [], from_cluster=live, namespace=namespace, kubeconfig=kubeconfig)
+    except ApiError as error:
+        leave(FAILED, f"the cluster cannot be read: {error}")
+    complain(inputs.problems)
+    for text in inputs.remarks:
+        remark(text)
+    snapshot = inputs.snapshot
+    found = _find(snapshot, f"{namespace}/{pool}")
+    status = _status(snapshot, found, live=live)
+    what_if = ask(snapshot, found)
+    classes = {item.metadata.name: item for item in snapshot.hardware_classes}
+    text = paragraph(found, status, classes, what_if, live=live)
+    if output is TableFormat.TABLE:
+        to = console()
+        to.print(Text(text))
+        if status.candidates:
+            to.print(candidate_table(status.candidates))
+    else:
+        print_data(_data(found, status, what_if, text), as_yaml=output is TableFormat.YAML)
+    raise typer.Exit(BAD_INPUT if inputs.problems else OK)
+
+
+def _find(snapshot: Snapshot, key: str) -> InferencePool:
+    pools = {item.key: item for item in snapshot.pools}
+    if key not in pools:
+        near = difflib.get_close_matches(key, pools, 1, cutoff=0.5)
+        there = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(pools)) or 'none'}"
+        leave(BAD_INPUT, f"there is no InferencePool {key}: {there}")
+    return pools[key]
+
+
+def _status(snapshot: Snapshot, pool: InferencePool, *, live: bool) -> InferencePoolStatus:
+    """The decision in force; where there is none yet, the one that a plan would make now."""
+    current = pool.status.observed_generation
+    if live and current is not None and pool.status.conditions:
+        if current != pool.metadata.generation:
+            remark(f"{pool.key} was changed, and the operator has not answered yet: this is the decision before")
+        return pool.status
+    if live:
+        remark(f"the operator has not yet said anything about {pool.key}: this is what a plan would do now")
+    return pool_status(pool, plan(snapshot).pools[pool.key], (), snapshot.now)
+
+
+def _data(pool: InferencePool, status: InferencePoolStatus, what_if: WhatIf, text: str) -> Mapping[str, Any]:
+    demand = {str(factor): pool_data(other) for factor, other in what_if.at_demand}
+    return {
+        "namespace": pool.metadata.namespace,
+        "name": pool.metadata.name,
+        "explanation": text,
+        "status": status.to_api(),
+        "whatIf": {
+            **({"withoutItsHardware": pool_data(what_if.without)} if what_if.without else {}),
+            **({"atDemandTimes": demand} if demand else {}),
+        },
+    }
