@@ -33,6 +33,8 @@ from berth_operator.planner.types import ReplicaCapacity
 
 Array = npt.NDArray[np.float64]
 _BISECTIONS: Final = 40
+_NEVER: Final = 1e12
+"""Seconds; stands for infinity where infinity times nothing would be no number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ def _latencies(steps: _Steps, load: Load, rate: Array) -> _Latencies:
     chunk = np.maximum(added + steps.idle, 1e-9)
     stretched = np.where(alone, prefill, prefill * np.maximum((step + added) / chunk, 1.0))
     left = 1 - rate * prefill * added / chunk
-    token = np.where(left > 0, step / np.maximum(left, 1e-9), math.inf)
+    token = np.where(left > 0, step / np.maximum(left, 1e-9), _NEVER)
     held = stretched + load.output_tokens * token
     wait = wait_p99(b, held, rate) + np.where(alone, 0.0, wait_p99(np.ones_like(b), stretched, rate))
     first = wait + stretched + token

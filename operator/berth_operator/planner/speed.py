@@ -47,24 +47,27 @@ class Efficiency:
     """Fractions of the data sheet's peaks that a runtime reaches.
 
     GPU: fitted to published decode speeds of Llama-3.1-8B bf16 in vLLM (A10G batch 1 29 tokens/s, L40S batch 1 44 and
-    batch 32 1,124, H100 batch 1 93, batch 8 688, batch 32 2,462): 0.8 of the bandwidth plus 3.5 ms a step is within
-    20 % of each, and 0.5 of dense FLOPs is the usual model FLOPs utilisation of prefill.  Memory 0.9 is vLLM's default
-    `gpu_memory_utilization`; 1 GiB a device goes to activations and graphs.
+    batch 32 1,124, H100 batch 1 93, batch 8 688, batch 32 2,462): 0.85 of the bandwidth, 5 ms a step for 32 layers and
+    0.05 ms a request are within 15 % of each; 0.5 of dense FLOPs is the usual model FLOPs utilisation of prefill.
+    Memory 0.9 is vLLM's default `gpu_memory_utilization`; 1 GiB a device goes to activations and graphs.
     CPU: 0.7 of the bandwidth is what llama.cpp reaches on c7g.16xlarge (45.5 tokens/s x 4.65 GB of 307 GB/s); 0.5 of
     the int8 peak and 0.15 of memory kept for the node and the worker's own are assumptions until profiles say more.
     """
 
     bandwidth: float
     compute: float
-    step_overhead_seconds: float
+    layer_overhead_seconds: float
+    """Launching and synchronising one layer of one step."""
+    request_overhead_seconds: float
+    """Scheduling and sampling one request in one step."""
     usable_memory: float
     reserve_gib_per_device: float
     gap_p99_over_mean: float
     """Assumed jitter of a step: CPUs share memory bandwidth with neighbours, so their tail is longer."""
 
 
-GPU_EFFICIENCY: Final = Efficiency(0.8, 0.5, 0.0035, 0.9, 1.0, 1.1)
-CPU_EFFICIENCY: Final = Efficiency(0.7, 0.5, 0.0005, 0.85, 0.0, 1.15)
+GPU_EFFICIENCY: Final = Efficiency(0.85, 0.5, 0.005 / 32, 50e-6, 0.9, 1.0, 1.1)
+CPU_EFFICIENCY: Final = Efficiency(0.7, 0.5, 15e-6, 50e-6, 0.85, 0.0, 1.15)
 TENSOR_PARALLEL_EFFICIENCY: Final = 0.85
 """Share of the speed left after all-reduces, where a replica spans several devices of a node.  An assumption."""
 
@@ -221,8 +224,9 @@ def roofline_speed(
 ) -> Speed:
     """Estimate one replica on a whole node (Williams et al. 2009, "Roofline"):
 
-        step(b) = max((weights + b x context x KV) / bandwidth, b x FLOPs a token / peak) + overhead
-        idle(b) = step(b) - overhead - b x FLOPs a token / peak
+        step(b) = max((weights + b x context x KV) / bandwidth, b x FLOPs a token / peak)
+                  + layers x layer overhead + b x request overhead
+        idle(b) = max(0, (weights + b x context x KV) / bandwidth - b x FLOPs a token / peak)
         prefill = peak / FLOPs a token
 
     with 2 FLOPs per active parameter and token plus attention.  A row of a prefill chunk is a row like one more
@@ -242,7 +246,7 @@ def roofline_speed(
     )
     arithmetic = grid * flops / peak
     busy = np.maximum(read / bandwidth, arithmetic)
-    step = busy + efficiency.step_overhead_seconds
+    step = busy + architecture.layers * efficiency.layer_overhead_seconds + grid * efficiency.request_overhead_seconds
     return Speed(
         concurrency=tuple(concurrency_grid(limit)),
         step_seconds=tuple(step.tolist()),

@@ -1,0 +1,196 @@
+"""Builders of what the planner reads, and the hardware of the demo."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from berth_operator.api import CapacityType, HardwareClass, InferencePool, ServingProfile
+from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot, plan
+
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+
+MakeHardware = Callable[..., HardwareClass]
+MakePool = Callable[..., InferencePool]
+
+
+def _hardware(name: str, **changes: Any) -> HardwareClass:
+    """A class; `prices` maps capacity type to USD/h, `max_nodes` capacity type to nodes, the rest goes into spec."""
+    prices = changes.pop("prices", {"OnDemand": "1"})
+    limits = changes.pop("max_nodes", {})
+    labels = changes.pop("labels", {})
+    status = changes.pop("status", {})
+    kind = changes.get("kind", "CPU")
+    capacity = [
+        {"type": t, "usdPerHour": p, **({"maxNodes": limits[t]} if t in limits else {})} for t, p in prices.items()
+    ]
+    spec = {
+        "vendor": "AWS",
+        "chip": name,
+        "kind": kind,
+        "architecture": "arm64" if kind == "CPU" else "amd64",
+        "cpus": 16,
+        "memoryGiB": 32,
+        "memoryBandwidthGBps": 228,
+        "capacity": capacity,
+        "runtime": {"name": "Berth" if kind == "CPU" else "VLLM"},
+    }
+    if kind != "CPU":
+        spec["accelerators"] = {"resource": "nvidia.com/gpu", "count": 1}
+    return HardwareClass.model_validate(
+        {"metadata": {"name": name, "labels": labels}, "spec": spec | changes, "status": status}, extra="forbid"
+    )
+
+
+def _pool(name: str = "chat", rps: str = "1", **changes: Any) -> InferencePool:
+    """A pool in namespace demo; `shape`, `workload_class`, `model`, `quantization`, `status` go where they belong."""
+    model: dict[str, Any] = {"name": changes.pop("model", "llama-3.1-8b-instruct"), "source": "hf://org/name"}
+    if quantization := changes.pop("quantization", None):
+        model["quantization"] = quantization
+    workload: dict[str, Any] = {
+        "class": changes.pop("workload_class", "Interactive"),
+        "demand": changes.pop("demand", {"requestsPerSecond": rps}),
+    }
+    if shape := changes.pop("shape", None):
+        workload["shape"] = shape
+    status = changes.pop("status", {})
+    return InferencePool.model_validate(
+        {
+            "metadata": {"name": name, "namespace": changes.pop("namespace", "demo")},
+            "spec": {"model": model, "workload": workload} | changes,
+            "status": status,
+        },
+        extra="forbid",
+    )
+
+
+def _profile(hardware_class: str, **changes: Any) -> ServingProfile:
+    """A measured profile of model `tested-model` in Int8 on Berth: one request at a time, 10 ms a token."""
+    name = changes.pop("name", f"profile-{hardware_class}")
+    spec = {
+        "model": "tested-model",
+        "quantization": "Int8",
+        "hardwareClass": hardware_class,
+        "runtime": "Berth",
+        "points": [
+            {
+                "concurrency": b,
+                "contextTokens": 1000,
+                "decodeTokensPerSecond": str(100 * b),
+                "interTokenLatencyP99": "11ms",
+            }
+            for b in (1, 8)
+        ],
+        "prefillTokensPerSecond": "10000",
+        "kvCacheTokens": 100_000,
+        "provenance": {"method": "Measured", "source": "a test", "date": "2026-11-21"},
+    }
+    return ServingProfile.model_validate({"metadata": {"name": name}, "spec": spec | changes}, extra="forbid")
+
+
+@pytest.fixture(scope="session")
+def hardware() -> MakeHardware:
+    return _hardware
+
+
+@pytest.fixture(scope="session")
+def pool() -> MakePool:
+    return _pool
+
+
+@pytest.fixture(scope="session")
+def profile() -> Callable[..., ServingProfile]:
+    return _profile
+
+
+@pytest.fixture(scope="session")
+def now() -> datetime:
+    return NOW
+
+
+@pytest.fixture(scope="session")
+def running() -> Callable[..., RunningPlacement]:
+    def make(key: str, hardware_class: str, capacity_type: str = "OnDemand", replicas: int = 1) -> RunningPlacement:
+        return RunningPlacement(key, hardware_class, CapacityType(capacity_type), replicas, replicas)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plan_for() -> Callable[..., Plan]:
+    """Plan pools on classes; profiles, running placements and namespace labels as in Snapshot."""
+
+    def make(pools: list[InferencePool], classes: list[HardwareClass], **rest: Any) -> Plan:
+        return plan(Snapshot(now=NOW, pools=tuple(pools), hardware_classes=tuple(classes), **rest))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plan_one(plan_for: Callable[..., Plan]) -> Callable[..., PoolPlan]:
+    """The plan of a single pool."""
+
+    def make(one: InferencePool, classes: list[HardwareClass], **rest: Any) -> PoolPlan:
+        return plan_for([one], classes, **rest).pools[one.key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def graviton4() -> HardwareClass:
+    """c8g.4xlarge.  Bandwidth is what r8g.4xlarge was seen to draw; spot price is an assumption."""
+    return _hardware(
+        "graviton4", compute={"int8Tops": 11}, prices={"OnDemand": "0.638", "Spot": "0.25"}, labels={"arch": "arm64"}
+    )
+
+
+@pytest.fixture(scope="session")
+def l4() -> HardwareClass:
+    """g6.xlarge."""
+    return _hardware(
+        "l4",
+        kind="GPU",
+        vendor="Nvidia",
+        cpus=4,
+        memoryGiB=24,
+        memoryBandwidthGBps=300,
+        compute={"bf16Tflops": 121},
+        powerWatts=72,
+        prices={"OnDemand": "0.805", "Spot": "0.35"},
+        labels={"arch": "amd64"},
+    )
+
+
+@pytest.fixture(scope="session")
+def h100() -> HardwareClass:
+    """p5.4xlarge."""
+    return _hardware(
+        "h100",
+        kind="GPU",
+        vendor="Nvidia",
+        memoryGiB=80,
+        memoryBandwidthGBps=3350,
+        compute={"bf16Tflops": 989},
+        powerWatts=700,
+        prices={"OnDemand": "6.88", "Spot": "2.80"},
+        labels={"arch": "amd64"},
+    )
+
+
+@pytest.fixture(scope="session")
+def fleet(graviton4: HardwareClass, l4: HardwareClass, h100: HardwareClass) -> list[HardwareClass]:
+    return [graviton4, l4, h100]
+
+
+@pytest.fixture(scope="session")
+def chat_pool() -> MakePool:
+    """The demo's interactive pool: 90 % of the prompt cached, 2 s to the first token, 100 ms a token."""
+
+    def make(rps: str, **changes: Any) -> InferencePool:
+        defaults: dict[str, Any] = {
+            "shape": {"cachedPromptPercent": 90},
+            "objectives": {"timeToFirstTokenP99": "2s", "interTokenLatencyP99": "100ms"},
+        }
+        return _pool("chat", rps, **(defaults | changes))
+
+    return make
