@@ -197,11 +197,12 @@ class Loop:
 
     async def _write_pool_status(self, pool: InferencePool | Invalid, status: Manifest) -> bool:
         where = pool if isinstance(pool, Invalid) else pool.metadata
-        await self._cluster.write_pool_status(where.namespace, where.name, where.uid, status)
+        await self._cluster.write_pool_status(where.namespace, where.name, where.resource_version, status)
         return True
 
     async def _write_class_status(self, hardware: HardwareClass, status: Manifest) -> bool:
-        await self._cluster.write_hardware_class_status(hardware.metadata.name, hardware.metadata.uid, status)
+        metadata = hardware.metadata
+        await self._cluster.write_hardware_class_status(metadata.name, metadata.resource_version, status)
         return True
 
     # One line for each decision, when it is new

@@ -1,4 +1,4 @@
-"""The operator as it runs in a cluster: a process of its own, under the chart's ServiceAccount, against a real API server."""
+"""The operator as it runs in a cluster: a process of its own, with the chart's ServiceAccount and a real API server."""
 
 import re
 import subprocess
@@ -62,7 +62,7 @@ class OperatorProcess:
                 stdout=sink,
                 stderr=sink,
                 start_new_session=True,
-                preexec_fn=die_with_parent(),
+                preexec_fn=die_with_parent(),  # noqa: PLW1509 - safe: see there
             )
         self.wait_for("the operator serves its metrics", self.metrics)
 
@@ -319,4 +319,3 @@ def operator(make_operator: Callable[..., OperatorProcess]) -> OperatorProcess:
     process = make_operator("--debounce=200ms", "--interval=2s")
     process.start()
     return process
-

@@ -155,3 +155,13 @@ async def test_an_object_that_fails_is_tried_again_after_a_growing_delay_and_oth
     clock.now = 31
     assert await attempts.attempt("bad", "Bad", succeed) is Result.WRITTEN
     assert attempts.retry_in_s() is None
+
+
+async def test_a_conflict_is_no_failure_because_the_next_pass_sees_what_changed() -> None:
+    attempts = Attempts(Clock())
+
+    async def conflict() -> bool:
+        raise ApiError(409, "the object has been modified")
+
+    assert await attempts.attempt("a", "A", conflict) is Result.HELD
+    assert attempts.retry_in_s() is None

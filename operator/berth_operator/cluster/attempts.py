@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from http import HTTPStatus
 from typing import Final
 
 from berth_operator.cluster.kube import ApiError
@@ -27,7 +28,7 @@ class Result(StrEnum):
     SAME = "Same"
     FAILED = "Failed"
     HELD = "Held"
-    """Not tried: it failed a moment ago."""
+    """Not tried, because it failed a moment ago; or too late, because the object has changed: the next pass sees how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,9 @@ class Attempts:
         try:
             written = await write()
         except (ApiError, ForeignObjectError) as error:
+            if isinstance(error, ApiError) and error.status == HTTPStatus.CONFLICT:
+                log.debug("%s: %s", what, error)
+                return Result.HELD
             self._remember(key, what, str(error))
             return Result.FAILED
         if self._failures.pop(key, None):

@@ -91,22 +91,22 @@ class Cluster:
             namespace_labels={name: labels for (_, name), labels in self.namespaces.items()},
         )
 
-    async def write_pool_status(self, namespace: str | None, name: str, uid: str, status: Object) -> None:
-        """Apply a pool's status.  Raises ApiError, also when it is another pool of that name by now (409)."""
-        self.pools.note(await self._write_status(POOLS, namespace, name, uid, status))
+    async def write_pool_status(self, namespace: str | None, name: str, resource_version: str, status: Object) -> None:
+        """Apply the status of a pool as it was at a resource version.  Raises ApiError: 409 when it has changed since."""
+        self.pools.note(await self._write_status(POOLS, namespace, name, resource_version, status))
 
-    async def write_hardware_class_status(self, name: str, uid: str, status: Object) -> None:
-        """Apply a hardware class's status.  Raises ApiError."""
-        self.hardware_classes.note(await self._write_status(HARDWARE_CLASSES, None, name, uid, status))
+    async def write_hardware_class_status(self, name: str, resource_version: str, status: Object) -> None:
+        """Apply the status of a class as it was at a resource version.  Raises ApiError: 409 when it has changed since."""
+        self.hardware_classes.note(await self._write_status(HARDWARE_CLASSES, None, name, resource_version, status))
 
     async def _write_status(
-        self, resource: Resource, namespace: str | None, name: str, uid: str, status: Object
+        self, resource: Resource, namespace: str | None, name: str, resource_version: str, status: Object
     ) -> Object:
-        metadata = {"name": name, "uid": uid} | ({"namespace": namespace} if namespace else {})
+        metadata = {"name": name, "resourceVersion": resource_version}
         manifest = {
             "apiVersion": resource.api_version,
             "kind": resource.kind,
-            "metadata": metadata,
+            "metadata": metadata | ({"namespace": namespace} if namespace else {}),
             "status": status,
         }
         return await self.kube.apply(resource, manifest, subresource="status")

@@ -43,6 +43,7 @@ class Invalid:
     namespace: str
     name: str
     uid: str
+    resource_version: str
     generation: int
     message: str
     """Field, value and remedy of each problem, for people."""
@@ -231,6 +232,7 @@ def _decode(model: type[K], item: Object) -> K | Invalid:
             namespace=metadata.get("namespace", ""),
             name=metadata["name"],
             uid=metadata["uid"],
+            resource_version=metadata.get("resourceVersion", ""),
             generation=metadata.get("generation", 0),
             message=explain(error),
             status=_pool_status(item),
