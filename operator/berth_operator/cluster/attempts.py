@@ -28,7 +28,7 @@ class Result(StrEnum):
     SAME = "Same"
     FAILED = "Failed"
     HELD = "Held"
-    """Not tried, because it failed a moment ago; or too late, because the object has changed: the next pass sees how."""
+    """Not tried, as it failed a moment ago; or too late, as the object has changed: the next pass sees how."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,11 +92,11 @@ class Cluster:
         )
 
     async def write_pool_status(self, namespace: str | None, name: str, resource_version: str, status: Object) -> None:
-        """Apply the status of a pool as it was at a resource version.  Raises ApiError: 409 when it has changed since."""
+        """Apply the status of a pool as of a resource version.  Raises ApiError: 409 when it has changed since."""
         self.pools.note(await self._write_status(POOLS, namespace, name, resource_version, status))
 
     async def write_hardware_class_status(self, name: str, resource_version: str, status: Object) -> None:
-        """Apply the status of a class as it was at a resource version.  Raises ApiError: 409 when it has changed since."""
+        """Apply the status of a class as of a resource version.  Raises ApiError: 409 when it has changed since."""
         self.hardware_classes.note(await self._write_status(HARDWARE_CLASSES, None, name, resource_version, status))
 
     async def _write_status(
