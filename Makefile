@@ -47,6 +47,10 @@ generate: setup ## Regenerate CRDs, the chart's copies of them, its README, sche
 	@$(BIN)/berth crds -d crds
 	@$(BIN)/python -m chartgen
 
+.PHONY: images
+images: ## Container images of operator and worker, with docker, podman or buildah (see tools/build-images)
+	@tools/build-images
+
 .PHONY: clean
 clean: ## Remove what setup made here (tools stay in the user's cache)
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
