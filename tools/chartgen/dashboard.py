@@ -65,7 +65,6 @@ def lines(
     *,
     width: int = 12,
     stacked: bool = False,
-    logarithmic: bool = False,
 ) -> Any:
     """Lines over time, with their last and greatest values in the legend."""
     panel = (
@@ -91,10 +90,6 @@ def lines(
     )
     if stacked:
         panel = panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
-    if logarithmic:
-        panel = panel.scale_distribution(
-            common.ScaleDistributionConfig().type(common_models.ScaleDistribution.LOG).log(10)
-        )
     for index, query in enumerate(queries):
         panel = panel.with_target(_target(index, query))
         if query.bound:

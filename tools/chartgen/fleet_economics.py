@@ -150,7 +150,6 @@ def _hardware() -> list[Any]:
                     "{{hardware_class}} {{capacity_type}} ({{source}})",
                 )
             ],
-            logarithmic=True,
         ),
         states(
             "Constrained hardware",
