@@ -1,0 +1,218 @@
+"""Is the plan the best there is?  Against enumeration of every replica count, with traffic decided by exact cuts.
+
+The oracle shares nothing with the program: for fixed replicas, the most traffic that shares allow is a maximum flow
+(vendor -> option -> spot class -> spot) whose arc capacities grow with the traffic S served; by minimum cut, S is the
+least b / (1 - a) over all cuts of capacity a S + b, in exact fractions.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from fractions import Fraction
+from itertools import combinations, product
+
+import pytest
+from berth_operator.api import CapacityType, Effective, HardwareKind, InferencePoolSpec, Quantization, resolve
+from berth_operator.planner import ReplicaCapacity
+from berth_operator.planner.candidates import Option
+from berth_operator.planner.program import PoolProblem, components, most_replicas
+from berth_operator.planner.solver import nodes_used, solve
+
+MOST_REPLICAS = 4
+BASE = resolve(
+    InferencePoolSpec.model_validate(
+        {
+            "model": {"name": "m", "source": "file:///m"},
+            "workload": {"class": "Batch", "demand": {"requestsPerSecond": "1"}},
+        }
+    )
+)
+
+
+def _option(
+    hardware_class: str, capacity_type: CapacityType, vendor: str, rate: int, price: int, per_node: int
+) -> Option:
+    reserved = capacity_type is CapacityType.RESERVED
+    return Option(
+        hardware_class=hardware_class,
+        capacity_type=capacity_type,
+        quantization=Quantization.INT8,
+        vendor=vendor,
+        kind=HardwareKind.CPU,
+        capacity=ReplicaCapacity(float(rate), 1, 1.0, 1.0, 1.0, 1000, estimated=True),
+        replicas_per_node=per_node,
+        resources=None,
+        node_usd_per_hour=Decimal(0) if reserved else Decimal(price) / 100,
+        list_usd_per_hour=Decimal(price) / 100,
+        node_watts=None,
+        unloaded_turn_seconds=1.0,
+    )
+
+
+def _random_options(rng: random.Random) -> tuple[Option, ...]:
+    names = ["a", "b"]
+    vendors = {name: rng.choice(["v", "w"]) for name in names}
+    kinds = [(n, t) for n in names for t in (CapacityType.ON_DEMAND, CapacityType.SPOT)]
+    chosen = sorted(rng.sample(kinds, rng.randint(1, 3)))
+    return tuple(
+        _option(n, t, vendors[n], rng.randint(1, 6), rng.randint(10, 400), rng.choice([1, 1, 2])) for n, t in chosen
+    )
+
+
+def _random_effective(rng: random.Random, demand: int) -> Effective:
+    return replace(
+        BASE,
+        requests_per_second=Decimal(demand),
+        spot_max_traffic_percent=rng.choice([0, 50, 70, 100]),
+        min_on_demand_replicas=rng.choice([0, 1, 2]),
+        survive_loss_percent=rng.choice([0, 40, 70]),
+        max_traffic_percent_per_vendor=rng.choice([100, 100, 60]),
+        max_usd_per_hour=rng.choice([None, None, Decimal(rng.randint(50, 800)) / 100]),
+        on_exceeded=rng.choice(["Shed", "Overspend"]),
+        min_replicas=rng.choice([0, 1, 2]),
+        max_replicas=rng.choice([MOST_REPLICAS, MOST_REPLICAS, 2]),
+        priority=rng.choice([0, 0, 5]),
+    )
+
+
+def _random_instance(seed: int) -> tuple[list[PoolProblem], dict[tuple[str, CapacityType], int]]:
+    rng = random.Random(seed)  # noqa: S311 - instances, not secrets
+    problems = []
+    for i in range(rng.randint(1, 2)):
+        options = _random_options(rng)
+        demand = rng.randint(1, MOST_REPLICAS * min(int(o.capacity.turns_per_second) for o in options))
+        problems.append(PoolProblem(f"demo/p{i}", _random_effective(rng, demand), options))
+    resources = sorted({o.resource for p in problems for o in p.options})
+    return problems, {r: rng.randint(0, 4) for r in resources if rng.random() < 0.5}
+
+
+# --- The oracle -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Replica counts of one pool with what they serve and cost."""
+
+    unserved: Fraction
+    missing: int
+    cost: Decimal
+    nodes: dict[tuple[str, CapacityType], int]
+
+
+def _subsets(items: Sequence[str]) -> Iterator[set[str]]:
+    return (set(c) for n in range(len(items) + 1) for c in combinations(items, n))
+
+
+def _most_served(problem: PoolProblem, replicas: Sequence[int]) -> Fraction:
+    """Greatest share S of demand that fixed replicas can serve within all share rules."""
+    e, options = problem.effective, problem.options
+    steady = sum(r for r, o in zip(replicas, options, strict=True) if not o.spot)
+    spot_allowed = steady >= e.min_on_demand_replicas
+    carried = [
+        Fraction(0)
+        if o.spot and not spot_allowed
+        else Fraction(r) * Fraction(o.capacity.turns_per_second) / Fraction(problem.demand)
+        for r, o in zip(replicas, options, strict=True)
+    ]
+    vendors, classes = sorted({o.vendor for o in options}), sorted({o.hardware_class for o in options if o.spot})
+    best = Fraction(1)
+    for inside_vendors, inside_classes, spot_inside in product(_subsets(vendors), _subsets(classes), (False, True)):
+        grows = Fraction(e.max_traffic_percent_per_vendor * (len(vendors) - len(inside_vendors)), 100)
+        fixed = Fraction(0)
+        for k, o in enumerate(options):
+            head_inside = o.spot and o.hardware_class in inside_classes
+            if o.vendor in inside_vendors and not head_inside:
+                fixed += carried[k]
+        if spot_inside:
+            grows += Fraction(e.spot_max_traffic_percent, 100)
+        else:
+            grows += Fraction((100 - e.survive_loss_percent) * len(inside_classes), 100)
+        if grows < 1:
+            best = min(best, fixed / (1 - grows))
+    return best
+
+
+def _choices(problem: PoolProblem) -> list[Choice]:
+    e, found = problem.effective, []
+    for replicas in product(range(MOST_REPLICAS + 1), repeat=len(problem.options)):
+        if e.max_replicas is not None and sum(replicas) > e.max_replicas:
+            continue
+        nodes = {o.resource: -(-r // o.replicas_per_node) for r, o in zip(replicas, problem.options, strict=True)}
+        cost = sum((nodes[o.resource] * o.node_usd_per_hour for o in problem.options), Decimal(0))
+        if e.max_usd_per_hour is not None and e.on_exceeded == "Shed" and cost > e.max_usd_per_hour:
+            continue
+        unserved = 1 - _most_served(problem, replicas)
+        found.append(Choice(unserved, max(0, e.min_replicas - sum(replicas)), cost, nodes))
+    return found
+
+
+def _rank(problems: Sequence[PoolProblem], choices: Sequence[Choice]) -> tuple[list[Fraction], int, Decimal]:
+    by_priority: dict[int, Fraction] = {}
+    for problem, choice in zip(problems, choices, strict=True):
+        key = -problem.effective.priority
+        by_priority[key] = by_priority.get(key, Fraction(0)) + choice.unserved
+    shortage = [by_priority[k] for k in sorted(by_priority)]
+    return shortage, sum(c.missing for c in choices), sum((c.cost for c in choices), Decimal(0))
+
+
+def _brute_force(
+    problems: Sequence[PoolProblem], limits: dict[tuple[str, CapacityType], int]
+) -> tuple[list[Fraction], int, Decimal]:
+    def fits(choices: Sequence[Choice]) -> bool:
+        return all(sum(c.nodes.get(r, 0) for c in choices) <= most for r, most in limits.items())
+
+    return min(_rank(problems, c) for c in product(*map(_choices, problems)) if fits(c))
+
+
+# --- The comparison -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_plan_is_as_good_as_the_best_of_all_plans(block: int) -> None:
+    for seed in range(block * 50, block * 50 + 50):
+        problems, limits = _random_instance(seed)
+        shortage, missing, cost = _brute_force(problems, limits)
+        solution = solve(problems, limits)
+        assert not solution.failed, seed
+        got = [
+            Choice(
+                Fraction(solution.pools[p.key].unserved),
+                round(solution.pools[p.key].missing_replicas),
+                sum((a.nodes * a.option.node_usd_per_hour for a in solution.pools[p.key].assignments), Decimal(0)),
+                {},
+            )
+            for p in problems
+        ]
+        got_shortage, got_missing, got_cost = _rank(problems, got)
+        assert [float(s) for s in got_shortage] == pytest.approx([float(s) for s in shortage], abs=2e-6), seed
+        assert got_missing == missing, seed
+        assert got_cost == cost, (seed, got_cost, cost)
+        used = nodes_used(solution.pools)
+        assert all(used.get(r, 0) <= most for r, most in limits.items()), seed
+
+
+def test_pools_that_no_tight_limit_joins_are_solved_apart() -> None:
+    shared = _option("a", CapacityType.ON_DEMAND, "v", 2, 100, 1)
+    other = _option("b", CapacityType.ON_DEMAND, "v", 2, 100, 1)
+
+    def problem(name: str, *options: Option) -> PoolProblem:
+        return PoolProblem(name, replace(BASE, requests_per_second=Decimal(4)), options)
+
+    problems = [problem("p0", shared), problem("p1", shared, other), problem("p2", other), problem("p3", other)]
+
+    def groups(limits: dict[tuple[str, CapacityType], int]) -> list[list[str]]:
+        return [[p.key for p in g] for g in components(problems, limits)]
+
+    assert groups({}) == [["p0"], ["p1"], ["p2"], ["p3"]]
+    assert groups({shared.resource: 4}) == [["p0"], ["p1"], ["p2"], ["p3"]], "4 nodes are enough for both"
+    assert groups({shared.resource: 3}) == [["p0", "p1"], ["p2"], ["p3"]]
+    assert groups({shared.resource: 3, other.resource: 5}) == [["p0", "p1", "p2", "p3"]]
+
+
+def test_no_option_is_given_more_replicas_than_could_be_of_use() -> None:
+    option = _option("a", CapacityType.ON_DEMAND, "v", 2, 100, 2)
+    problem = PoolProblem("p", replace(BASE, requests_per_second=Decimal(5), min_replicas=0), (option,))
+    assert most_replicas(problem, option, {}) == 3
+    assert most_replicas(problem, option, {option.resource: 1}) == 2
+    assert most_replicas(problem, replace(option, own_replica_limit=1), {}) == 1
