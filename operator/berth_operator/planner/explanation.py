@@ -188,11 +188,11 @@ def _compared_alone(outcome: Outcome, option: Option, price: str) -> str:
     """The candidate carrying all that policy lets it carry, against the plan: cheap, and true, but no break-even."""
     share = _most_spot_percent(outcome) / 100 if option.spot else 1.0
     nodes = _nodes_alone(outcome, option, share)
-    cost = float(sum(a.nodes * a.option.node_usd_per_hour for a in outcome.solution.assignments))
+    cost = sum((a.nodes * a.option.node_usd_per_hour for a in outcome.solution.assignments), Decimal(0))
     whole = "alone" if share == 1 else f"for its at most {share:.0%} of traffic".replace("%", " %")
     return (
-        f"{whole} it takes {_count(nodes, 'node')} at {price} = ${nodes * float(option.node_usd_per_hour):.2f}/h"
-        f" against ${cost:.2f}/h of the whole plan"
+        f"{whole} it takes {_count(nodes, 'node')} at {price} ="
+        f" ${format_decimal(nodes * option.node_usd_per_hour)}/h against ${format_decimal(cost)}/h of the whole plan"
     )
 
 

@@ -1,0 +1,192 @@
+"""Does a pool stay where it runs unless moving is worth it?"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from berth_operator.api import HardwareClass, InferencePool
+from berth_operator.planner import PoolPlan, RunningPlacement
+
+Make = Callable[..., Any]
+STEADY = {"maxTrafficPercent": 0, "minOnDemandReplicas": 0, "surviveLossPercent": 0}
+
+
+@pytest.fixture
+def classes(hardware: Make) -> Callable[..., list[HardwareClass]]:
+    def make(old: str = "1.00", new: str = "0.90", **changes: Any) -> list[HardwareClass]:
+        return [hardware("old", prices={"OnDemand": old}, **changes), hardware("new", prices={"OnDemand": new})]
+
+    return make
+
+
+@pytest.fixture
+def settled(pool: Make) -> Callable[..., InferencePool]:
+    """A pool whose moves must save at least 0.10 USD/h and 15 %, 10 minutes after the last."""
+
+    def make(name: str = "settled", rps: str = "1", **changes: Any) -> InferencePool:
+        placement = {"spot": STEADY} | changes.pop("placement", {})
+        shape = {"promptTokens": 800, "outputTokens": 80, "cachedPromptPercent": 90}
+        made: InferencePool = pool(name, rps, model="tested-model", shape=shape, placement=placement, **changes)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def replan(plan_for: Make, profile: Make, running: Callable[..., RunningPlacement]) -> Callable[..., PoolPlan]:
+    """The plan of a pool that runs one replica on class `old`."""
+
+    def make(one: InferencePool, classes: list[HardwareClass], replicas: int = 1) -> PoolPlan:
+        profiles = tuple(profile(c.metadata.name) for c in classes)
+        runs = (running(one.key, "old", replicas=replicas),)
+        planned: PoolPlan = plan_for([one], classes, serving_profiles=profiles, running=runs).pools[one.key]
+        return planned
+
+    return make
+
+
+def _on(planned: PoolPlan) -> set[str]:
+    return {p.hardware_class for p in planned.placements}
+
+
+def test_a_small_saving_moves_nothing_and_the_plan_says_why(replan: Make, settled: Make, classes: Make) -> None:
+    planned = replan(settled(), classes(old="1.00", new="0.90"))
+    assert _on(planned) == {"old"}
+    assert planned.kept is not None
+    assert planned.kept.reason == "SavingsTooSmall"
+    assert "would save $0.10/h (10.0 %), less than minSavingsPercent 15" in planned.kept.message
+    other = next(c for c in planned.candidates if c.hardware_class == "new")
+    assert other.reason == planned.kept.message
+
+
+def test_both_thresholds_must_be_passed(replan: Make, settled: Make, classes: Make) -> None:
+    dollars = {"disruption": {"minSavingsUsdPerHour": "0.50", "minSavingsPercent": 15}}
+    planned = replan(settled(placement=dollars), classes(old="1.00", new="0.60"))
+    assert _on(planned) == {"old"}
+    assert planned.kept is not None
+    assert "save $0.40/h, less than minSavingsUsdPerHour 0.50" in planned.kept.message
+    assert _on(replan(settled(placement=dollars), classes(old="1.00", new="0.50"))) == {"new"}
+
+
+def test_a_large_saving_moves(replan: Make, settled: Make, classes: Make) -> None:
+    planned = replan(settled(), classes(old="1.00", new="0.80"))
+    assert _on(planned) == {"new"}
+    assert planned.kept is None
+
+
+def test_a_cooldown_holds_even_a_large_saving_until_it_is_over(
+    replan: Make, settled: Make, classes: Make, now: datetime
+) -> None:
+    def moved(ago: timedelta) -> InferencePool:
+        one: InferencePool = settled(status={"lastMoveTime": (now - ago).isoformat()})
+        return one
+
+    held = replan(moved(timedelta(minutes=9)), classes(new="0.20"))
+    assert _on(held) == {"old"}
+    assert held.kept is not None
+    assert held.kept.reason == "Cooldown"
+    assert "2026-11-21T12:01:00" in held.kept.message
+    assert _on(replan(moved(timedelta(minutes=10)), classes(new="0.20"))) == {"new"}
+
+
+def test_with_no_thresholds_equal_cost_still_moves_nothing(replan: Make, settled: Make, classes: Make) -> None:
+    free = {"disruption": {"minSavingsUsdPerHour": "0", "minSavingsPercent": 0, "cooldown": "0s"}}
+    assert _on(replan(settled(placement=free), classes(old="1.00", new="1.00"))) == {"old"}
+    assert _on(replan(settled(placement=free), classes(old="1.00", new="0.99"))) == {"new"}
+
+
+def test_more_or_fewer_replicas_on_the_same_hardware_are_no_move(
+    replan: Make, settled: Make, classes: Make, now: datetime
+) -> None:
+    just_moved = {"lastMoveTime": now.isoformat()}
+    grown = replan(settled(rps="20", status=just_moved), classes())
+    assert (_on(grown), grown.placements[0].replicas) == ({"old"}, 4)
+    shrunk = replan(settled(rps="1", status=just_moved), classes(), replicas=6)
+    assert (_on(shrunk), shrunk.placements[0].replicas) == ({"old"}, 1)
+
+
+def test_unserved_demand_moves_at_once_whatever_the_cooldown(
+    replan: Make, settled: Make, classes: Make, now: datetime
+) -> None:
+    one = settled(rps="20", status={"lastMoveTime": now.isoformat()})
+    planned = replan(one, classes(new="3.00", max_nodes={"OnDemand": 1}))
+    assert planned.unserved_requests_per_second == 0
+    assert "new" in _on(planned)
+
+
+def test_hardware_that_no_longer_meets_the_objective_is_left_at_once(
+    plan_for: Make, settled: Make, classes: Make, profile: Make, running: Make, now: datetime
+) -> None:
+    slow = [{"concurrency": 1, "contextTokens": 1000, "decodeTokensPerSecond": "5", "interTokenLatencyP99": "300ms"}]
+    planned = plan_for(
+        [settled(status={"lastMoveTime": now.isoformat()})],
+        classes(old="1.00", new="5.00"),
+        serving_profiles=(profile("old", points=slow), profile("new")),
+        running=(running("demo/settled", "old"),),
+    ).pools["demo/settled"]
+    assert _on(planned) == {"new"}
+
+
+def test_a_class_that_is_gone_is_left_for_what_remains(
+    plan_for: Make, settled: Make, classes: Make, profile: Make, running: Make
+) -> None:
+    planned = plan_for(
+        [settled()],
+        classes(new="5.00")[1:],
+        serving_profiles=(profile("new"),),
+        running=(running("demo/settled", "old"),),
+    ).pools["demo/settled"]
+    assert _on(planned) == {"new"}
+
+
+def test_a_low_priority_pool_gives_way_on_shared_hardware_even_in_its_cooldown(
+    plan_for: Make, settled: Make, hardware: Make, profile: Make, running: Make, now: datetime
+) -> None:
+    scarce = hardware("old", prices={"OnDemand": "1"}, max_nodes={"OnDemand": 1})
+    other = hardware("new", prices={"OnDemand": "4"})
+    low = settled("low", status={"lastMoveTime": now.isoformat()})
+    high = settled("high", priority=9, placement={"hardware": {"allow": {"names": ["old"]}}})
+    plan = plan_for(
+        [low, high],
+        [scarce, other],
+        serving_profiles=(profile("old"), profile("new")),
+        running=(running("demo/low", "old"),),
+    )
+    assert _on(plan.pools["demo/high"]) == {"old"}
+    assert _on(plan.pools["demo/low"]) == {"new"}
+
+
+def test_a_saving_that_needs_nodes_another_pool_keeps_is_not_taken(
+    plan_for: Make, settled: Make, hardware: Make, profile: Make, running: Make, now: datetime
+) -> None:
+    scarce = hardware("new", prices={"OnDemand": "0.50"}, max_nodes={"OnDemand": 1})
+    classes = [hardware("old", prices={"OnDemand": "1"}), scarce]
+    plan = plan_for(
+        [settled("sits", status={"lastMoveTime": now.isoformat()}), settled("wants")],
+        classes,
+        serving_profiles=(profile("old"), profile("new")),
+        running=(running("demo/sits", "new"), running("demo/wants", "old")),
+    )
+    assert _on(plan.pools["demo/sits"]) == {"new"}
+    assert _on(plan.pools["demo/wants"]) == {"old"}
+
+
+def test_noisy_demand_and_prices_never_flip_a_pool_back_and_forth(
+    plan_for: Make, settled: Make, classes: Make, profile: Make, running: Make
+) -> None:
+    profiles = (profile("old"), profile("new"))
+    on, moves = "old", 0
+    for step in range(12):
+        new_price = "0.95" if step % 2 else "1.05"
+        rps = str(5 + (step * 7 % 3) * 0.5)
+        plan = plan_for(
+            [settled(rps=rps)],
+            classes(old="1.00", new=new_price),
+            serving_profiles=profiles,
+            running=(running("demo/settled", on),),
+        )
+        after = _on(plan.pools["demo/settled"])
+        moves += after != {on}
+        on = min(after)
+    assert moves == 0

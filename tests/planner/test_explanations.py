@@ -1,0 +1,113 @@
+"""Does each candidate's reason name the number that decides, and is the break-even price the true one?"""
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from berth_operator.api import HardwareClass
+from berth_operator.planner import Candidate, PoolPlan, Verdict
+
+Make = Callable[..., Any]
+
+
+def _candidate(planned: PoolPlan, hardware_class: str, capacity_type: str = "OnDemand") -> Candidate:
+    return next(
+        c for c in planned.candidates if (c.hardware_class, c.capacity_type.value) == (hardware_class, capacity_type)
+    )
+
+
+def _break_even(candidate: Candidate) -> float:
+    found = re.search(r"would enter below \$([0-9.]+)/h", candidate.reason)
+    assert found, candidate.reason
+    return float(found.group(1))
+
+
+def _repriced(classes: list[HardwareClass], name: str, capacity_type: str, price: float) -> list[HardwareClass]:
+    changed = []
+    for c in classes:
+        body = c.to_api()
+        for entry in body["spec"]["capacity"]:
+            if (c.metadata.name, entry["type"]) == (name, capacity_type):
+                entry["usdPerHour"] = f"{price:.6f}"
+        changed.append(HardwareClass.model_validate(body))
+    return changed
+
+
+def test_every_class_and_capacity_type_has_one_verdict_with_a_number_in_its_reason(
+    plan_one: Make, chat_pool: Make, fleet: list[HardwareClass]
+) -> None:
+    planned = plan_one(chat_pool("0.2"), fleet)
+    assert [(c.hardware_class, c.capacity_type.value) for c in planned.candidates] == [
+        (name, t) for name in ("graviton4", "h100", "l4") for t in ("OnDemand", "Spot")
+    ]
+    assert all(re.search(r"\d", c.reason) for c in planned.candidates)
+    assert all(c.usd_per_million_tokens is not None and c.estimated for c in planned.candidates)
+
+
+@pytest.mark.parametrize(
+    ("rps", "name", "capacity_type"),
+    [("0.2", "l4", "OnDemand"), ("2.5", "graviton4", "OnDemand"), ("20", "h100", "Spot"), ("40", "l4", "OnDemand")],
+)
+def test_one_percent_below_the_break_even_enters_and_one_percent_above_does_not(
+    plan_one: Make, chat_pool: Make, fleet: list[HardwareClass], rps: str, name: str, capacity_type: str
+) -> None:
+    pool = chat_pool(rps)
+    unused = _candidate(plan_one(pool, fleet), name, capacity_type)
+    assert unused.verdict is Verdict.TOO_EXPENSIVE, unused.reason
+    price = _break_even(unused)
+    below = plan_one(pool, _repriced(fleet, name, capacity_type, price * 0.99))
+    above = plan_one(pool, _repriced(fleet, name, capacity_type, price * 1.01))
+    assert _candidate(below, name, capacity_type).verdict is Verdict.CHOSEN
+    assert _candidate(above, name, capacity_type).verdict is not Verdict.CHOSEN
+
+
+def test_break_even_for_a_running_pool_includes_what_a_move_must_save(
+    plan_one: Make, chat_pool: Make, graviton4: HardwareClass, l4: HardwareClass, running: Make
+) -> None:
+    pool = chat_pool("0.2", placement={"disruption": {"minSavingsUsdPerHour": "0.20", "minSavingsPercent": 0}})
+    runs = (running(pool.key, "graviton4"),)
+    planned = plan_one(pool, [graviton4, l4], running=runs)
+    assert _break_even(_candidate(planned, "l4")) == pytest.approx(0.638 - 0.20, abs=1e-3)
+    cheap = _repriced([graviton4, l4], "l4", "OnDemand", 0.43)
+    assert _candidate(plan_one(pool, cheap, running=runs), "l4").verdict is Verdict.CHOSEN
+
+
+def test_cost_per_million_tokens_is_that_of_a_full_node(
+    plan_one: Make, chat_pool: Make, graviton4: HardwareClass
+) -> None:
+    planned = plan_one(chat_pool("0.2"), [graviton4])
+    tokens = planned.placements[0].capacity.turns_per_second * 250 * 3600
+    expected = 0.638 * 1e6 / tokens
+    assert float(_candidate(planned, "graviton4").usd_per_million_tokens or 0) == pytest.approx(expected, rel=1e-3)
+
+
+def test_model_that_does_not_fit_comes_with_its_arithmetic(
+    plan_one: Make, pool: Make, fleet: list[HardwareClass]
+) -> None:
+    planned = plan_one(pool("big", "0.1", model="llama-3.3-70b-instruct", workload_class="Batch"), fleet)
+    l4 = _candidate(planned, "l4")
+    assert l4.verdict is Verdict.DOES_NOT_FIT
+    assert re.search(r"weights 6\d\.\d GiB \+ KV of one request 0\.7 GiB = 6\d\.\d GiB > 20\.6 GiB \(24 GiB", l4.reason)
+
+
+def test_spot_that_policy_forbids_says_which_field_does(
+    plan_one: Make, chat_pool: Make, fleet: list[HardwareClass]
+) -> None:
+    planned = plan_one(chat_pool("0.2", placement={"spot": {"maxTrafficPercent": 0}}), fleet)
+    spot = _candidate(planned, "l4", "Spot")
+    assert spot.verdict is Verdict.LIMITED_BY_POLICY
+    assert spot.reason == "spec.placement.spot.maxTrafficPercent is 0"
+
+
+def test_large_fleets_get_comparisons_that_are_true(plan_for: Make, chat_pool: Make, pool: Make, fleet: Any) -> None:
+    rest = {
+        "shape": {"cachedPromptPercent": 90},
+        "objectives": {"timeToFirstTokenP99": "2s", "interTokenLatencyP99": "100ms"},
+    }
+    plan = plan_for([pool(f"p{i:02}", "0.2", **rest) for i in range(60)], fleet)
+    planned = plan.pools["demo/p00"]
+    l4 = _candidate(planned, "l4")
+    assert l4.reason == "alone it takes 1 node at $0.805/h = $0.805/h against $0.638/h of the whole plan"
+    assert planned.usd_per_hour == Decimal("0.638")
