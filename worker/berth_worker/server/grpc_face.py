@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -39,6 +40,8 @@ class GenerationServicer(pb_grpc.GenerationServicer):
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        self.open_calls = 0
+        """Calls whose client has not been sent everything yet, though the engine may be done with them."""
 
     async def Generate(  # noqa: N802 - the name in the protocol
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
@@ -69,6 +72,7 @@ class GenerationServicer(pb_grpc.GenerationServicer):
             await _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"the queue is full: {error}")
         except NotAcceptingError as error:
             await _refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
+        self.open_calls += 1
         try:
             async for chunk in stream:
                 if chunk.finish is not None and chunk.finish.reason not in REASONS:
@@ -77,6 +81,7 @@ class GenerationServicer(pb_grpc.GenerationServicer):
                     await _refuse(context, code, chunk.finish.error)
                 yield response(stream.request_id, chunk)
         finally:
+            self.open_calls -= 1
             stream.cancel()  # the client has gone, or there is nothing left to cancel
 
 
@@ -169,15 +174,20 @@ class GrpcServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ]
         )
-        pb_grpc.add_GenerationServicer_to_server(GenerationServicer(worker), self._server)  # type: ignore[no-untyped-call]
+        self._generation = GenerationServicer(worker)
+        pb_grpc.add_GenerationServicer_to_server(self._generation, self._server)  # type: ignore[no-untyped-call]
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server)
-        try:
-            self.port: int = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        except RuntimeError as error:
-            raise OSError(str(error).splitlines()[0]) from error
+        if port:  # ask the system first: gRPC hides its reason and prints a line of its own
+            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        self.port: int = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+    @property
+    def open_calls(self) -> int:
+        """Generate calls that are still being answered."""
+        return self._generation.open_calls
 
     async def start(self) -> None:
         """Begin to answer: NOT_SERVING until `show_health` finds the worker ready."""

@@ -174,9 +174,12 @@ async def _drain(worker: Worker, grpc: GrpcServer, options: Options, signals: _S
     worker.phase = Phase.DRAINING
     engine.refuse_new()
     log.info("draining: %s", engine.stats())
-    while not engine.idle and not signals.second.is_set() and time.monotonic() < deadline - FLUSH_SECONDS:
+    while not (engine.idle and grpc.open_calls == 0):
+        if signals.second.is_set() or time.monotonic() > deadline - FLUSH_SECONDS:
+            break
         await _sleep_unless(signals.second, 0.02)
-    return await asyncio.to_thread(engine.stop, FLUSH_SECONDS)
+    unread = grpc.open_calls
+    return max(unread, await asyncio.to_thread(engine.stop, FLUSH_SECONDS))
 
 
 async def _sleep_unless(event: asyncio.Event, seconds: float) -> None:
