@@ -52,7 +52,7 @@ def test_tokens_come_as_often_as_their_probability_says(top_k: int, top_p: float
     size=st.sampled_from([1, 7, 600, 3000]),
     spread=st.sampled_from([0.0, 0.5, 4.0]),
     temperature=st.floats(0.05, 2.0),
-    top_k=st.integers(0, 700),
+    top_k=st.sampled_from([0, 1, 2, 5, 40, 700]),
     top_p=st.floats(0.01, 1.0),
 )
 def test_a_token_outside_the_allowed_set_is_never_drawn(
@@ -60,7 +60,7 @@ def test_a_token_outside_the_allowed_set_is_never_drawn(
 ) -> None:
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal(size) * spread).astype(np.float32)
-    allowed = reference(logits, temperature, top_k, min(1.0, top_p + 1e-9))
+    allowed = reference(logits, temperature, top_k, min(1.0, top_p + 1e-5))
     assert sample(logits, request(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)) in allowed
 
 
@@ -68,6 +68,8 @@ def test_temperature_zero_takes_the_likeliest_and_of_equals_the_first() -> None:
     logits = np.array([0.0, 3.0, 3.0, -1.0], dtype=np.float32)
     assert sample(logits, request(temperature=0)) == 1
     assert sample(logits, request(temperature=2, top_k=1)) == 1
+    assert sample(logits, request(temperature=1e-45)) == 1
+    assert sample(np.array([0.0, 90.0, 89.0], dtype=np.float32), request(temperature=1e-5)) == 1
 
 
 def test_the_draw_is_a_function_of_seed_and_place_alone() -> None:

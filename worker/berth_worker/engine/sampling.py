@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["NonFiniteLogitsError", "StopText", "sample"]
 
-FIRST_CANDIDATES = 512
-"""Tokens sorted first for top-p; the whole vocabulary only where their probability does not reach top_p."""
+COLDEST = 1e-5
+"""Lower temperatures are greedy: float32 would overflow."""
+CUTOFFS = (1e-2, 1e-4)
+"""Weights, the greatest being 1, below which tokens are left out before sorting; the next one where too few remain."""
 
 Floats = NDArray[np.floating[Any]]
 
@@ -36,48 +38,39 @@ def sample(logits: NDArray[np.float32], request: Request) -> int:
     if not np.isfinite(logits[best]):
         raise NonFiniteLogitsError(f"request {request.id}: logit of token {best} is {logits[best]}")
     params = request.params
-    if params.temperature == 0.0 or params.top_k == 1:
+    if params.temperature < COLDEST or params.top_k == 1:
         return best
-    tokens, weights = _candidates(logits, params)
-    cumulative = np.cumsum(weights)
+    tokens, weights = _candidates(logits, logits[best], params)
+    cumulative = np.cumsum(weights, dtype=np.float64)
     uniform = np.random.Generator(np.random.Philox(key=request.seed, counter=request.generated)).random()
     drawn = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
     return int(tokens[min(drawn, len(tokens) - 1)])
 
 
-def _candidates(logits: NDArray[np.float32], params: SamplingParams) -> tuple[NDArray[np.intp], Floats]:
-    """Tokens that may be drawn and their unnormalized probabilities, in float64 so that sums do not drift."""
-    scaled = logits.astype(np.float64)
-    scaled -= scaled.max()
-    scaled /= params.temperature
-    weights = np.exp(scaled)
+def _candidates(logits: Floats, best: np.float32, params: SamplingParams) -> tuple[NDArray[np.intp], Floats]:
+    """Tokens that may be drawn and their unnormalized probabilities; all of them where nothing restricts.
+
+    The likeliest token weighs 1; those below a cutoff are left out and only the rest is sorted, where that is enough.
+    """
+    weights = np.exp((logits - best) * np.float32(1.0 / params.temperature))
     if params.top_k == 0 and params.top_p >= 1.0:
         return np.arange(len(weights)), weights
+    total = float(weights.sum(dtype=np.float64))
+    tokens = np.arange(len(weights))
+    for cutoff in CUTOFFS:
+        likely = np.flatnonzero(weights >= cutoff)
+        reached = float(weights[likely].sum(dtype=np.float64)) >= params.top_p * total
+        if len(likely) >= params.top_k if params.top_k else reached:
+            tokens = likely
+            break
+    tokens = tokens[np.argsort(-logits[tokens], kind="stable")]  # of equals the lowest id first
     if params.top_k:
-        tokens = _heaviest(weights, params.top_k)
-        return _nucleus(tokens, weights[tokens], float(weights[tokens].sum()), params.top_p)
-    total = float(weights.sum())
-    tokens = _heaviest(weights, FIRST_CANDIDATES)
-    if float(weights[tokens].sum()) < params.top_p * total:
-        tokens = _heaviest(weights, len(weights))
-    return _nucleus(tokens, weights[tokens], total, params.top_p)
-
-
-def _heaviest(weights: Floats, count: int) -> NDArray[np.intp]:
-    """The count tokens of greatest weight, in descending order, of equals the lowest id first."""
-    if count >= len(weights):
-        return np.argsort(-weights, kind="stable")
-    threshold = np.partition(weights, len(weights) - count)[len(weights) - count]
-    tokens = np.flatnonzero(weights >= threshold)
-    return tokens[np.argsort(-weights[tokens], kind="stable")][:count]
-
-
-def _nucleus(tokens: NDArray[np.intp], weights: Floats, total: float, top_p: float) -> tuple[NDArray[np.intp], Floats]:
-    """The shortest prefix of tokens, sorted by weight, that reaches top_p of total; at least one token."""
-    if top_p >= 1.0:
-        return tokens, weights
-    keep = int(np.searchsorted(np.cumsum(weights), top_p * total, side="left")) + 1
-    return tokens[:keep], weights[:keep]
+        tokens = tokens[: params.top_k]
+        total = float(weights[tokens].sum(dtype=np.float64))
+    if params.top_p < 1.0:
+        reach = np.cumsum(weights[tokens], dtype=np.float64)
+        tokens = tokens[: int(np.searchsorted(reach, params.top_p * total, side="left")) + 1]
+    return tokens, weights[tokens]
 
 
 class StopText:
