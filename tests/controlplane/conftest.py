@@ -78,6 +78,11 @@ class OperatorProcess:
         self._process.terminate()
         return self._process.wait(timeout=20)
 
+    def end(self) -> None:
+        """End it, if it still runs, so that it gives up its Lease."""
+        if self._process is not None and self._process.poll() is None:
+            self.terminate()
+
     @property
     def log(self) -> str:
         """Everything it has said, over restarts."""
@@ -103,8 +108,11 @@ class OperatorProcess:
         return self.metric("berth_plans_total")
 
     def health(self) -> str:
-        """What the liveness endpoint answers."""
-        return _get(self.health_url)
+        """What the liveness endpoint answers; empty while nothing answers."""
+        try:
+            return _get(self.health_url)
+        except OSError:
+            return ""
 
     def wait_for(self, what: str, condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
         """Poll for something true; fail early, with the end of the log, when the operator or a component has died."""
@@ -310,7 +318,7 @@ def make_operator(
 
     yield make
     for operator in made:
-        operator.kill()
+        operator.end()
 
 
 @pytest.fixture(scope="module")

@@ -79,16 +79,18 @@ class Cluster:
         return [str(reflector.resource) for reflector in self._reflectors if not reflector.synced]
 
     def observe(self) -> Observation:
-        """The cluster now.  Objects on their way out (deletionTimestamp set) are left out of the custom resources."""
-        raw = [*self.pools.values(), *self.hardware_classes.values(), *self.serving_profiles.values()]
+        """The cluster now, less custom resources that are being deleted, alone or with their namespace."""
+        ending = {name for (_, name), namespace in self.namespaces.items() if namespace.terminating}
+        pools = [pool for (namespace, _), pool in self.pools.items() if namespace not in ending]
+        raw = [*pools, *self.hardware_classes.values(), *self.serving_profiles.values()]
         return Observation(
-            pools=_alive(self.pools.values(), InferencePool),
+            pools=_alive(pools, InferencePool),
             hardware_classes=_alive(self.hardware_classes.values(), HardwareClass),
             serving_profiles=_alive(self.serving_profiles.values(), ServingProfile),
             invalid=tuple(item for item in raw if isinstance(item, Invalid)),
             children=tuple(child for reflector in self.children.values() for child in reflector.values()),
             workers=tuple(worker for worker in self.workers.values() if worker is not None),
-            namespace_labels={name: labels for (_, name), labels in self.namespaces.items()},
+            namespace_labels={name: namespace.labels for (_, name), namespace in self.namespaces.items()},
         )
 
     async def write_pool_status(self, namespace: str | None, name: str, resource_version: str, status: Object) -> None:

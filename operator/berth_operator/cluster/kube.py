@@ -143,7 +143,7 @@ class Kube:
                         raise _error_from_status(event["object"])
                     yield event
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise ApiError(0, f"watch of {resource} broke off: {_text(error)}") from error
+            raise ApiError(0, f"the watch broke off: {_text(error)}") from error
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
         """One object, or None when there is none."""

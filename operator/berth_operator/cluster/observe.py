@@ -113,6 +113,15 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
+class Namespace:
+    """What we know of a namespace."""
+
+    labels: Mapping[str, str]
+    terminating: bool
+    """Nothing new can be made in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """The cluster at one moment, decoded."""
 
@@ -197,9 +206,10 @@ def decode_worker(item: Object) -> Worker | None:
     )
 
 
-def decode_namespace(item: Object) -> Mapping[str, str]:
-    """A namespace's labels."""
-    return dict(item["metadata"].get("labels", {}))
+def decode_namespace(item: Object) -> Namespace:
+    """A namespace's labels, and whether it is on its way out."""
+    metadata = item["metadata"]
+    return Namespace(labels=dict(metadata.get("labels", {})), terminating="deletionTimestamp" in metadata)
 
 
 def explain(error: ValidationError) -> str:
