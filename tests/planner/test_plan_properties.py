@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 Make = Callable[..., Any]
 seeds = st.integers(0, 10_000)
-checked = settings(max_examples=25, deadline=None, derandomize=True)
+checked = settings(max_examples=15, deadline=None, derandomize=True)
 
 
 @pytest.fixture(scope="session")
@@ -51,16 +51,12 @@ def scenario(hardware: Make, pool: Make, profile: Make, running: Make) -> Callab
                 )
             )
         pools = [_random_pool(rng, pool, f"p{i}") for i in range(rng.randint(1, 4))]
-        runs = []
-        if current:
-            for one in pools:
-                if rng.random() < 0.7:
-                    runs.append(running(one.key, rng.choice(names), replicas=rng.randint(1, 3)))
+        runs = [running(p.key, rng.choice(names), replicas=rng.randint(1, 3)) for p in pools if rng.random() < 0.7]
         return {
             "pools": pools,
             "classes": classes,
             "serving_profiles": tuple(profiles),
-            "running": tuple(runs),
+            "running": tuple(runs) if current else (),
         }
 
     return make
@@ -204,7 +200,7 @@ def _edited(c: HardwareClass, **edit: Any) -> HardwareClass:
 
 
 @given(seed=seeds, which=st.integers(0, 3), how=st.sampled_from([{"price": 0.7}, {"nodes": 2}]))
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_a_lower_price_or_more_nodes_never_worsen_the_fleet(
     plan_for: Make, planned: Make, seed: int, which: int, how: dict[str, Any]
 ) -> None:
@@ -271,14 +267,14 @@ def test_applying_a_plan_settles_it(plan_for: Make, planned: Make, seed: int) ->
     assert placed(again) == placed(first)
 
 
-def test_a_hundred_random_profiles_and_pools_never_raise(planned: Make) -> None:
+def test_random_fleets_are_solved_to_proven_optimality(planned: Make) -> None:
     accepted = 0
-    for seed in range(20_000, 20_040):
+    for seed in range(20_000, 20_025):
         _, plan = planned(seed, current=True)
         accepted += sum(one.not_accepted is None for one in plan.pools.values())
         assert plan.solver_status == "Optimal"
         assert plan.gap < 1e-6
-    assert accepted > 20
+    assert accepted > 15
 
 
 def test_profiles_of_other_pools_do_not_matter(

@@ -6,7 +6,8 @@ V(j) the cheapest rest of the plan beside j nodes of it and C the plan's cost, i
 
     max over j >= 1 of (C - V(j)) / j,
 
-which Newton's iteration on the price reaches from below in a few solves (Dinkelbach 1967).
+which Newton's iteration on the price reaches in a few solves (Dinkelbach 1967): the least cost with the candidate is
+concave in its price, so that from the second step on the price only rises, and stops where it is true.
 """
 
 import math
@@ -242,7 +243,7 @@ def break_even(outcome: Outcome, option: Option) -> float | None:
     cost = float(sum(a.nodes * a.option.node_usd_per_hour for a in outcome.solution.assignments))
     if outcome.incumbent and outcome.incumbent.resources:
         cost -= required_saving(problem, cost)
-    price = 0.0
+    price = float(option.node_usd_per_hour)
     for step in range(_MOST_STEPS):
         forced = _cheapest_with(problem, option, price, left, outcome.solution)
         if forced is None:
@@ -250,10 +251,8 @@ def break_even(outcome: Outcome, option: Option) -> float | None:
         rest, nodes = forced
         better = (cost - rest) / nodes
         if step and better <= price + 1e-6:
-            break
-        price = better
-        if price <= 0:
-            break
+            return min(price, better)
+        price = max(better, 0.0)
     return price
 
 

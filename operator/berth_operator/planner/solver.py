@@ -151,6 +151,7 @@ def _load(program: Program) -> Any:
         "threads": 1,
         "parallel": "off",
         "random_seed": 1,
+        "mip_heuristic_run_feasibility_jump": False,  # more than half the time of a small program, for nothing
         "mip_abs_gap": 0.0,
         "mip_rel_gap": 0.0 if sum(program.integer) <= SMALL else LARGE_GAP,
         "mip_max_nodes": MAX_NODES,
