@@ -279,6 +279,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
     assert (options.http_port, options.max_queue, options.quantization) == (3, 2, "BF16")
     assert options.max_concurrency == Options().max_concurrency == 16
     assert parse([], {}) == Options()
+    assert (Options().batch_tokens, parse(["--max-concurrency=400"], {}).batch_tokens) == (256, 800)
 
 
 def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 __all__ = ["Options", "parse"]
 
+DEFAULT_BATCH_TOKENS = 256
+
 
 def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
     def convert(text: str) -> int:
@@ -84,8 +86,11 @@ class Options:
         _integer(16),
         "tokens that the KV cache holds (default: max-concurrency contexts, in at most half of the free memory)",
     )
-    max_batch_tokens: int = _option(
-        256, _integer(1), "rows of one step: larger is faster prefill, smaller is smoother decode beside it"
+    max_batch_tokens: int | None = _option(
+        None,
+        _integer(1),
+        "rows of one step: larger is faster prefill, smaller is smoother decode beside it "
+        f"(default: {DEFAULT_BATCH_TOKENS}, or twice max-concurrency if that is more)",
     )
     threads: int | None = _option(None, _integer(1, 1024), "threads of a step (default: the CPUs that are allowed)")
     drain_lag_seconds: float = _option(
@@ -95,6 +100,11 @@ class Options:
         25.0, _seconds, "after SIGTERM, be gone within this time; stay below the pod's termination grace period"
     )
     stall_seconds: float = _option(120.0, _seconds, "a step that takes longer makes /healthz fail")
+
+    @property
+    def batch_tokens(self) -> int:
+        """Rows of one step: as given, or enough for every running request and a chunk of a prompt."""
+        return self.max_batch_tokens or max(DEFAULT_BATCH_TOKENS, 2 * self.max_concurrency)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,7 +144,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
         except ValueError:
             parser.error(f"{name}: found {text!r}; expected a {convert.__name__}".replace("a one of", "one of"))
     options = Options(**values)
-    if options.max_batch_tokens < options.max_concurrency:
+    if options.batch_tokens < options.max_concurrency:
         parser.error(
             f"--max-batch-tokens: {options.max_batch_tokens} is less than --max-concurrency "
             f"({options.max_concurrency}): each running request needs a row of a step"

@@ -107,6 +107,6 @@ def engine_config(options: Options, loaded: LoadedModel, available: int) -> Engi
         max_waiting=options.max_queue,
         max_context_tokens=context,
         kv_cache_tokens=cache,
-        token_budget=options.max_batch_tokens,
+        token_budget=options.batch_tokens,
         stall_seconds=options.stall_seconds,
     )
