@@ -66,11 +66,13 @@ async def _read(kubeconfig: Path | None) -> Observation:
         + [decode_serving_profile(item) for item in profiles]
     )
     decode_child = child_decoder(DEPLOYMENTS)
+    spaces = {item["metadata"]["name"]: decode_namespace(item) for item in namespaces}
+    ending = {name for name, namespace in spaces.items() if namespace.terminating}
     return Observation(
-        pools=tuple(item for item in decoded if isinstance(item, InferencePool)),
+        pools=tuple(p for p in decoded if isinstance(p, InferencePool) and p.metadata.namespace not in ending),
         hardware_classes=tuple(item for item in decoded if isinstance(item, HardwareClass)),
         serving_profiles=tuple(item for item in decoded if isinstance(item, ServingProfile)),
         invalid=tuple(item for item in decoded if isinstance(item, Invalid)),
         children=tuple(decode_child(item) for item in deployments),
-        namespace_labels={item["metadata"]["name"]: decode_namespace(item) for item in namespaces},
+        namespace_labels={name: namespace.labels for name, namespace in spaces.items()},
     )

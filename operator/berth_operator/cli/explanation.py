@@ -48,6 +48,7 @@ def paragraph(
         sentences += _why(status.candidates or [])
     else:
         sentences.append(_nothing(status))
+    sentences += _afresh(what_if, status)
     sentences += _next_best(what_if, status)
     sentences += [_at_demand(factor, other) for factor, other in what_if.at_demand]
     if live:
@@ -156,15 +157,36 @@ def _nothing(status: InferencePoolStatus) -> str:
     return "It runs nowhere."
 
 
+def _afresh(what_if: WhatIf, status: InferencePoolStatus) -> Iterator[str]:
+    """What holds a pool where it is, when a plan from scratch would put it elsewhere."""
+    afresh, placements = what_if.afresh, status.placements or []
+    if afresh is None or not placements or not afresh.placements:
+        return
+    here = {(p.hardware_class, p.capacity_type) for p in placements}
+    if {(p.hardware_class, p.capacity_type) for p in afresh.placements} != here:
+        yield (
+            f"Placed afresh it would be on {_short(afresh)} for {money(afresh.usd_per_hour)} USD an hour; what runs is"
+            " moved only when that saves enough, and not within the cooldown of the last move"
+            " (spec.placement.disruption)."
+        )
+
+
 def _next_best(what_if: WhatIf, status: InferencePoolStatus) -> Iterator[str]:
     other = what_if.without
     if other is None:
-        if status.placements:
+        if status.placements and what_if.afresh is not None:
             yield "Nothing else could serve it."
         return
-    price = f"{money(other.usd_per_hour)} USD an hour"
-    short = " and not serve all of the demand" if other.unserved_requests_per_second > 0 else ""
-    yield f"Next best is {_short(other)}: it would cost {price}{short}."
+    short = ", and not serve all of the demand" if other.unserved_requests_per_second > 0 else ""
+    price = money(other.usd_per_hour)
+    yield f"Next best is {_short(other)}: it would cost {price} USD an hour{_more(status, other)}{short}."
+
+
+def _more(status: InferencePoolStatus, other: PoolPlan) -> str:
+    now = Decimal(status.cost.usd_per_hour) if status.cost else Decimal(0)
+    if now <= 0 or other.usd_per_hour <= now:
+        return ""
+    return f", {(other.usd_per_hour / now - 1) * 100:.0f}% more"
 
 
 def _at_demand(factor: Decimal, other: PoolPlan) -> str:

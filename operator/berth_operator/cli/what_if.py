@@ -21,6 +21,8 @@ _MOST_POOLS = 200
 class WhatIf:
     """Answers about one pool; None and empty where nothing would change or nothing was asked."""
 
+    afresh: PoolPlan | None = None
+    """Its plan if nothing ran yet."""
     without: PoolPlan | None = None
     """Its plan if the hardware classes that it has were denied."""
     at_demand: tuple[tuple[Decimal, PoolPlan], ...] = ()
@@ -33,9 +35,9 @@ def ask(snapshot: Snapshot, pool: InferencePool) -> WhatIf:
         return WhatIf()
     base = _plan(snapshot, pool)
     if not base.placements:
-        return WhatIf()
+        return WhatIf(base)
     without = _plan(snapshot, _denied(pool, {p.hardware_class for p in base.placements}))
-    return WhatIf(without if without.placements else None, tuple(_changes(snapshot, pool, base)))
+    return WhatIf(base, without if without.placements else None, tuple(_changes(snapshot, pool, base)))
 
 
 def hardware(pool_plan: PoolPlan) -> set[str]:
