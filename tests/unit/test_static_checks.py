@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ["operator/berth_operator", "worker/berth_worker", "tools/devcluster", "tools/demo"]
+PACKAGES = ["operator/berth_operator", "worker/berth_worker", "tools/devcluster", "tools/demo", "tools/chartgen"]
 
 
 def _passes(*command: str) -> None:
