@@ -95,11 +95,14 @@ class Prometheus:
     def unhealthy_targets(self) -> Mapping[str, str]:
         """Job -> why its last scrape failed (or that there was none yet); empty once all are scraped."""
         active = self._get("/api/v1/targets", state="active")["data"]["activeTargets"]
-        return {
-            target["labels"]["job"]: target["lastError"] or f"health is {target['health']}"
-            for target in active
-            if target["health"] != "up"
-        }
+        unhealthy = {target.job: "not known yet" for target in self._targets}
+        for target in active:
+            job = target["labels"]["job"]
+            if target["health"] == "up":
+                unhealthy.pop(job, None)
+            else:
+                unhealthy[job] = target["lastError"] or f"health is {target['health']}"
+        return unhealthy
 
     def _config(self) -> dict[str, Any]:
         interval = f"{int(SCRAPE_INTERVAL_S * 1000)}ms"
