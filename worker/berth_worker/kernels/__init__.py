@@ -23,7 +23,7 @@ def load_kernels() -> None:
     """
     library = _find_library()
     if library is None:
-        raise KernelsUnavailableError("the int8 kernels are not built; pip install --no-build-isolation -e worker builds them")
+        raise KernelsUnavailableError("the int8 kernels are not built: pip install --no-build-isolation -e worker")
     try:
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
@@ -58,7 +58,7 @@ def selected_isa() -> str:
 def step(weights: Tensor, plan: Tensor, cache: Tensor, batch: Tensor, logits: Tensor, threads: int, isa: str) -> None:
     """One step of the whole model.
 
-    weights: uint8, plan: int64, from packing.WeightStore; cache: int8 [layers, blocks, bytes], written; batch: int32, see
+    weights uint8, plan int64: from packing.WeightStore; cache int8 [layers, blocks, bytes]: written; batch int32: see
     BatchView in csrc/model.h; logits: float32 [N, vocab padded to 16], written; isa: "" for the selected one.
     Raises RuntimeError, before anything is written, if they contradict each other.
     """
@@ -66,7 +66,7 @@ def step(weights: Tensor, plan: Tensor, cache: Tensor, batch: Tensor, logits: Te
 
 
 def int8_dots(packed: Tensor, values: Tensor, isa: str) -> Tensor:
-    """Exact integer products: values int8 [rows, depth] times packed [panels, depth / 4, 16, 4] -> int32 [rows, channels]."""
+    """Exact products: int8 [rows, depth] times packed [panels, depth / 4, 16, 4] -> int32 [rows, channels]."""
     load_kernels()
     out = torch.empty(values.shape[0], packed.shape[0] * packed.shape[2], dtype=torch.int32)
     torch.ops.berth.dots(packed, values, out, isa)

@@ -1,4 +1,4 @@
-"""Where does each weight lie for the kernels?  One block of memory, in the order in which a step reads it, and a plan of it.
+"""Where does each weight lie for the kernels?  In one block of memory, in the order in which a step reads it.
 
 The layout is that of csrc/isa.h: panels of 16 channels, granules of 4 channels x 4 of depth.
 """
@@ -28,12 +28,17 @@ def pack_values(values: Tensor) -> Tensor:
 def pack_scales(scales: Tensor) -> Tensor:
     """bfloat16 [channels, groups] -> [ceil(channels / 16), groups, 16], padded with zeros."""
     channels, groups = scales.shape
-    return torch.nn.functional.pad(scales, (0, 0, 0, -channels % PANEL)).reshape(-1, PANEL, groups).transpose(1, 2).contiguous()
+    return (
+        torch.nn.functional.pad(scales, (0, 0, 0, -channels % PANEL))
+        .reshape(-1, PANEL, groups)
+        .transpose(1, 2)
+        .contiguous()
+    )
 
 
 def interleave(gate: Tensor, up: Tensor) -> Tensor:
     """Rows of gate and up, 16 by 16 in turn: the kernels find both halves of a SwiGLU side by side."""
-    return torch.stack([gate.unflatten(0, (-1, PANEL)), up.unflatten(0, (-1, PANEL))], dim=1).flatten(0, 2)  # type: ignore[no-untyped-call]
+    return torch.stack([gate.unflatten(0, (-1, PANEL)), up.unflatten(0, (-1, PANEL))], dim=1).flatten(0, 2)
 
 
 class WeightStore:

@@ -1,4 +1,4 @@
-"""What prompt does a conversation become?  The model's own Jinja template, run in a sandbox because it came with the file."""
+"""What prompt does a conversation become?  The model's own template says; sandboxed, because it came with the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in this GGUF file?  A strict, bounded reader of the header: every length is checked against the file before use.
+"""What is in this GGUF file?  A strict reader of its header: every length is checked against the file before use.
 
 The `gguf` package knows the tensor types and dequantizes them; its own reader is not used, because it trusts lengths (a
 damaged one makes it loop or allocate without end) and takes seconds for a vocabulary.  Format:
@@ -95,7 +95,8 @@ class GgufFile:
         start = self._position
         if size > self.size - start:
             raise ModelError(
-                f"{self.path}: {self._context}: truncated: needs {size} bytes at offset {start}, the file ends at {self.size}"
+                f"{self.path}: {self._context}: truncated: needs {size} bytes at offset {start}, "
+                f"the file ends at {self.size}"
             )
         self._position = start + size
         return start
@@ -141,7 +142,8 @@ class GgufFile:
         tensor_count, key_count = self._scalar("Q"), self._scalar("Q")
         if tensor_count > _MAX_TENSORS or key_count > _MAX_KEYS:
             raise ModelError(
-                f"{self.path}: header: found {tensor_count} tensors and {key_count} keys; at most {_MAX_TENSORS} and {_MAX_KEYS}"
+                f"{self.path}: header: found {tensor_count} tensors and {key_count} keys; "
+                f"at most {_MAX_TENSORS} and {_MAX_KEYS} are right"
             )
         for _ in range(key_count):
             self._context = "metadata"
@@ -188,7 +190,8 @@ class GgufFile:
             type_name, block, block_bytes = SUPPORTED_TYPES[type_id]
             if shape[-1] % block:
                 raise ModelError(
-                    f"{self.path}: tensor {name}: found rows of {shape[-1]}; {type_name} packs them in blocks of {block}"
+                    f"{self.path}: tensor {name}: found rows of {shape[-1]}; "
+                    f"{type_name} packs them in blocks of {block}"
                 )
             nbytes = block_bytes
             for size in (*shape[:-1], shape[-1] // block):

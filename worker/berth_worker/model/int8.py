@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from berth_worker.model.quantization import (
     Recipe,
     quantize_rows,
     rotated_embedding,
-    rotated_layers,
+    rotated_layer,
     rotated_output,
 )
 from berth_worker.model.rotation import Rotation
@@ -51,8 +52,8 @@ class Int8Cache:
 class Int8Llama:
     """A Llama in int8 kernels; see `berth_worker.model.interface.Model`.
 
-    `isa` names an instruction set; "" takes the best one, or what BERTH_ISA names.  Raises ModelError if that cannot run here,
-    and KernelsUnavailableError if the kernels are not built.
+    `isa` names an instruction set; "" takes the best one, or what BERTH_ISA names.  Raises ModelError if that cannot
+    run here, and KernelsUnavailableError if the kernels are not built.
     """
 
     def __init__(self, reader: LlamaReader, threads: int, recipe: Recipe | None = None, isa: str = "") -> None:
@@ -69,7 +70,7 @@ class Int8Llama:
         self._block_bytes = config.num_kv_heads * 2 * BLOCK_TOKENS * (config.head_dim + 4)
         self.kv_bytes_per_block = config.num_layers * self._block_bytes
         self._padded_vocab = -(-config.vocab_size // PANEL) * PANEL
-        self._weights, self._plan = _pack(reader, self.recipe)
+        self._weights, self._plan = _pack(reader, self.recipe, threads)
 
     @property
     def resident_bytes(self) -> int:
@@ -101,17 +102,16 @@ def _flatten(batch: Batch) -> Tensor:
     return torch.frombuffer(flat, dtype=torch.int32)
 
 
-def _pack(reader: LlamaReader, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    config = reader.config
-    # int8 and scales of 2 bytes a group; padding of the vocabulary and cache lines
-    capacity = int(reader.parameters * (1 + 2 / recipe.group) * 1.01) + (1 << 22)
-    store = WeightStore(capacity)
+def _pack(reader: LlamaReader, recipe: Recipe, threads: int) -> tuple[Tensor, Tensor]:
+    config, group = reader.config, recipe.group
+    # int8, and scales of 2 bytes a group; padding of the vocabulary and of cache lines
+    store = WeightStore(int(reader.parameters * (1 + 2 / group) * 1.01) + (1 << 22))
     rotation = Rotation(config.hidden_size)
     store.integer(_PLAN_VERSION, config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers)
     store.integer(config.num_heads, config.num_kv_heads, config.head_dim)
     store.integer(recipe.head_block(config), recipe.ffn_block(config), rotation.odd, int(config.tie_embeddings))
     store.real(config.rms_norm_eps)
-    store.integer(recipe.group)
+    store.integer(group)
     store.tensor(rotary_frequencies(config))
     if config.tie_embeddings:
         store.tensor(torch.from_numpy(reader.output_norm()) / rotation.power)
@@ -121,12 +121,17 @@ def _pack(reader: LlamaReader, recipe: Recipe) -> tuple[Tensor, Tensor]:
         store.tensor(pack_values(quantized.values))
         store.tensor(pack_scales(quantized.scales))
 
-    put(quantize_rows(rotated_embedding(reader, rotation), recipe.group))
+    def layer(index: int) -> list[Quantized]:
+        w = rotated_layer(reader, rotation, index)
+        matrices = (w["qkv"], w["o"], interleave(w["gate"], w["up"]), w["down"])
+        return [quantize_rows(matrix, group) for matrix in matrices]
+
+    put(quantize_rows(rotated_embedding(reader, rotation), group))
     if not config.tie_embeddings:
-        put(quantize_rows(rotated_output(reader, rotation), recipe.group))
-    for layer in rotated_layers(reader, rotation):
-        put(quantize_rows(layer["qkv"], recipe.group))
-        put(quantize_rows(layer["o"], recipe.group))
-        put(quantize_rows(interleave(layer["gate"], layer["up"]), recipe.group))
-        put(quantize_rows(layer["down"], recipe.group))
+        put(quantize_rows(rotated_output(reader, rotation), group))
+    with ThreadPoolExecutor(threads) as pool:  # a few layers at a time: their float32 copies are large
+        for start in range(0, config.num_layers, threads):
+            for matrices in pool.map(layer, range(start, min(start + threads, config.num_layers))):
+                for quantized in matrices:
+                    put(quantized)
     return store.finish()

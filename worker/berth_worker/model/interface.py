@@ -75,8 +75,8 @@ class Tokenizer(Protocol):
     vocab_size: int
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
-        """Ids of text; add_special_tokens puts BOS in front where the model wants one; with parse_special, the text of a
-        control token such as <|im_end|> becomes that token (for prompts), without it stays plain text."""
+        """Ids of text.  add_special_tokens puts BOS in front where the model wants one; with parse_special, the text of
+        a control token such as <|im_end|> becomes that token (for prompts), without it stays plain text."""
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...

@@ -1,4 +1,4 @@
-"""Is this GGUF file a Llama we can run, and what are its weights?  Checks every tensor's name and shape before reading one."""
+"""Is this GGUF file a Llama we can run, and what are its weights?  Names and shapes are checked before one is read."""
 
 from __future__ import annotations
 

@@ -7,7 +7,10 @@ import os
 
 import torch
 
+from berth_worker.kernels import KernelsUnavailableError
+from berth_worker.kernels.cpus import usable_cpus
 from berth_worker.model.gguf_file import GgufFile
+from berth_worker.model.int8 import Int8Llama
 from berth_worker.model.interface import LoadedModel, ModelError, Quantization
 from berth_worker.model.llama import Llama
 from berth_worker.model.llama_gguf import LlamaReader
@@ -41,19 +44,30 @@ def load(source: str, *, quantization: Quantization = "Int8", threads: int | Non
             f"token_embd.weight has {reader.config.vocab_size} rows"
         )
     _check_memory(reader, quantization)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    dtype = torch.bfloat16 if quantization == "BF16" else torch.float32
-    model = Llama(reader, dtype)
+    count = threads or usable_cpus()
+    model = _build(reader, quantization, count)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         config=reader.config,
         name=resolved.name,
         resident_bytes=model.resident_bytes,
-        recipe=str(dtype).removeprefix("torch."),
-        path="torch",
+        recipe=model.recipe.name if isinstance(model, Int8Llama) else str(model.dtype).removeprefix("torch."),
+        path=f"kernels/{model.isa}" if isinstance(model, Int8Llama) else "torch",
     )
+
+
+def _build(reader: LlamaReader, quantization: Quantization, threads: int) -> Int8Llama | Llama:
+    if quantization == "Int8":
+        # Torch's own thread pool would spin beside the kernels'; beside them torch only copies a few numbers a step.
+        torch.set_num_threads(1)
+        try:
+            return Int8Llama(reader, threads)
+        except KernelsUnavailableError as error:
+            _log.warning("%s; running in plain PyTorch in float32 instead, several times slower", error)
+            _check_memory(reader, "FP32")
+    torch.set_num_threads(threads)
+    return Llama(reader, torch.bfloat16 if quantization == "BF16" else torch.float32)
 
 
 def _check_memory(reader: LlamaReader, quantization: Quantization) -> None:

@@ -1,16 +1,15 @@
-"""What are int8 weights, exactly?  The recipe: which rotations, which groups, and the integers and scales that come out.
+"""What are int8 weights, exactly?  The recipe: which rotations and groups, and the integers and scales that come out.
 
-Recipe "w8a8-g{G}-rotated-kv8": weights and activations in int8 with one scale for each group of G values along the depth
-(weights: bfloat16 scales, fixed; activations: float32 scales, at run time); the residual stream, the values (per head) and the
-input of `down` (in blocks) rotated; queries and keys multiplied by a Hadamard matrix after the rotary embedding; keys, values
-and queries in int8 with one scale a head and token; attention weights in 7 bits with one scale for 16 tokens.
-Its quality, measured, stands in tests/worker/test_quality.py.
+Recipe "w8a8-g{G}-rotated-kv8": weights and activations in int8 with one scale for each group of G values along the
+depth (weights: bfloat16 scales, fixed; activations: float32 scales, at run time); the residual stream, the values (per
+head) and the input of `down` (in blocks) rotated; queries and keys multiplied by a Hadamard matrix after the rotary
+embedding; keys, values and queries in int8 with one scale a head and token; attention weights in 7 bits with one scale
+for 16 tokens.  Its quality, measured, stands in tests/worker/test_quality.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,7 @@ from berth_worker.model.config import LlamaConfig
 from berth_worker.model.llama_gguf import LlamaReader
 from berth_worker.model.rotation import Rotation, hadamard, power_of_two_part
 
-__all__ = ["Quantized", "Recipe", "quantize_rows", "rotated_embedding", "rotated_layers", "rotated_output"]
+__all__ = ["Quantized", "Recipe", "quantize_rows", "rotated_embedding", "rotated_layer", "rotated_output"]
 
 _MOST_FFN_BLOCK = 256
 
@@ -75,24 +74,22 @@ def rotated_output(reader: LlamaReader, rotation: Rotation) -> Tensor:
     return rotation(torch.from_numpy(reader.output() * reader.output_norm()))
 
 
-def rotated_layers(reader: LlamaReader, rotation: Rotation) -> Iterator[dict[str, Tensor]]:
-    """Each layer's four matrices, gains folded in, in the rotated basis, float32: qkv, o, gate, up, down."""
+def rotated_layer(reader: LlamaReader, rotation: Rotation, index: int) -> dict[str, Tensor]:
+    """A layer's matrices in the rotated basis, gains folded in, float32: qkv, o, gate, up, down."""
     config = reader.config
     block, ffn = Recipe.head_block(config), Recipe.ffn_block(config)
-    for index in range(config.num_layers):
-        w = {name: torch.from_numpy(values) for name, values in reader.layer(index).items()}
-        qk = rotation(torch.cat([w["q"], w["k"]]) * w["attn_norm"])
-        # V is turned within each head, O turned back: (x V^T H / sqrt n)(H / sqrt n) O^T
-        v = _blocks(rotation(w["v"] * w["attn_norm"]).t(), block).t() / math.sqrt(block)
-        o = _blocks(rotation(w["o"].t()).t(), block) / math.sqrt(block)
-        yield {
-            "qkv": torch.cat([qk, v]),
-            "o": o,
-            "gate": rotation(w["gate"] * w["ffn_norm"]),
-            "up": rotation(w["up"] * w["ffn_norm"]),
-            # its input is multiplied by H, not normalized, at run time: H H = n
-            "down": _blocks(rotation(w["down"].t()).t(), ffn) / ffn,
-        }
+    w = {name: torch.from_numpy(values) for name, values in reader.layer(index).items()}
+    qk = rotation(torch.cat([w["q"], w["k"]]) * w["attn_norm"])
+    # V is turned within each head and O turned back: (x V^T H / sqrt n) (H / sqrt n) O^T
+    v = _blocks(rotation(w["v"] * w["attn_norm"]).t(), block).t() / math.sqrt(block)
+    return {
+        "qkv": torch.cat([qk, v]),
+        "o": _blocks(rotation(w["o"].t()).t(), block) / math.sqrt(block),
+        "gate": rotation(w["gate"] * w["ffn_norm"]),
+        "up": rotation(w["up"] * w["ffn_norm"]),
+        # its input is multiplied by H, not normalized, at run time: H H = n
+        "down": _blocks(rotation(w["down"].t()).t(), ffn) / ffn,
+    }
 
 
 def _blocks(w: Tensor, order: int) -> Tensor:

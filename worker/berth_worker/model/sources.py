@@ -1,4 +1,4 @@
-"""Where is the file that a model source names?  Resolves to a local GGUF path and a name; reads nothing of the model."""
+"""Where is the file that a model source names?  Finds a local GGUF path and a name; reads nothing of the model."""
 
 from __future__ import annotations
 

@@ -19,7 +19,10 @@ from berth_worker.model.interface import ModelError
 __all__ = ["GgufTokenizer", "byte_level_alphabet"]
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type (llama.h)
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Names of tokens that end a turn or a text, whatever eos_token_id says (llama.cpp's list of end-of-generation tokens)
 _END_TEXTS = ("<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "</s>")
 
@@ -105,7 +108,8 @@ class GgufTokenizer:
             return None
         if not isinstance(value, int) or not 0 <= value < self.vocab_size:
             raise ModelError(
-                f"{self._path}: tokenizer.ggml.{name}_token_id: found {value!r}; the vocabulary has {self.vocab_size} tokens"
+                f"{self._path}: tokenizer.ggml.{name}_token_id: found {value!r}; "
+                f"the vocabulary has {self.vocab_size} tokens"
             )
         return value
 
@@ -147,7 +151,7 @@ class GgufTokenizer:
         )
 
     def _sentencepiece(self, file: GgufFile) -> Tokenizer:
-        """SentencePiece BPE merges the neighbours whose union has the best score; merges ranked by score do the same."""
+        """SentencePiece merges the neighbours whose union scores best; merges ranked by score do the same."""
         vocabulary = self._vocabulary()
         scores = file.metadata.get("tokenizer.ggml.scores")
         if scores is None or len(scores) != self.vocab_size:

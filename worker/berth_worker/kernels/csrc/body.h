@@ -1,95 +1,158 @@
-// The arithmetic of every instruction set, written once.  Included by scalar.cpp and by each set's unit, after `dot` is defined there.
+// The arithmetic of every instruction set, written once.  Included by scalar.cpp and by each set's unit, after `dot` is defined there; a
+// unit may bring its own `tile` too.
 //
+// Vectors are GCC's and clang's own (vector_size): eight floats, which the compiler maps to whatever the set has.  Every operation is
+// IEEE's on each lane and sums run in a fixed order, so all sets give the same bits: compile with -ffp-contract=off, never -ffast-math.
 // Everything is in an anonymous namespace and uses no standard templates: a function shared between units could be linked in the version
-// of another unit's instruction set.  Loops are written so that a compiler vectorizes them without reordering floating point: sums run in
-// 16 lanes.  Compile with -ffp-contract=off and never with -ffast-math.
+// of another unit's instruction set.
 #include "isa.h"
 
 namespace berth {
 namespace {
 
-inline float as_float(uint32_t bits) { float x; __builtin_memcpy(&x, &bits, 4); return x; }
-inline uint32_t as_bits(float x) { uint32_t bits; __builtin_memcpy(&bits, &x, 4); return bits; }
-inline float bf16(uint16_t x) { return as_float(static_cast<uint32_t>(x) << 16); }
-inline float larger(float a, float b) { return a > b ? a : b; }
+typedef float Floats __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
+constexpr int kLanes = 8;
+constexpr float kNothing = -__builtin_inff();
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x), ties to even, in the low bits for |x| < 2^22
+constexpr int32_t kRoundBits = 0x4B400000;
 
-// Nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves it in the low bits of the mantissa.
-inline int32_t nearest(float x) { return static_cast<int32_t>(as_bits(x + 12582912.0f)) - 0x4B400000; }
+inline Floats load(const float* p) { Floats x; __builtin_memcpy(&x, p, sizeof x); return x; }
+inline void store(float* p, Floats x) { __builtin_memcpy(p, &x, sizeof x); }
+inline Floats all(float x) { return Floats{x, x, x, x, x, x, x, x}; }
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline float larger(float a, float b) { return a > b ? a : b; }
+inline Floats magnitude(Floats x) { return (Floats)((Ints)x & 0x7FFFFFFF); }
+inline Floats to_float(const int32_t* p) { Ints x; __builtin_memcpy(&x, p, sizeof x); return __builtin_convertvector(x, Floats); }
+inline float bf16(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float y;
+  __builtin_memcpy(&y, &bits, 4);
+  return y;
+}
+
+inline float sum_of(Floats x) {
+  x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+  x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+  return x[0] + x[1];
+}
+inline float largest_of(Floats x) {
+  x = larger(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3));
+  x = larger(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5));
+  return larger(x[0], x[1]);
+}
+
+#if !defined(BERTH_OWN_ROUNDING)
+// round(x[i]) to int8, ties to even, for |x[i]| <= 127: the low byte of each lane.
+inline void store_rounded(int8_t* to, Floats x) {
+  const Ints bits = (Ints)(x + kRound);
+  for (int i = 0; i < kLanes; ++i) to[i] = static_cast<int8_t>(bits[i]);
+}
+inline void store_rounded4(int8_t* to, Floats x, Floats y, Floats z, Floats w) {
+  store_rounded(to, x);
+  store_rounded(to + kLanes, y);
+  store_rounded(to + 2 * kLanes, z);
+  store_rounded(to + 3 * kLanes, w);
+}
+#endif
 
 // exp(x) to 2 ulp for x <= 0 (Cephes expf: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2]); below -87, exp(-87).
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  const float shifted = x * 1.44269504088896341f + 12582912.0f;
-  const int32_t n = static_cast<int32_t>(as_bits(shifted)) - 0x4B400000;
-  const float whole = shifted - 12582912.0f;
-  const float r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+inline Floats exponential(Floats x) {
+  x = larger(x, all(-87.0f));
+  const Floats shifted = x * 1.44269504088896341f + kRound;
+  const Floats whole = shifted - kRound;
+  const Floats r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
+  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = (p * (r * r) + r) + 1.0f;
-  return p * as_float(static_cast<uint32_t>(n + 127) << 23);
+  return p * (Floats)(((Ints)shifted - (kRoundBits - 127)) << 23);
 }
-
-inline float reduce_sum(const float* lanes) {
-  float s[8];
-  for (int i = 0; i < 8; ++i) s[i] = lanes[i] + lanes[i + 8];
-  for (int i = 0; i < 4; ++i) s[i] += s[i + 4];
-  return (s[0] + s[2]) + (s[1] + s[3]);
-}
-
-inline float reduce_max(const float* lanes) {
-  float m = lanes[0];
-  for (int i = 1; i < 16; ++i) m = larger(m, lanes[i]);
-  return m;
-}
+inline float exponential(float x) { return exponential(all(x))[0]; }
 
 inline float largest_magnitude(const float* x, int64_t n) {
-  float lanes[16] = {};
+  Floats most = all(0.0f);
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (int j = 0; j < 16; ++j) lanes[j] = larger(__builtin_fabsf(x[i + j]), lanes[j]);
-  for (; i < n; ++i) lanes[0] = larger(__builtin_fabsf(x[i]), lanes[0]);
-  return reduce_max(lanes);
+  for (; i + kLanes <= n; i += kLanes) most = larger(magnitude(load(x + i)), most);
+  float rest = 0.0f;
+  for (; i < n; ++i) rest = larger(__builtin_fabsf(x[i]), rest);
+  return larger(largest_of(most), rest);
+}
+
+inline void round_row(const float* x, int64_t n, float inverse, int8_t* to) {
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    store_rounded4(to + i, load(x + i) * inverse, load(x + i + kLanes) * inverse, load(x + i + 2 * kLanes) * inverse,
+                   load(x + i + 3 * kLanes) * inverse);
+  for (; i + kLanes <= n; i += kLanes) store_rounded(to + i, load(x + i) * inverse);
+  for (; i < n; ++i) {
+    const float shifted = x[i] * inverse + kRound;
+    int32_t bits;
+    __builtin_memcpy(&bits, &shifted, 4);
+    to[i] = static_cast<int8_t>(bits);
+  }
+}
+
+inline void magnitudes_of(const int8_t* values, int64_t n, uint8_t* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<uint8_t>(values[i] < 0 ? -values[i] : values[i]);
 }
 
 float inverse_rms(const float* row, int64_t n, float epsilon) {
-  float lanes[16] = {};
+  Floats even = all(0.0f), odd = even;
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (int j = 0; j < 16; ++j) lanes[j] += row[i + j] * row[i + j];
-  for (int j = 0; i + j < n; ++j) lanes[j] += row[i + j] * row[i + j];
-  return 1.0f / __builtin_sqrtf(reduce_sum(lanes) / static_cast<float>(n) + epsilon);
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    const Floats a = load(row + i), b = load(row + i + kLanes);
+    even += a * a;
+    odd += b * b;
+  }
+  float rest = 0.0f;
+  for (; i < n; ++i) rest += row[i] * row[i];
+  return 1.0f / __builtin_sqrtf((sum_of(even + odd) + rest) / static_cast<float>(n) + epsilon);
 }
 
 void quantize(const float* row, float scale, const Activations& a, int64_t r) {
   int8_t* values = a.values + r * a.depth;
-  uint8_t* magnitudes = a.magnitudes + r * a.depth;
   float* scales = a.scales + r * a.groups();
+  const float step = scale / 127.0f;
   for (int64_t start = 0; start < a.depth; start += a.group) {
     const int64_t n = a.depth - start < a.group ? a.depth - start : a.group;
     const float top = largest_magnitude(row + start, n);
-    const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
-    *scales++ = top * scale / 127.0f;
-    for (int64_t i = start; i < start + n; ++i) {
-      const int32_t q = nearest(row[i] * inverse);
-      values[i] = static_cast<int8_t>(q);
-      magnitudes[i] = static_cast<uint8_t>(q < 0 ? -q : q);
-    }
+    *scales++ = top * step;
+    round_row(row + start, n, top > 0.0f ? 127.0f / top : 0.0f, values + start);
   }
+  magnitudes_of(values, a.depth, a.magnitudes + r * a.depth);
 }
 
-float quantize_head(const float* x, int64_t n, int8_t* values) {
+float quantize_head(const float* x, int64_t n, int8_t* values, uint8_t* magnitudes) {
   const float top = largest_magnitude(x, n);
-  const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
-  for (int64_t i = 0; i < n; ++i) values[i] = static_cast<int8_t>(nearest(x[i] * inverse));
+  round_row(x, n, top > 0.0f ? 127.0f / top : 0.0f, values);
+  magnitudes_of(values, n, magnitudes);
   return top / 127.0f;
 }
 
 void hadamard(float* x, int64_t n) {
-  for (int64_t step = 1; step < n; step *= 2)
+  int64_t step = 1;
+  if (n >= kLanes) {
+    const Floats one = {1, -1, 1, -1, 1, -1, 1, -1}, two = {1, 1, -1, -1, 1, 1, -1, -1}, four = {1, 1, 1, 1, -1, -1, -1, -1};
+    for (int64_t i = 0; i < n; i += kLanes) {  // the pairs inside a vector
+      Floats v = load(x + i);
+      v = v * one + __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+      v = v * two + __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+      v = v * four + __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+      store(x + i, v);
+    }
+    for (step = kLanes; step < n; step *= 2)
+      for (int64_t base = 0; base < n; base += 2 * step)
+        for (int64_t i = base; i < base + step; i += kLanes) {
+          const Floats a = load(x + i), b = load(x + i + step);
+          store(x + i, a + b);
+          store(x + i + step, a - b);
+        }
+    return;
+  }
+  for (; step < n; step *= 2)
     for (int64_t base = 0; base < n; base += 2 * step)
       for (int64_t i = base; i < base + step; ++i) {
         const float a = x[i], b = x[i + step];
@@ -99,22 +162,22 @@ void hadamard(float* x, int64_t n) {
 }
 
 void swiglu(const float* gate, const float* up, float* out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float g = gate[i];
-    const float e = exponential(g < 0.0f ? g : -g);  // exp(-|g|) <= 1
-    out[i] = (g < 0.0f ? g * e : g) / (1.0f + e) * up[i];
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Floats g = load(gate + i), e = exponential(-magnitude(g));
+    store(out + i, (g < all(0.0f) ? g * e : g) / (1.0f + e) * load(up + i));
   }
 }
 
 void rotate(float* x, const float* cos, const float* sin, int64_t n) {
   const int64_t half = n / 2;
-  for (int64_t i = 0; i < half; ++i) {
-    const float a = x[i], b = x[i + half];
-    x[i] = a * cos[i] - b * sin[i];
-    x[i + half] = b * cos[i] + a * sin[i];
+  for (int64_t i = 0; i < half; i += kLanes) {
+    const Floats a = load(x + i), b = load(x + i + half), c = load(cos + i), s = load(sin + i);
+    store(x + i, a * c - b * s);
+    store(x + i + half, b * c + a * s);
   }
 }
 
+#if !defined(BERTH_OWN_TILE)
 // One tile: up to kRows rows by one panel, group by group.  sums[r][c] are float, in the order of the groups.
 inline void tile(const Matrix& m, int64_t panel, const Activations& a, int64_t row, int rows, float (&sums)[kRows][kPanel]) {
   const int64_t groups = m.groups();
@@ -129,11 +192,11 @@ inline void tile(const Matrix& m, int64_t panel, const Activations& a, int64_t r
     dot(weights + start * kPanel, depth, a.values + row * a.depth + start, a.magnitudes + row * a.depth + start, a.depth, rows, dots);
     for (int r = 0; r < rows; ++r) {
       const float scale = a.scales[(row + r) * groups + g];
-      for (int c = 0; c < kPanel; ++c)
-        sums[r][c] += static_cast<float>(dots[r * kPanel + c]) * (scale * bf16(scales[g * kPanel + c]));
+      for (int c = 0; c < kPanel; ++c) sums[r][c] += static_cast<float>(dots[r * kPanel + c]) * (scale * bf16(scales[g * kPanel + c]));
     }
   }
 }
+#endif
 
 void matmul(const Matrix& m, int64_t first, int64_t last, const Activations& a, int64_t rows, float* out, int64_t stride, bool add) {
   for (int64_t panel = first; panel < last; ++panel)
@@ -143,10 +206,7 @@ void matmul(const Matrix& m, int64_t first, int64_t last, const Activations& a, 
       tile(m, panel, a, row, n, sums);
       for (int r = 0; r < n; ++r) {
         float* to = out + (row + r) * stride + (panel - first) * kPanel;
-        if (add)
-          for (int c = 0; c < kPanel; ++c) to[c] += sums[r][c];
-        else
-          for (int c = 0; c < kPanel; ++c) to[c] = sums[r][c];
+        for (int c = 0; c < kPanel; c += kLanes) store(to + c, add ? load(to + c) + load(sums[r] + c) : load(sums[r] + c));
       }
     }
 }
@@ -154,68 +214,90 @@ void matmul(const Matrix& m, int64_t first, int64_t last, const Activations& a, 
 // Attention of a chunk, for every row: scores from integer dots of the quantized query and keys; p = exp(score - maximum); the values'
 // scales are folded into p, which is quantized to 7 bits with one scale a block of 16 tokens, and integer dots with the values follow.
 // A row's result depends on its own query and position alone: tokens after it get p = 0, blocks after it add exact zeros.
-void attend(const AttentionChunk& c) {
-  constexpr float kNothing = -__builtin_inff();
-  alignas(64) static thread_local float scores[kAttentionRows][kChunkBlocks * kPanel];
-  const int64_t d = c.head_dim;
-  for (int64_t b = 0; b < c.blocks; ++b) {
-    const int8_t* keys = c.cache + static_cast<int64_t>(c.table[b]) * c.block_stride;
-    const float* key_scales = reinterpret_cast<const float*>(keys + 2 * kPanel * d);
+struct Chunk {
+  explicit Chunk(const AttentionChunk& chunk) : c(chunk) {}  // leaves p unset: it is large, and written before it is read
+
+  const AttentionChunk& c;
+  alignas(64) float p[kAttentionRows][kChunkBlocks * kPanel];  // scores, then exp(score - maximum), then times the value's scale
+
+  const int8_t* block(int64_t b) const { return c.cache + static_cast<int64_t>(c.table[b]) * c.block_stride; }
+
+  void score(int64_t b) {
+    const int8_t* keys = block(b);
+    const float* key_scales = reinterpret_cast<const float*>(keys + 2 * kPanel * c.head_dim);
+    const Floats low = load(key_scales), high = load(key_scales + kLanes);
     for (int64_t row = 0; row < c.rows; row += kRows) {
       const int n = static_cast<int>(c.rows - row < kRows ? c.rows - row : kRows);
       alignas(64) int32_t dots[kRows * kPanel];
-      dot(keys, d, c.values + row * d, c.magnitudes + row * d, d, n, dots);
+      dot(keys, c.head_dim, c.values + row * c.head_dim, c.magnitudes + row * c.head_dim, c.head_dim, n, dots);
       for (int r = 0; r < n; ++r) {
-        float* to = scores[row + r] + b * kPanel;
+        float* to = p[row + r] + b * kPanel;
+        store(to, to_float(dots + r * kPanel) * (c.scales[row + r] * low));
+        store(to + kLanes, to_float(dots + r * kPanel + kLanes) * (c.scales[row + r] * high));
         const int64_t seen = c.ages[row + r] - (c.position + b * kPanel) + 1;  // tokens of this block that the row sees
-        for (int t = 0; t < kPanel; ++t) to[t] = static_cast<float>(dots[r * kPanel + t]) * (c.scales[row + r] * key_scales[t]);
         for (int64_t t = seen < 0 ? 0 : seen; t < kPanel; ++t) to[t] = kNothing;
       }
     }
   }
-  for (int64_t row = 0; row < c.rows; ++row) {
-    float lanes[kPanel];
-    for (int t = 0; t < kPanel; ++t) lanes[t] = kNothing;
-    for (int64_t b = 0; b < c.blocks; ++b)
-      for (int t = 0; t < kPanel; ++t) lanes[t] = larger(scores[row][b * kPanel + t], lanes[t]);
-    const float maximum = reduce_max(lanes);
+
+  void soften(int64_t row) {
+    Floats most = all(kNothing), sum = all(0.0f);
+    for (int64_t i = 0; i < c.blocks * kPanel; i += kLanes) most = larger(load(p[row] + i), most);
+    const float maximum = largest_of(most);
     c.maximum[row] = maximum;
-    for (int64_t i = 0; i < d; ++i) c.out[row * d + i] = 0.0f;
-    for (int t = 0; t < kPanel; ++t) lanes[t] = 0.0f;
-    if (maximum > kNothing)
-      for (int64_t b = 0; b < c.blocks; ++b)
-        for (int t = 0; t < kPanel; ++t) {
-          float& s = scores[row][b * kPanel + t];
-          s = s > kNothing ? exponential(s - maximum) : 0.0f;
-          lanes[t] += s;
-        }
-    c.sum[row] = reduce_sum(lanes);
+    for (int64_t i = 0; i < c.blocks * kPanel; i += kLanes) {
+      const Floats s = load(p[row] + i), e = s > all(kNothing) ? exponential(s - maximum) : all(0.0f);
+      sum += e;
+      store(p[row] + i, e);
+    }
+    c.sum[row] = sum_of(sum);
+    for (int64_t i = 0; i < c.head_dim; i += kLanes) store(c.out + row * c.head_dim + i, all(0.0f));
   }
-  for (int64_t b = 0; b < c.blocks; ++b) {
-    const int8_t* values = c.cache + static_cast<int64_t>(c.table[b]) * c.block_stride + kPanel * d;
-    const float* value_scales = reinterpret_cast<const float*>(values + kPanel * d) + kPanel;
+
+  void blend(int64_t b) {
+    const int8_t* values = block(b) + kPanel * c.head_dim;
+    const float* value_scales = reinterpret_cast<const float*>(values + kPanel * c.head_dim) + kPanel;
+    const Floats low = load(value_scales), high = load(value_scales + kLanes);
     for (int64_t row = 0; row < c.rows; row += kRows) {
       const int n = static_cast<int>(c.rows - row < kRows ? c.rows - row : kRows);
-      alignas(64) int8_t weights[kRows][kPanel];
+      alignas(64) int8_t weights[kRows * kPanel];
       float scale[kRows];
       for (int r = 0; r < n; ++r) {
-        const float* p = scores[row + r] + b * kPanel;
-        const bool seen = c.maximum[row + r] > kNothing;
-        float folded[kPanel], top = 0.0f;
-        for (int t = 0; t < kPanel; ++t) folded[t] = seen && p[t] > 0.0f ? p[t] * value_scales[t] : 0.0f;
-        for (int t = 0; t < kPanel; ++t) top = larger(folded[t], top);
+        // a slot that no token has filled has p = 0, and whatever scale was there before
+        const Floats a = load(p[row + r] + b * kPanel), z = load(p[row + r] + b * kPanel + kLanes), none = all(0.0f);
+        const Floats first = a > none ? a * low : none, second = z > none ? z * high : none;
+        const float top = largest_of(larger(first, second));
         const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
         scale[r] = top / 127.0f;
-        for (int t = 0; t < kPanel; ++t) weights[r][t] = static_cast<int8_t>(nearest(folded[t] * inverse));
+        store_rounded(weights + r * kPanel, first * inverse);
+        store_rounded(weights + r * kPanel + kLanes, second * inverse);
       }
-      for (int64_t i = 0; i < d; i += kPanel) {
+      for (int64_t i = 0; i < c.head_dim; i += kPanel) {
         alignas(64) int32_t dots[kRows * kPanel];
-        dot(values + i * kPanel, kPanel, weights[0], reinterpret_cast<const uint8_t*>(weights[0]), kPanel, n, dots);
-        for (int r = 0; r < n; ++r)
-          for (int k = 0; k < kPanel; ++k) c.out[(row + r) * d + i + k] += static_cast<float>(dots[r * kPanel + k]) * scale[r];
+        dot(values + i * kPanel, kPanel, weights, reinterpret_cast<const uint8_t*>(weights), kPanel, n, dots);
+        for (int r = 0; r < n; ++r) {
+          float* to = c.out + (row + r) * c.head_dim + i;
+          store(to, load(to) + to_float(dots + r * kPanel) * scale[r]);
+          store(to + kLanes, load(to + kLanes) + to_float(dots + r * kPanel + kLanes) * scale[r]);
+        }
       }
     }
   }
+};
+
+void attend(const AttentionChunk& c) {
+  Chunk chunk(c);
+  for (int64_t b = 0; b < c.blocks; ++b) chunk.score(b);
+  for (int64_t row = 0; row < c.rows; ++row)
+    if (c.ages[row] >= c.position) {
+      chunk.soften(row);
+    } else {  // sees nothing of this chunk
+      c.maximum[row] = kNothing;
+      c.sum[row] = 0.0f;
+      for (int64_t i = 0; i < c.head_dim; ++i) c.out[row * c.head_dim + i] = 0.0f;
+      for (int64_t i = 0; i < c.blocks * kPanel; ++i) chunk.p[row][i] = 0.0f;
+    }
+  for (int64_t b = 0; b < c.blocks; ++b) chunk.blend(b);
 }
 
 void merge(float* maximum, float* sum, float* out, float later_maximum, float later_sum, const float* later, int64_t n) {
@@ -224,7 +306,7 @@ void merge(float* maximum, float* sum, float* out, float later_maximum, float la
   const float keep = exponential(*maximum - top), take = exponential(later_maximum - top);
   *maximum = top;
   *sum = *sum * keep + later_sum * take;
-  for (int64_t i = 0; i < n; ++i) out[i] = out[i] * keep + later[i] * take;
+  for (int64_t i = 0; i < n; i += kLanes) store(out + i, load(out + i) * keep + load(later + i) * take);
 }
 
 }  // namespace

@@ -53,8 +53,8 @@ struct Isa {
   void (*swiglu)(const float* gate, const float* up, float* out, int64_t n);
   // rotary embedding of one head over halves: cos, sin: [n / 2]
   void (*rotate)(float* x, const float* cos, const float* sin, int64_t n);
-  // x[0..n) -> int8 with one scale, which is returned (0 for a row of zeros)
-  float (*quantize_head)(const float* x, int64_t n, int8_t* values);
+  // x[0..n) -> int8 with one scale, which is returned (0 for a row of zeros), and their magnitudes
+  float (*quantize_head)(const float* x, int64_t n, int8_t* values, uint8_t* magnitudes);
   // one chunk of attention for `rows` query rows over `blocks` consecutive entries of `table`; see attention in body.h
   void (*attend)(const struct AttentionChunk& chunk);
   // merges a later chunk's (maximum, sum, out[n]) into an earlier one's

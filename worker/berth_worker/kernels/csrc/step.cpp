@@ -210,6 +210,8 @@ class Step {
     float* out = buffer;
     if (d > 256) large.resize(static_cast<size_t>(kTileRows * d)), out = large.data();
     alignas(64) int8_t packed[4096];
+    alignas(64) uint8_t unused[4096];
+    const float softmax_divisor = std::sqrt(static_cast<float>(d)) * static_cast<float>(m_.head_block);
     for (int64_t row = 0; row < b_.total; row += kTileRows) {
       const int64_t rows = std::min(kTileRows, b_.total - row);
       isa_.matmul(qkv, head * panels, (head + 1) * panels, from(normed_, row), rows, out, d, false);
@@ -223,15 +225,13 @@ class Step {
         if (head < m_.heads) {
           // [kv head][token][query head of the group]: the rows of an attention tile are consecutive
           const int64_t place = (head / shared * b_.total + t) * shared + head % shared;
-          int8_t* q = queries_ + place * d;
-          query_scales_[place] = isa_.quantize_head(x, d, q) / (std::sqrt(static_cast<float>(d)) * static_cast<float>(m_.head_block));
-          for (int64_t i = 0; i < d; ++i) query_magnitudes_[place * d + i] = static_cast<uint8_t>(q[i] < 0 ? -q[i] : q[i]);
+          query_scales_[place] = isa_.quantize_head(x, d, queries_ + place * d, query_magnitudes_ + place * d) / softmax_divisor;
         } else {
           const bool value = head >= m_.heads + m_.kv_heads;
           const int64_t kv = head - m_.heads - (value ? m_.kv_heads : 0), slot = slots_[t] % kPanel;
           int8_t* to = cache + slots_[t] / kPanel * m_.kv_block_bytes() + kv * kv_head_bytes(d);
           float* scales = reinterpret_cast<float*>(to + 2 * kPanel * d);
-          scales[(value ? kPanel : 0) + slot] = isa_.quantize_head(x, d, packed);
+          scales[(value ? kPanel : 0) + slot] = isa_.quantize_head(x, d, packed, unused);
           if (value)
             for (int64_t i = 0; i < d; ++i) to[kPanel * d + i / 16 * 256 + slot / 4 * 64 + i % 16 * 4 + slot % 4] = packed[i];
           else
