@@ -10,12 +10,17 @@ import kopf
 
 import berth_operator.handlers  # noqa: F401 - registers the handlers
 from berth_operator import logs, settings
+from berth_operator.cluster.kube import ApiError
 from berth_operator.process import Operator
 
 
 async def run(given: settings.Settings) -> int:
-    """Run one operator to its end.  Returns 0 after SIGTERM or SIGINT, 1 when it could not go on."""
+    """Run one operator to its end.  Returns 0 after SIGTERM or SIGINT, 1 when it could not go on.
+
+    Raises ApiError without a way to the API server, OSError where it cannot listen.
+    """
     operator = Operator(given)
+    await operator.prepare()
     host, port = given.health_address
     await kopf.operator(
         standalone=True,
@@ -31,7 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command `berth-operator`."""
     given = settings.parse(sys.argv[1:] if arguments is None else arguments)
     logs.configure(given.log_format, given.log_level)
-    sys.exit(asyncio.run(run(given)))
+    try:
+        sys.exit(asyncio.run(run(given)))
+    except ApiError as error:
+        sys.exit(f"berth-operator: {error}")
+    except OSError as error:
+        sys.exit(f"berth-operator: cannot listen on {_addresses(given)}: {error}")
+
+
+def _addresses(given: settings.Settings) -> str:
+    return " and ".join(f"{host}:{port}" for host, port in (given.metrics_address, given.health_address))
 
 
 if __name__ == "__main__":

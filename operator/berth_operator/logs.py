@@ -22,11 +22,15 @@ class _Json(logging.Formatter):
 
 
 def configure(form: str, level: str) -> None:
-    """Log to standard error in `form` (text or json) from `level` on; kopf's own news from warnings on."""
+    """Log to standard error in `form` (text or json) from `level` on.
+
+    Of kopf only what ends the process: what it cannot reach, our own reflectors report, once.
+    """
     handler = logging.StreamHandler(sys.stderr)
     if form == "json":
         handler.setFormatter(_Json())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("kopf").setLevel(logging.CRITICAL)
     logging.getLogger("berth_operator").setLevel(level.upper())

@@ -33,12 +33,15 @@ class Operator:
         self._tasks: list[asyncio.Task[None]] = []
         self.failed = asyncio.Event()
 
-    async def start(self) -> None:
-        """Connect and begin; returns at once.  Raises ApiError (no way to the API server) or OSError (port taken)."""
+    async def prepare(self) -> None:
+        """Listen for scrapes and find the API server.  Raises OSError when it cannot listen, ApiError without a way."""
         host, port = self._settings.metrics_address
         self._server, _ = prometheus_client.start_http_server(port, host, self._registry)
         self._kube = await Kube.connect(self._settings.kubeconfig)
         self._lease = Lease(self._kube, self._settings.namespace, self._settings.identity, on_change=self._wake)
+
+    async def start(self) -> None:
+        """Begin to follow the cluster and, as leader, to plan; returns at once.  Comes after `prepare`."""
         if self._settings.leader_elect:
             self._kube.may_write = self._lease.held
         cluster = Cluster(self._kube, self._wake, self._settings.watch_namespaces)
@@ -59,11 +62,9 @@ class Operator:
             task.remove_done_callback(self._ended)
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if hasattr(self, "_kube"):
-            await self._lease.release()
-            await self._kube.close()
-        if hasattr(self, "_server"):
-            await asyncio.to_thread(self._server.shutdown)
+        await self._lease.release()
+        await self._kube.close()
+        await asyncio.to_thread(self._server.shutdown)
         log.info("stopped")
 
     async def connection(self) -> kopf.ConnectionInfo:

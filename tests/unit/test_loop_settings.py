@@ -2,6 +2,10 @@
 
 import json
 import logging
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from berth_operator import logs
@@ -65,3 +69,27 @@ def test_json_logs_are_one_object_a_line_errors_included(capsys: pytest.CaptureF
     entry = json.loads(lines[0])
     assert (entry["level"], entry["message"]) == ("error", "it failed")
     assert "ValueError: bad\nnews" in entry["error"]
+
+
+def _start(*flags: str, home: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "berth_operator", "--no-leader-elect", *flags]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(home)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_no_way_to_the_api_server_ends_it_with_one_line(tmp_path: Path) -> None:
+    done = _start("--metrics-address=127.0.0.1:0", f"--kubeconfig={tmp_path}/none", home=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"berth-operator: no way to the API server from {tmp_path}/none: there is no such file; ")
+
+
+def test_a_taken_port_ends_it_with_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = _start(f"--metrics-address=127.0.0.1:{port}", home=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"cannot listen on 127.0.0.1:{port} and " in line

@@ -271,15 +271,17 @@ class Kube:
 async def load_configuration(kubeconfig: str | None = None) -> Configuration:
     """Where the API server is and who we are to it; see `Kube.connect` for the order.  Raises ApiError (status 0)."""
     configuration = Configuration()
+    paths = kubeconfig or os.environ.get("KUBECONFIG")
+    in_pod = not paths and os.environ.get("KUBERNETES_SERVICE_HOST")
+    where = "the pod's service account" if in_pod else paths or "~/.kube/config"
     try:
-        if kubeconfig or os.environ.get("KUBECONFIG"):
-            await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
-        elif os.environ.get("KUBERNETES_SERVICE_HOST"):
+        if in_pod:
             config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        elif not any(Path(path).expanduser().is_file() for path in where.split(os.pathsep)):
+            raise FileNotFoundError("there is no such file")
         else:
-            await config.load_kube_config(client_configuration=configuration)
+            await config.load_kube_config(config_file=paths, client_configuration=configuration)
     except (config.ConfigException, OSError, ValueError) as error:
-        where = kubeconfig or os.environ.get("KUBECONFIG") or "the pod's service account or ~/.kube/config"
         raise ApiError(0, f"no way to the API server from {where}: {error}; set KUBECONFIG or --kubeconfig") from error
     return configuration
 
