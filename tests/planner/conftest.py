@@ -2,11 +2,20 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
-from berth_operator.api import CapacityType, HardwareClass, InferencePool, ServingProfile
-from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot, plan
+from berth_operator.api import (
+    CapacityType,
+    HardwareClass,
+    HardwareKind,
+    InferencePool,
+    Quantization,
+    ServingProfile,
+)
+from berth_operator.planner import Plan, PoolPlan, ReplicaCapacity, RunningPlacement, Snapshot, plan
+from berth_operator.planner.candidates import Option
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
@@ -88,6 +97,32 @@ def _profile(hardware_class: str, **changes: Any) -> ServingProfile:
     return ServingProfile.model_validate({"metadata": {"name": name}, "spec": spec | changes}, extra="forbid")
 
 
+def _option(
+    hardware_class: str, capacity_type: CapacityType, vendor: str, rate: float, cents: int, per_node: int = 1
+) -> Option:
+    """An option of the program: a replica carries `rate` turns/s, a node costs `cents` an hour."""
+    reserved = capacity_type is CapacityType.RESERVED
+    return Option(
+        hardware_class=hardware_class,
+        capacity_type=capacity_type,
+        quantization=Quantization.INT8,
+        vendor=vendor,
+        kind=HardwareKind.CPU,
+        capacity=ReplicaCapacity(rate, 1, 1.0, 1.0, 1.0, 1000, estimated=True),
+        replicas_per_node=per_node,
+        resources=None,
+        node_usd_per_hour=Decimal(0) if reserved else Decimal(cents) / 100,
+        list_usd_per_hour=Decimal(cents) / 100,
+        node_watts=None,
+        unloaded_turn_seconds=1.0,
+    )
+
+
+@pytest.fixture(scope="session")
+def option() -> Callable[..., Option]:
+    return _option
+
+
 @pytest.fixture(scope="session")
 def hardware() -> MakeHardware:
     return _hardware
@@ -110,8 +145,11 @@ def now() -> datetime:
 
 @pytest.fixture(scope="session")
 def running() -> Callable[..., RunningPlacement]:
-    def make(key: str, hardware_class: str, capacity_type: str = "OnDemand", replicas: int = 1) -> RunningPlacement:
-        return RunningPlacement(key, hardware_class, CapacityType(capacity_type), replicas, replicas)
+    def make(
+        key: str, hardware_class: str, capacity_type: str = "OnDemand", replicas: int = 1, **rest: Any
+    ) -> RunningPlacement:
+        ready = rest.pop("ready", replicas)
+        return RunningPlacement(key, hardware_class, CapacityType(capacity_type), replicas, ready, **rest)
 
     return make
 

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from berth_operator.api import HardwareClass, InferencePool
+from berth_operator.api import HardwareClass, InferencePool, Quantization
 from berth_operator.planner import PoolPlan, RunningPlacement
 
 Make = Callable[..., Any]
@@ -157,19 +157,48 @@ def test_a_low_priority_pool_gives_way_on_shared_hardware_even_in_its_cooldown(
     assert _on(plan.pools["demo/low"]) == {"new"}
 
 
-def test_a_saving_that_needs_nodes_another_pool_keeps_is_not_taken(
+def test_a_saving_that_needs_nodes_another_pool_keeps_is_not_taken_nor_half_taken(
     plan_for: Make, settled: Make, hardware: Make, profile: Make, running: Make, now: datetime
 ) -> None:
-    scarce = hardware("new", prices={"OnDemand": "0.50"}, max_nodes={"OnDemand": 1})
-    classes = [hardware("old", prices={"OnDemand": "1"}), scarce]
+    """Moving freely, `sits` would give its scarce node to `wants`; as it stays, `wants` is left with a poor saving."""
+    scarce = hardware("scarce", prices={"OnDemand": "0.50"}, max_nodes={"OnDemand": 1})
+    other = hardware("other", prices={"OnDemand": "0.55"})
+    classes = [hardware("old"), scarce, other, hardware("poor", prices={"OnDemand": "0.95"})]
+    deny = {"hardware": {"deny": {"names": ["other"]}}}
     plan = plan_for(
-        [settled("sits", status={"lastMoveTime": now.isoformat()}), settled("wants")],
+        [settled("sits"), settled("wants", placement=deny)],
         classes,
-        serving_profiles=(profile("old"), profile("new")),
-        running=(running("demo/sits", "new"), running("demo/wants", "old")),
+        serving_profiles=tuple(profile(c.metadata.name) for c in classes),
+        running=(running("demo/sits", "scarce"), running("demo/wants", "old")),
     )
-    assert _on(plan.pools["demo/sits"]) == {"new"}
+    assert _on(plan.pools["demo/sits"]) == {"scarce"}
     assert _on(plan.pools["demo/wants"]) == {"old"}
+    kept = plan.pools["demo/wants"].kept
+    assert kept is not None
+    assert "moving to poor OnDemand would save $0.05/h" in kept.message
+
+
+def test_a_pool_of_any_format_keeps_the_one_it_serves(
+    plan_for: Make, settled: Make, hardware: Make, profile: Make, running: Make
+) -> None:
+    def planned(quantization: Quantization | None) -> Quantization:
+        plan = plan_for(
+            [settled(quantization="Any")],
+            [hardware("old")],
+            serving_profiles=(
+                profile("old", name="int8", replicasPerNode=1),
+                profile("old", name="bf16", quantization="BF16", points=[_FASTER]),
+            ),
+            running=(running("demo/settled", "old", quantization=quantization),),
+        )
+        served: Quantization = plan.pools["demo/settled"].placements[0].quantization
+        return served
+
+    assert planned(Quantization.INT8) is Quantization.INT8
+    assert planned(Quantization.BF16) is Quantization.BF16
+
+
+_FASTER = {"concurrency": 64, "contextTokens": 1000, "decodeTokensPerSecond": "9000", "interTokenLatencyP99": "9ms"}
 
 
 def test_noisy_demand_and_prices_never_flip_a_pool_back_and_forth(

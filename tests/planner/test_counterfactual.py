@@ -40,6 +40,26 @@ def test_limits_budget_and_deny_lists_do_not_raise_the_gpu_figure(
     assert planned.gpu_only_usd_per_hour == free == Decimal("0.805")
 
 
+def test_a_pool_kept_to_cpus_is_still_compared_with_gpus(
+    plan_one: Make, chat_pool: Make, graviton4: HardwareClass, l4: HardwareClass
+) -> None:
+    cpu_only = chat_pool("0.2", placement={"hardware": {"allow": {"names": ["graviton4"]}}})
+    assert plan_one(cpu_only, [graviton4, l4]).gpu_only_usd_per_hour == Decimal("0.805")
+
+
+def test_more_gpus_than_the_pool_may_have_replicas_are_still_a_fair_comparison(
+    plan_one: Make, chat_pool: Make, hardware: Make, l4: HardwareClass
+) -> None:
+    large = hardware(
+        "large", cpus=64, memoryGiB=128, memoryBandwidthGBps=538, compute={"int8Tops": 45}, prices={"OnDemand": "1.70"}
+    )
+    rules = {"scaling": {"maxReplicas": 1}, "placement": {"spot": {"maxTrafficPercent": 0}}}
+    planned = plan_one(chat_pool("2.8", **rules), [large, l4])
+    assert [p.hardware_class for p in planned.placements] == ["large"]
+    assert planned.gpu_only_usd_per_hour == Decimal("1.610"), "two L4s; savings are then a loss of 6 %"
+    assert savings_percent(planned.usd_per_hour, planned.gpu_only_usd_per_hour) == -6
+
+
 def test_only_the_demand_that_is_served_is_compared(
     plan_one: Make, chat_pool: Make, graviton4: HardwareClass, l4: HardwareClass
 ) -> None:

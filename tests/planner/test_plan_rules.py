@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from berth_operator.api import HardwareClass, InferencePool, Quantization, ServingProfile
-from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Verdict
+from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Verdict, solver
 
 Make = Callable[..., Any]
 
@@ -308,6 +308,46 @@ def test_suspended_and_recommended_pools_take_no_nodes_from_running_ones(
     assert paused.resume_usd_per_hour == 8
     assert Verdict.CHOSEN in _verdicts(paused).values()
     assert _replicas(advice) == {("dear", "OnDemand"): 4}
+
+
+def test_what_a_suspended_pool_would_take_is_not_missing_to_others(planned: Make, tested: Make, hardware: Make) -> None:
+    classes = [hardware("cheap"), hardware("dear", prices={"OnDemand": "2"}, max_nodes={"OnDemand": 1})]
+    paused = tested("paused", rps="1", suspend=True, placement={"hardware": {"allow": {"names": ["dear"]}}})
+    plan = planned([tested("live"), paused], classes)
+    assert _verdicts(plan.pools["demo/paused"])[("dear", "OnDemand")] is Verdict.CHOSEN
+    assert _verdicts(plan.pools["demo/live"])[("dear", "OnDemand")] is Verdict.TOO_EXPENSIVE
+
+
+def test_when_the_solver_fails_what_runs_stands_and_other_pools_are_planned(
+    planned: Make, tested: Make, hardware: Make, running: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = solver.minimise
+
+    def failing(program: Any, stages: Any) -> Any:
+        if program.upper[0] == 1.0 and any(high == 0.123 for _, high, _ in program.rows):
+            raise solver.SolverError("HiGHS found no feasible plan: Unknown")
+        return real(program, stages)
+
+    monkeypatch.setattr(solver, "minimise", failing)
+    doomed = tested("doomed", rps="5", budget={"maxUsdPerHour": "0.123"})
+    classes = [hardware("cheap", prices={"OnDemand": "0.1"})]
+    plan = planned([doomed, tested("fine")], classes, running=(running("demo/doomed", "cheap", replicas=2),))
+    assert _replicas(plan.pools["demo/doomed"]) == {("cheap", "OnDemand"): 2}
+    assert plan.pools["demo/doomed"].shortfall is not None
+    assert plan.pools["demo/doomed"].shortfall.reason == "SolverFailed"
+    assert plan.pools["demo/fine"].unserved_requests_per_second == 0
+    assert "HiGHS found no feasible plan" in plan.solver_status
+
+
+def test_a_constrained_class_keeps_pods_that_have_a_node_though_they_are_not_ready_yet(
+    planned: Make, tested: Make, hardware: Make, running: Make, now: Any
+) -> None:
+    until = (now + timedelta(minutes=5)).isoformat()
+    entry = {"type": "OnDemand", "since": now.isoformat(), "until": until, "backOff": "5m"}
+    classes = [hardware("cheap", status={"constrained": [entry]}), hardware("dear", prices={"OnDemand": "2"})]
+    runs = (running("demo/tested", "cheap", replicas=4, ready=1, scheduled_replicas=3),)
+    one = planned([tested()], classes, running=runs).pools["demo/tested"]
+    assert _replicas(one) == {("cheap", "OnDemand"): 3, ("dear", "OnDemand"): 1}
 
 
 def test_money_adds_up_exactly(planned: Make, tested: Make, hardware: Make) -> None:

@@ -6,19 +6,19 @@ least b / (1 - a) over all cuts of capacity a S + b, in exact fractions.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from itertools import combinations, product
 
 import pytest
-from berth_operator.api import CapacityType, Effective, HardwareKind, InferencePoolSpec, Quantization, resolve
-from berth_operator.planner import ReplicaCapacity
+from berth_operator.api import CapacityType, Effective, InferencePoolSpec, resolve
 from berth_operator.planner.candidates import Option
 from berth_operator.planner.program import PoolProblem, components, most_replicas
 from berth_operator.planner.solver import nodes_used, solve
 
+Make = Callable[..., Option]
 MOST_REPLICAS = 4
 BASE = resolve(
     InferencePoolSpec.model_validate(
@@ -30,33 +30,13 @@ BASE = resolve(
 )
 
 
-def _option(
-    hardware_class: str, capacity_type: CapacityType, vendor: str, rate: int, price: int, per_node: int
-) -> Option:
-    reserved = capacity_type is CapacityType.RESERVED
-    return Option(
-        hardware_class=hardware_class,
-        capacity_type=capacity_type,
-        quantization=Quantization.INT8,
-        vendor=vendor,
-        kind=HardwareKind.CPU,
-        capacity=ReplicaCapacity(float(rate), 1, 1.0, 1.0, 1.0, 1000, estimated=True),
-        replicas_per_node=per_node,
-        resources=None,
-        node_usd_per_hour=Decimal(0) if reserved else Decimal(price) / 100,
-        list_usd_per_hour=Decimal(price) / 100,
-        node_watts=None,
-        unloaded_turn_seconds=1.0,
-    )
-
-
-def _random_options(rng: random.Random) -> tuple[Option, ...]:
+def _random_options(rng: random.Random, option: Make) -> tuple[Option, ...]:
     names = ["a", "b"]
     vendors = {name: rng.choice(["v", "w"]) for name in names}
     kinds = [(n, t) for n in names for t in (CapacityType.ON_DEMAND, CapacityType.SPOT)]
     chosen = sorted(rng.sample(kinds, rng.randint(1, 3)))
     return tuple(
-        _option(n, t, vendors[n], rng.randint(1, 6), rng.randint(10, 400), rng.choice([1, 1, 2])) for n, t in chosen
+        option(n, t, vendors[n], rng.randint(1, 6), rng.randint(10, 400), rng.choice([1, 1, 2])) for n, t in chosen
     )
 
 
@@ -76,11 +56,11 @@ def _random_effective(rng: random.Random, demand: int) -> Effective:
     )
 
 
-def _random_instance(seed: int) -> tuple[list[PoolProblem], dict[tuple[str, CapacityType], int]]:
+def _random_instance(seed: int, option: Make) -> tuple[list[PoolProblem], dict[tuple[str, CapacityType], int]]:
     rng = random.Random(seed)  # noqa: S311 - instances, not secrets
     problems = []
     for i in range(rng.randint(1, 2)):
-        options = _random_options(rng)
+        options = _random_options(rng, option)
         demand = rng.randint(1, MOST_REPLICAS * min(int(o.capacity.turns_per_second) for o in options))
         problems.append(PoolProblem(f"demo/p{i}", _random_effective(rng, demand), options))
     resources = sorted({o.resource for p in problems for o in p.options})
@@ -169,9 +149,9 @@ def _brute_force(
 
 
 @pytest.mark.parametrize("block", range(10))
-def test_plan_is_as_good_as_the_best_of_all_plans(block: int) -> None:
+def test_plan_is_as_good_as_the_best_of_all_plans(block: int, option: Make) -> None:
     for seed in range(block * 50, block * 50 + 50):
-        problems, limits = _random_instance(seed)
+        problems, limits = _random_instance(seed, option)
         shortage, missing, cost = _brute_force(problems, limits)
         solution = solve(problems, limits)
         assert not solution.failed, seed
@@ -192,9 +172,9 @@ def test_plan_is_as_good_as_the_best_of_all_plans(block: int) -> None:
         assert all(used.get(r, 0) <= most for r, most in limits.items()), seed
 
 
-def test_pools_that_no_tight_limit_joins_are_solved_apart() -> None:
-    shared = _option("a", CapacityType.ON_DEMAND, "v", 2, 100, 1)
-    other = _option("b", CapacityType.ON_DEMAND, "v", 2, 100, 1)
+def test_pools_that_no_tight_limit_joins_are_solved_apart(option: Make) -> None:
+    shared = option("a", CapacityType.ON_DEMAND, "v", 2, 100, 1)
+    other = option("b", CapacityType.ON_DEMAND, "v", 2, 100, 1)
 
     def problem(name: str, *options: Option) -> PoolProblem:
         return PoolProblem(name, replace(BASE, requests_per_second=Decimal(4)), options)
@@ -210,9 +190,9 @@ def test_pools_that_no_tight_limit_joins_are_solved_apart() -> None:
     assert groups({shared.resource: 3, other.resource: 5}) == [["p0", "p1", "p2", "p3"]]
 
 
-def test_no_option_is_given_more_replicas_than_could_be_of_use() -> None:
-    option = _option("a", CapacityType.ON_DEMAND, "v", 2, 100, 2)
-    problem = PoolProblem("p", replace(BASE, requests_per_second=Decimal(5), min_replicas=0), (option,))
-    assert most_replicas(problem, option, {}) == 3
-    assert most_replicas(problem, option, {option.resource: 1}) == 2
-    assert most_replicas(problem, replace(option, own_replica_limit=1), {}) == 1
+def test_no_option_is_given_more_replicas_than_could_be_of_use(option: Make) -> None:
+    pair = option("a", CapacityType.ON_DEMAND, "v", 2, 100, 2)
+    problem = PoolProblem("p", replace(BASE, requests_per_second=Decimal(5), min_replicas=0), (pair,))
+    assert most_replicas(problem, pair, {}) == 3
+    assert most_replicas(problem, pair, {pair.resource: 1}) == 2
+    assert most_replicas(problem, replace(pair, own_replica_limit=1), {}) == 1

@@ -67,7 +67,10 @@ def test_every_promise_holds_at_the_capacity_and_memory_is_not_exceeded(speed: S
     assert capacity.inter_token_latency_p99 <= load.gap * 1.0001
     assert capacity.turn_latency_p99 <= load.turn * 1.0001
     assert capacity.concurrency * load.context_tokens <= speed.kv_cache_tokens
-    assert capacity.turns_per_second * load.output_tokens <= capacity.concurrency / speed.step_seconds[0]
+    step = speed.step_seconds[speed.concurrency.index(capacity.concurrency)]
+    prefill = load.prompt_tokens * (1 - load.cached_share) / speed.prefill_tokens_per_second
+    busy = capacity.turns_per_second * (prefill + load.output_tokens * step / capacity.concurrency)
+    assert busy <= 1, "a second of the replica is spent once: on prefill or on decoding"
 
 
 @given(speeds, loads)

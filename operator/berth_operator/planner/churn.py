@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from berth_operator.api import format_duration
+from berth_operator.api import Quantization, format_duration
 from berth_operator.planner.candidates import Resource
 from berth_operator.planner.program import Limits, PoolProblem
 from berth_operator.planner.solver import TOLERANCE, PoolSolution, Solution, solve
@@ -27,6 +27,11 @@ class Incumbent:
     def resources(self) -> set[Resource]:
         """Classes and capacity types with replicas."""
         return {(p.hardware_class, p.capacity_type) for p in self.placements if p.replicas > 0}
+
+    @property
+    def formats(self) -> set[Quantization]:
+        """What they serve, where known: serving another format replaces every worker."""
+        return {p.quantization for p in self.placements if p.quantization}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +55,33 @@ def decide(
     by_key = {p.key: p for p in problems}
     held = solve([_hold(p, incumbents) for p in problems], limits)
     needy = _moves_for_service(problems, held, free) & undecided
-    movers = needy | {k for k in undecided if _worth(by_key[k], held, free, incumbents[k], now) is None}
+    stays = {
+        key: reason
+        for key in sorted(undecided - needy)
+        if (reason := _worth(by_key[key], held, free, incumbents[key], now))
+    }
     while True:
-        final = solve([p if p.key in movers else _hold(p, incumbents) for p in problems], limits)
+        final = solve([_hold(p, incumbents) if p.key not in undecided - stays.keys() else p for p in problems], limits)
         if _shortage(problems, final) > _shortage(problems, free):
             return Decision(free, {}, free)
-        disappointed = {k for k in movers - needy if _worth(by_key[k], held, final, incumbents[k], now) is not None}
+        disappointed = {
+            key: reason
+            for key in sorted(undecided - needy - stays.keys())
+            if (reason := _worth(by_key[key], held, final, incumbents[key], now))
+        }
         if not disappointed:
-            break
-        movers -= disappointed
-    kept = {k: _worth(by_key[k], held, free, incumbents[k], now) for k in sorted(undecided - movers)}
-    return Decision(final, {k: v for k, v in kept.items() if v}, free)
+            return Decision(final, stays, free)
+        stays |= disappointed
 
 
 def _would_move(problem: PoolProblem, solution: Solution, incumbents: Mapping[str, Incumbent]) -> bool:
     if problem.key not in incumbents or problem.key not in solution.pools:
         return False
-    runs = incumbents[problem.key].resources
-    return bool(runs) and {a.option.resource for a in solution.pools[problem.key].assignments} != runs
+    incumbent, planned = incumbents[problem.key], solution.pools[problem.key].assignments
+    if not incumbent.resources:
+        return False
+    reformatted = incumbent.formats and any(a.option.quantization not in incumbent.formats for a in planned)
+    return bool(reformatted) or {a.option.resource for a in planned} != incumbent.resources
 
 
 def _hold(problem: PoolProblem, incumbents: Mapping[str, Incumbent]) -> PoolProblem:
@@ -75,10 +89,8 @@ def _hold(problem: PoolProblem, incumbents: Mapping[str, Incumbent]) -> PoolProb
     incumbent = incumbents.get(problem.key)
     if incumbent is None:
         return problem
-    formats = {p.quantization for p in incumbent.placements if p.quantization}
-    options = tuple(
-        o for o in problem.options if o.resource in incumbent.resources and (not formats or o.quantization in formats)
-    )
+    formats = incumbent.formats or {o.quantization for o in problem.options}
+    options = tuple(o for o in problem.options if o.resource in incumbent.resources and o.quantization in formats)
     return replace(problem, options=options) if options else problem
 
 
@@ -122,9 +134,7 @@ def _worth(
     before, after = held.pools.get(problem.key), moved.pools.get(problem.key)
     if before is None or after is None:
         return Problem("NotComparable", "the plan on the present hardware could not be solved")
-    target = " + ".join(
-        sorted({f"{a.option.hardware_class} {a.option.capacity_type.value}" for a in after.assignments})
-    )
+    target = _described(after, with_format=effective.quantization is Quantization.ANY)
     if effective.objective != "Cost":
         gain = 1 - after.objective / before.objective if before.objective > 0 else 0.0
         if gain <= TOLERANCE or gain * 100 < effective.min_savings_percent:
@@ -152,3 +162,13 @@ def _worth(
         until = (incumbent.last_move + effective.cooldown).isoformat(timespec="seconds")
         return Problem("Cooldown", f"moved less than {format_duration(effective.cooldown)} ago: stays until {until}")
     return None
+
+
+def _described(pool: PoolSolution, *, with_format: bool) -> str:
+    """Hardware in words: "l4 OnDemand + l4 Spot", with the format where the plan chose it."""
+    words = {
+        f"{a.option.hardware_class} {a.option.capacity_type.value}"
+        + (f" ({a.option.quantization.value})" if with_format else "")
+        for a in pool.assignments
+    }
+    return " + ".join(sorted(words)) or "nothing"

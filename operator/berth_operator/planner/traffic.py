@@ -31,7 +31,32 @@ def spread(problem: PoolProblem, assignments: Sequence[Assignment]) -> list[floa
             program.upper[columns.nodes[k]] = assignment.nodes
         program.row({columns.traffic[k]: 1 / carried[k], busiest: -1.0}, at_most=0.0)
     point = minimise(program, [{columns.unserved: 1.0}, {busiest: 1.0}])
-    return [max(0.0, point.values[x]) for x in columns.traffic]
+    return _even_out(problem, assignments, carried, [max(0.0, point.values[x]) for x in columns.traffic])
+
+
+def _even_out(
+    problem: PoolProblem, assignments: Sequence[Assignment], carried: Sequence[float], shares: Sequence[float]
+) -> list[float]:
+    """Share by capacity within each group that the rules treat as one: a vendor's spot, a vendor's other placements.
+
+    The busiest placement being least busy says nothing about the others; within a group no rule tells them apart, save
+    what one spot class may carry.
+    """
+    even = list(shares)
+    alone = sum(shares) * (100 - problem.effective.survive_loss_percent) / 100
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for k, assignment in enumerate(assignments):
+        groups.setdefault((assignment.option.vendor, assignment.option.spot), []).append(k)
+    for (_, spot), members in groups.items():
+        rest, open_members = sum(shares[k] for k in members), list(members)
+        while open_members:
+            level = rest / sum(carried[k] for k in open_members)
+            full = [k for k in open_members if spot and carried[k] * level > alone + 1e-12]
+            for k in full or open_members:
+                even[k] = alone if full else carried[k] * level
+                rest -= even[k]
+                open_members = [m for m in open_members if m != k]
+    return even
 
 
 def percents(problem: PoolProblem, assignments: Sequence[Assignment], shares: Sequence[float]) -> list[int]:
