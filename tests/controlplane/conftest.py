@@ -16,8 +16,6 @@ from devcluster.components import free_ports
 from devcluster.processes import die_with_parent
 
 OPERATOR_NAMESPACE = "berth-system"
-ACCOUNT = "berth-operator"
-USER = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{ACCOUNT}"
 
 Manifest = dict[str, Any]
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
@@ -34,10 +32,14 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 
 class OperatorProcess:
-    """One replica, started as `berth-operator` would be, with the chart's ServiceAccount's token."""
+    """One replica, started as `berth-operator` would be, with the token of the ServiceAccount of a release."""
 
-    def __init__(self, cluster: ControlPlane, kubeconfig: Path, log: Path, *flags: str) -> None:
+    def __init__(
+        self, cluster: ControlPlane, kubeconfig: Path, log: Path, *flags: str, namespace: str, release: str = "berth"
+    ) -> None:
         self._cluster = cluster
+        self._namespace = namespace
+        self._account = f"{release}-operator"
         self.kubeconfig = kubeconfig
         self._log = log
         self._flags = flags
@@ -50,7 +52,7 @@ class OperatorProcess:
         command = [
             *(sys.executable, "-m", "berth_operator"),
             f"--kubeconfig={self.kubeconfig}",
-            f"--namespace={OPERATOR_NAMESPACE}",
+            f"--namespace={self._namespace}",
             f"--metrics-address=127.0.0.1:{metrics}",
             f"--health-address=127.0.0.1:{health}",
             *self._flags,
@@ -129,8 +131,18 @@ class OperatorProcess:
 
     def writes(self, since: int) -> list[AuditEvent]:
         """What its ServiceAccount tried to change after a mark in the audit log, Leases aside."""
-        events = self._cluster.audit_events(since=since, user=USER, writes=True)
-        return [event for event in events if event.resource != "leases.coordination.k8s.io"]
+        writes = [event for event in self.requests(since) if event.is_write]
+        return [event for event in writes if event.resource != "leases.coordination.k8s.io"]
+
+    def requests(self, since: int) -> list[AuditEvent]:
+        """What its ServiceAccount asked for after a mark in the audit log."""
+        user = f"system:serviceaccount:{self._namespace}:{self._account}"
+        return self._cluster.audit_events(since=since, user=user)
+
+    def denied(self, since: int) -> list[AuditEvent]:
+        """What RBAC denied it after a mark in the audit log."""
+        decision = "authorization.k8s.io/decision"
+        return [event for event in self.requests(since) if event.raw["annotations"][decision] != "allow"]
 
 
 def _get(url: str) -> str:
@@ -138,16 +150,21 @@ def _get(url: str) -> str:
         return str(answer.read().decode())
 
 
+def apply_chart(cluster: ControlPlane, release: str, namespace: str, *settings: str) -> Path:
+    """Apply the chart (with no operator pods: the tests run the process); a kubeconfig of its ServiceAccount."""
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    command = [str(ensure(["helm"])["helm"]), "template", release, str(CHART), f"--namespace={namespace}"]
+    command += [f"--set={setting}" for setting in ("replicas=0", *settings)]
+    chart = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=chart)
+    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=20s")
+    return cluster.kubeconfig_for_service_account(namespace, f"{release}-operator")
+
+
 @pytest.fixture(scope="session")
 def operator_kubeconfig(control_plane: ControlPlane) -> Path:
-    """The chart applied (with no operator pods: the tests run the process), and a token of its ServiceAccount."""
-    control_plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}})
-    helm = ensure(["helm"])["helm"]
-    command = [str(helm), "template", "berth", str(CHART), f"--namespace={OPERATOR_NAMESPACE}", "--set=replicas=0"]
-    chart = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=chart)
-    control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=20s")
-    return control_plane.kubeconfig_for_service_account(OPERATOR_NAMESPACE, ACCOUNT)
+    """A token of the chart's ServiceAccount, which may serve all namespaces."""
+    return apply_chart(control_plane, "berth", OPERATOR_NAMESPACE)
 
 
 GRAVITON = SimulatedNodePool("graviton", 12, "c8g.4xlarge", "arm64", 16, "32Gi", zones=("eu-west-1a", "eu-west-1b"))
@@ -313,7 +330,7 @@ def make_operator(
 
     def make(*flags: str) -> OperatorProcess:
         log = tmp_path_factory.mktemp("operator") / "operator.log"
-        made.append(OperatorProcess(fleet.cluster, operator_kubeconfig, log, *flags))
+        made.append(OperatorProcess(fleet.cluster, operator_kubeconfig, log, *flags, namespace=OPERATOR_NAMESPACE))
         return made[-1]
 
     yield make
@@ -327,3 +344,22 @@ def operator(make_operator: Callable[..., OperatorProcess]) -> OperatorProcess:
     process = make_operator("--debounce=200ms", "--interval=2s")
     process.start()
     return process
+
+
+@pytest.fixture(scope="module")
+def namespaced_operator(
+    fleet: Fleet, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[OperatorProcess, str, str]]:
+    """An operator of a release that watches one namespace, that namespace, and another one that it must leave alone."""
+    watched, other, system = "watched", "unwatched", "berth-namespaced"
+    for name in (watched, other):
+        fleet.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    settings = (f"watchNamespaces={{{watched}}}", "crds.install=false", "fullnameOverride=narrow-operator")
+    kubeconfig = apply_chart(fleet.cluster, "narrow", system, *settings)
+    log = tmp_path_factory.mktemp("operator") / "operator.log"
+    flags = (f"--watch-namespaces={watched}", "--debounce=200ms", "--interval=2s")
+    process = OperatorProcess(fleet.cluster, kubeconfig, log, *flags, namespace=system, release="narrow")
+    process.start()
+    yield process, watched, other
+    process.end()
+    fleet.cluster.kubectl("delete", "namespace", watched, other, system, "--wait=false")

@@ -274,13 +274,8 @@ def test_a_deleted_pool_takes_its_children_and_its_metrics_with_it(
     )
 
 
-def test_nothing_was_ever_denied_to_the_charts_service_account(
-    fleet: Fleet, operator: OperatorProcess, beginning: int
-) -> None:
+def test_nothing_was_ever_denied_to_the_charts_service_account(operator: OperatorProcess, beginning: int) -> None:
     """After every other test here."""
-    account = "system:serviceaccount:berth-system:berth-operator"
-    events = fleet.cluster.audit_events(since=beginning, user=account)
-    assert len(events) > 100
-    denied = [e for e in events if e.raw["annotations"]["authorization.k8s.io/decision"] != "allow"]
-    assert denied == []
+    assert len(operator.requests(beginning)) > 100
+    assert operator.denied(beginning) == []
     assert operator.metric("berth_plans_total", result="error") == 0

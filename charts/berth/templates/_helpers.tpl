@@ -44,10 +44,6 @@ app.kubernetes.io/part-of: berth
 - apiGroups: [berth.dev]
   resources: [inferencepools/status]
   verbs: [patch]
-# For blockOwnerDeletion where OwnerReferencesPermissionEnforcement is on (OpenShift); no finalizer is ever set.
-- apiGroups: [berth.dev]
-  resources: [inferencepools/finalizers]
-  verbs: [update]
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]

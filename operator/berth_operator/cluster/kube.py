@@ -277,13 +277,17 @@ async def load_configuration(kubeconfig: str | None = None) -> Configuration:
     try:
         if in_pod:
             config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        elif not any(Path(path).expanduser().is_file() for path in where.split(os.pathsep)):
+        elif not _any_file(where):
             raise FileNotFoundError("there is no such file")
         else:
             await config.load_kube_config(config_file=paths, client_configuration=configuration)
     except (config.ConfigException, OSError, ValueError) as error:
         raise ApiError(0, f"no way to the API server from {where}: {error}; set KUBECONFIG or --kubeconfig") from error
     return configuration
+
+
+def _any_file(paths: str) -> bool:
+    return any(Path(path).expanduser().is_file() for path in paths.split(os.pathsep))
 
 
 def namespace_of_pod() -> str | None:
