@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -88,7 +88,7 @@ def command(
     if facts and facts.requests_running:
         remark(f"the worker is running {facts.requests_running} other requests: the figures will be too low")
     kv_tokens = kv_cache_tokens or (facts.kv_cache_tokens if facts else 0)
-    _check_fits(plan, kv_tokens, facts)
+    _check_fits(plan, kv_tokens)
     try:
         found = _run(address, plan)
     except GenerationError as error:
@@ -105,7 +105,6 @@ def command(
         hardware_class=hardware_class,
         quantization=quantization.value,
         kv_cache_tokens=kv_tokens,
-        max_context_tokens=facts.max_context_tokens if facts else None,
         resources={"cpu": cpu, "memory": memory, "accelerators": accelerators},
         replicas_per_node=replicas_per_node,
         source=_source(address, plan, facts, machine),
@@ -135,15 +134,8 @@ def _facts(address: str, http_address: str | None, kv_cache_tokens: int | None) 
         leave(FAILED, f"{error}; name the worker's HTTP port with --http-address, or give --kv-cache-tokens")
 
 
-def _check_fits(plan: Plan, kv_cache_tokens: int, facts: WorkerFacts | None) -> None:
+def _check_fits(plan: Plan, kv_cache_tokens: int) -> None:
     length = plan.prompt_tokens + plan.output_tokens
-    longest = facts.max_context_tokens if facts else None
-    if longest is not None and length > longest:
-        leave(
-            BAD_INPUT,
-            f"--prompt-tokens {plan.prompt_tokens} + --output-tokens {plan.output_tokens} = {length} tokens, and the"
-            f" worker takes {longest}: lower one of them",
-        )
     needed = max(plan.concurrency) * length
     if needed > kv_cache_tokens:
         leave(
@@ -206,9 +198,8 @@ def profile_body(
     *,
     name: str | None,
     hardware_class: str,
-    quantization: Literal["Int8", "Int4", "BF16"] | str,
+    quantization: str,
     kv_cache_tokens: int,
-    max_context_tokens: int | None,
     resources: Mapping[str, str | int | None],
     replicas_per_node: int | None,
     source: str,
@@ -234,7 +225,6 @@ def profile_body(
         ],
         "prefillTokensPerSecond": _rounded_down(found.prefill_tokens_per_second),
         "kvCacheTokens": kv_cache_tokens,
-        **({"maxContextTokens": max_context_tokens} if max_context_tokens else {}),
         "provenance": {"method": "Measured", "source": source[:1024], "date": date},
     }
     return {

@@ -65,6 +65,7 @@ async def _read(kubeconfig: Path | None) -> Observation:
         + [decode_hardware_class(item) for item in classes]
         + [decode_serving_profile(item) for item in profiles]
     )
+    decoded = [item for item in decoded if isinstance(item, Invalid) or item.metadata.deletion_timestamp is None]
     decode_child = child_decoder(DEPLOYMENTS)
     spaces = {item["metadata"]["name"]: decode_namespace(item) for item in namespaces}
     ending = {name for name, namespace in spaces.items() if namespace.terminating}

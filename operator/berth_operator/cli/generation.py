@@ -7,6 +7,7 @@ long as the fields used here keep their names (`berth.v1.Generation/Generate`).
 from __future__ import annotations
 
 import asyncio
+import queue
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def discover(address: str) -> GenerateCall:
     """Ask the worker at `address` (host:port) for its messages.  Raises GenerationError."""
     channel = grpc.insecure_channel(address)
     try:
-        grpc.channel_ready_future(channel).result(timeout=_CONNECT_SECONDS)
+        _connect(channel, address)
         pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
         method = pool.FindServiceByName(SERVICE).methods_by_name[_METHOD]
         return GenerateCall(
@@ -67,14 +68,27 @@ def discover(address: str) -> GenerateCall:
             message_factory.GetMessageClass(method.input_type),
             message_factory.GetMessageClass(method.output_type),
         )
-    except grpc.FutureTimeoutError:
-        raise GenerationError(f"no gRPC server answers at {address} within {_CONNECT_SECONDS:g} s") from None
     except grpc.RpcError as error:
         raise GenerationError(f"{address} answers no gRPC reflection: {_said(error)}") from None
     except KeyError:
         raise GenerationError(f"{address} does not serve {SERVICE}: is it a Berth worker's gRPC port?") from None
     finally:
         channel.close()
+
+
+def _connect(channel: grpc.Channel, address: str) -> None:
+    """Wait until the channel is connected; a refused connection is an answer, too."""
+    states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
+    channel.subscribe(states.put, try_to_connect=True)
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    state = None
+    while state is not grpc.ChannelConnectivity.READY:
+        try:
+            state = states.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise GenerationError(f"no gRPC server answers at {address} within {_CONNECT_SECONDS:g} s") from None
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            raise GenerationError(f"no gRPC server answers at {address}: the connection failed")
 
 
 class GenerationClient:

@@ -5,6 +5,7 @@ Strict: what an API server would refuse is refused here, too.
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -36,6 +37,8 @@ _HINTS = {  # pydantic's error types in the words of someone who writes YAML
     "model_type": "write fields below it, indented",
     "model_attributes_type": "write fields below it, indented",
 }
+
+_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 R = TypeVar("R", bound=Resource)
 
@@ -126,6 +129,8 @@ def _resource(document: Document, kind: str, namespace: str, problems: list[Inpu
         return None
     if not name:
         problem("metadata.name", "is missing: give the object a name")
+    elif not _NAME.fullmatch(name):
+        problem("metadata.name", f"found {name!r}: write lower-case letters, digits, '-' and '.', at most 253")
     for unknown in sorted(metadata.keys() - _METADATA - _METADATA_OF_SERVERS):
         problem(f"metadata.{unknown}", _unknown(unknown, sorted(_METADATA)))
     body["metadata"] = {key: value for key, value in metadata.items() if key in _METADATA}
@@ -136,7 +141,8 @@ def _resource(document: Document, kind: str, namespace: str, problems: list[Inpu
     except ValidationError as error:
         for details in error.errors():
             problem(_path(details["loc"]), _message(kind, dict(details)))
-    else:
+        return None
+    if len(problems) == before:  # the rules take what they speak of for given
         for path, message in violations(kind, body):
             problem(path, message)
     return resource if len(problems) == before else None

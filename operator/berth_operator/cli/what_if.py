@@ -48,7 +48,7 @@ def hardware(pool_plan: PoolPlan) -> set[str]:
 def _changes(snapshot: Snapshot, pool: InferencePool, base: PoolPlan) -> Iterator[tuple[Decimal, PoolPlan]]:
     for direction in (_UP, _DOWN):
         for factor in map(Decimal, direction):
-            other = _plan(snapshot, _scaled(pool, factor))
+            other = _plan(snapshot, scaled(pool, factor))
             if hardware(other) != hardware(base):
                 yield factor, other
                 break
@@ -68,7 +68,8 @@ def _denied(pool: InferencePool, names: set[str]) -> InferencePool:
     return _with_spec(pool, placement=placement.model_copy(update={"hardware": choice}))
 
 
-def _scaled(pool: InferencePool, factor: Decimal) -> InferencePool:
+def scaled(pool: InferencePool, factor: Decimal) -> InferencePool:
+    """The pool with its demand multiplied."""
     demand = pool.spec.workload.demand
     if demand.requests_per_second is not None:
         update: dict[str, object] = {"requests_per_second": demand.requests_per_second * factor}

@@ -22,8 +22,6 @@ class WorkerFacts:
     """What a worker reports."""
 
     kv_cache_tokens: int
-    max_context_tokens: int | None
-    """Prompt and output of one request together, where it is reported."""
     requests_running: int
     """At the moment of asking: above 0, others use the worker too."""
     reported: Mapping[str, str]
@@ -56,6 +54,5 @@ def parse_facts(text: str, url: str) -> WorkerFacts:
         tokens = int(config["block_size"]) * int(config["num_gpu_blocks"])
     except (KeyError, ValueError):
         raise FactsError(f"{url}: vllm:cache_config_info lacks block_size x num_gpu_blocks: {dict(config)}") from None
-    longest = config.get("max_model_len", "")
     running = sum(s.value for s in samples if s.name == "vllm:num_requests_running")
-    return WorkerFacts(tokens, int(longest) if longest.isdigit() else None, int(running), dict(config))
+    return WorkerFacts(tokens, int(running), dict(config))

@@ -1,0 +1,264 @@
+"""Does `berth bench` measure what a worker does?  Against a gRPC server whose pace is known."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from berth_operator.api import ServingProfile
+from berth_operator.cli.app import app
+from berth_operator.cli.bench import profile_body
+from berth_operator.cli.generation import SERVICE, GenerationError, discover
+from berth_operator.cli.measure import DecodePoint, Measurements, Plan, percentile
+from berth_operator.cli.worker_facts import FactsError, parse_facts
+from berth_worker.proto.berth.v1 import generation_pb2, generation_pb2_grpc
+from click.testing import Result
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_reflection.v1alpha import reflection
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+STEP = 0.010
+PREFILL = 2000.0
+SHORT = ("--concurrency=1", "--prompt-tokens=20", "--output-tokens=4", "--requests=1")
+METRICS = """\
+# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{block_size="16",model_name="m",num_gpu_blocks="4096"} 1
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{model_name="m"} 0
+"""
+
+
+class PacedWorker(generation_pb2_grpc.GenerationServicer):
+    """Prefills 2,000 tokens a second, then sends a token every 10 ms; remembers prompts as a prefix cache does."""
+
+    def __init__(self) -> None:
+        self.prompts: list[tuple[int, ...]] = []
+        self.at_once = 0
+        self._lock = threading.Lock()
+        self._slots = threading.Semaphore(4)
+
+    def Generate(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        if request.model != "m":
+            context.abort(grpc.StatusCode.NOT_FOUND, f"model: found {request.model!r}; served here: 'm'")
+        prompt, wanted = tuple(request.token_ids.ids), request.sampling.max_tokens
+        assert request.sampling.ignore_eos
+        with self._lock:
+            cached = prompt in self.prompts
+            self.prompts.append(prompt)
+        with self._slots:
+            due = time.monotonic() + (0 if cached else len(prompt) / PREFILL)
+            for number in range(1, wanted + 1):
+                time.sleep(max(0.0, due - time.monotonic()))
+                due += STEP
+                response = generation_pb2.GenerateResponse(token_ids=[7])
+                if number == wanted:
+                    response.finish_reason = generation_pb2.FINISH_REASON_LENGTH
+                    response.usage.prompt_tokens = len(prompt)
+                    response.usage.cached_prompt_tokens = len(prompt) if cached else 0
+                    response.usage.completion_tokens = wanted
+                yield response
+
+
+@pytest.fixture
+def paced() -> Iterator[tuple[PacedWorker, str]]:
+    worker = PacedWorker()
+    server = grpc.server(ThreadPoolExecutor(max_workers=16))
+    generation_pb2_grpc.add_GenerationServicer_to_server(worker, server)
+    reflection.enable_server_reflection([SERVICE, reflection.SERVICE_NAME], server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield worker, f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def metrics() -> Iterator[str]:
+    """Serves METRICS over HTTP."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(METRICS.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+Bench = Callable[..., Result]
+
+
+@pytest.fixture
+def bench(paced: tuple[PacedWorker, str], metrics: str) -> Bench:
+    def run(*arguments: str, model: str = "m") -> Result:
+        fixed = ["bench", paced[1], f"--model={model}", "--hardware-class=c", f"--http-address={metrics}"]
+        return CliRunner().invoke(app, [*fixed, *arguments], catch_exceptions=False)
+
+    return run
+
+
+def test_figures_are_those_of_the_worker_to_within_the_clients_own_time(
+    bench: Bench, paced: tuple[PacedWorker, str]
+) -> None:
+    result = bench("--concurrency=1,4", "--prompt-tokens=200", "--output-tokens=25", "--requests=4", "--machine=a test")
+    assert result.exit_code == 0, result.stderr
+    profile = ServingProfile.model_validate(yaml.safe_load(result.stdout), extra="forbid")
+    one, four = profile.spec.points
+    assert (one.concurrency, four.concurrency) == (1, 4)
+    assert one.context_tokens == 200 + 12
+    # Late timers and a busy machine only ever slow it down; 100 tokens/s a stream is the most there can be.
+    assert 60 <= float(one.decode_tokens_per_second) <= 103
+    assert 240 <= float(four.decode_tokens_per_second) <= 412
+    assert one.inter_token_latency_p99 >= timedelta(milliseconds=10)
+    assert 1000 <= float(profile.spec.prefill_tokens_per_second) <= PREFILL
+    assert profile.spec.kv_cache_tokens == 16 * 4096
+    assert profile.spec.provenance.method == "Measured"
+    assert "machine: a test" in profile.spec.provenance.source
+    assert profile.spec.resources is None
+
+
+def test_prefill_is_timed_on_prompts_that_no_cache_has_seen(bench: Bench, paced: tuple[PacedWorker, str]) -> None:
+    for _ in range(2):
+        assert bench("--quick").exit_code == 0
+    seen = paced[0].prompts
+    firsts = [prompt for number, prompt in enumerate(seen) if prompt not in seen[:number]]
+    assert len(firsts) == 8  # four streams, two runs: nothing is used again
+    assert all(len(prompt) == 128 for prompt in seen)
+    openings = {prompt[:16] for prompt in firsts}
+    assert len(openings) == 8  # not even a block in common
+
+
+def test_what_a_replica_takes_of_its_node_stands_in_the_profile(bench: Bench) -> None:
+    result = bench(*SHORT, "--cpu=2", "--memory=3Gi", "--replicas-per-node=7", "--name=mine", "-o", "json")
+    body = json.loads(result.stdout)
+    assert body["metadata"]["name"] == "mine"
+    assert body["spec"]["resources"] == {"cpu": "2", "memory": "3Gi"}
+    assert body["spec"]["replicasPerNode"] == 7
+
+
+def test_streams_beyond_what_the_worker_runs_at_once_are_left_out_and_named(bench: Bench) -> None:
+    result = bench("--concurrency=1,8", "--prompt-tokens=40", "--output-tokens=12", "--requests=1")
+    assert result.exit_code == 0
+    profile = yaml.safe_load(result.stdout)
+    assert [point["concurrency"] for point in profile["spec"]["points"]] == [1]
+    assert "left out: concurrency 8" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--concurrency=one"], 2, "--concurrency: found 'one': write numbers from 1 to 1024"),
+        (["--concurrency=0,1"], 2, "--concurrency: found '0,1'"),
+        (["--concurrency=64", "--prompt-tokens=2000"], 2, "64 streams of 2064 tokens need 132096 tokens of KV cache"),
+        ([*SHORT, "--cpu=two"], 2, "no valid ServingProfile comes of this: spec.resources.cpu"),
+    ],
+)
+def test_arguments_that_cannot_work_are_exit_code_2(
+    bench: Bench, arguments: list[str], code: int, message: str
+) -> None:
+    result = bench(*arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert not result.stdout
+
+
+def test_a_model_that_the_worker_does_not_serve_is_exit_code_2_in_its_own_words(bench: Bench) -> None:
+    result = bench(*SHORT, model="other")
+    assert result.exit_code == 2
+    assert "model: found 'other'; served here: 'm'" in result.stderr
+
+
+def test_nobody_at_the_address_is_exit_code_1(metrics: str) -> None:
+    arguments = ["bench", "127.0.0.1:1", "--model=m", "--hardware-class=c", f"--http-address={metrics}", *SHORT]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 1
+    assert "no gRPC server answers at 127.0.0.1:1" in result.stderr
+
+
+def test_a_server_that_is_no_worker_is_named() -> None:
+    server = grpc.server(ThreadPoolExecutor(max_workers=2))
+    reflection.enable_server_reflection([reflection.SERVICE_NAME], server, pool=DescriptorPool())
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(GenerationError, match=r"does not serve berth\.v1\.Generation"):
+            discover(f"127.0.0.1:{port}")
+    finally:
+        server.stop(None).wait()
+
+
+def test_a_worker_without_metrics_needs_the_cache_size_to_be_said(paced: tuple[PacedWorker, str]) -> None:
+    fixed = ["bench", paced[1], "--model=m", "--hardware-class=c", *SHORT]
+    refused = CliRunner().invoke(app, [*fixed, "--http-address=127.0.0.1:1"], catch_exceptions=False)
+    assert refused.exit_code == 1
+    assert "--http-address, or give --kv-cache-tokens" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no vllm:cache_config_info"),
+        ('vllm:cache_config_info{block_size="16"} 1\n', "lacks block_size x num_gpu_blocks"),
+        ("<html>", "is not Prometheus text"),
+    ],
+)
+def test_metrics_that_say_nothing_of_the_cache_are_refused(text: str, message: str) -> None:
+    with pytest.raises(FactsError, match=message):
+        parse_facts(text, "http://w/metrics")
+
+
+RATES = st.floats(0.2, 1e6)
+SECONDS = st.floats(1e-5, 100)
+
+
+@given(rate=RATES, gap=SECONDS, prefill=RATES)
+def test_a_profile_never_claims_more_than_was_measured(rate: float, gap: float, prefill: float) -> None:
+    plan = Plan("m", (1,), 100, 10, 1)
+    found = Measurements(0.1, 0.1, prefill, (DecodePoint(1, 105, rate, gap, gap, 10),), ())
+    body = profile_body(
+        plan,
+        found,
+        name=None,
+        hardware_class="c",
+        quantization="Int8",
+        kv_cache_tokens=1000,
+        resources={},
+        replicas_per_node=None,
+        source="a test",
+        date="2026-11-21",
+    )
+    spec = ServingProfile.model_validate(body, extra="forbid").spec
+    assert float(spec.points[0].decode_tokens_per_second) <= rate
+    assert spec.points[0].inter_token_latency_p99.total_seconds() >= gap - 1e-9
+    assert float(spec.prefill_tokens_per_second) <= prefill
+    assert body["metadata"]["name"] == "m-c-int8"
+
+
+@given(values=st.lists(st.floats(0, 1e6), min_size=1, max_size=50), percent=st.floats(1, 100))
+def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed(values: list[float], percent: float) -> None:
+    found = percentile(values, percent)
+    assert found in values
+    assert sum(value <= found for value in values) * 100 >= percent * len(values) - 1e-6
+    below = [value for value in values if value < found]
+    assert len(below) * 100 < percent * len(values) + 1e-6
+
+
+def test_every_stream_of_a_round_is_counted_once() -> None:
+    plan = Plan("m", (1, 3), 100, 10, 4)
+    assert [plan.rounds(c) for c in plan.concurrency] == [4, 2]
+    assert plan.total_requests == 3 + 4 * 1 + 2 * 3

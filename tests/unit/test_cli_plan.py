@@ -1,0 +1,162 @@
+"""Does `berth plan` answer with a plan, in every form, and with the right exit code?"""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from berth_operator.api import CapacityType, InferencePool
+from berth_operator.cli.app import app
+from berth_operator.cli.objects import read_objects
+from berth_operator.cli.snapshots import overlay
+from berth_operator.cluster.observe import Observation, child_decoder
+from berth_operator.cluster.resources import DEPLOYMENTS
+from click.testing import Result
+from typer.testing import CliRunner
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+Berth = Callable[..., Result]
+
+
+@pytest.fixture
+def berth(monkeypatch: pytest.MonkeyPatch) -> Berth:
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments: str, text: str = "") -> Result:
+        return CliRunner().invoke(app, arguments, input=text, catch_exceptions=False)
+
+    return run
+
+
+def example(name: str, **spec: Any) -> dict[str, Any]:
+    """A document of the examples' pool of this name, with fields of its spec replaced."""
+    body: dict[str, Any] = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
+    body["spec"] |= spec
+    return body
+
+
+def test_a_table_names_placements_costs_savings_and_the_reason_of_every_candidate(berth: Berth) -> None:
+    result = berth("plan", "-f", str(EXAMPLES))
+    assert result.exit_code == 0
+    assert "1x graviton4/OnDemand" in result.stdout
+    assert "all pools" in result.stdout
+    assert result.stdout.count("would enter below $") >= 3
+    assert "GPU ONLY: a lower bound" in result.stdout
+    assert "error" not in result.stderr
+
+
+def test_json_and_yaml_say_the_same(berth: Berth) -> None:
+    as_json = json.loads(berth("plan", "-f", str(EXAMPLES), "-o", "json").stdout)
+    assert as_json == yaml.safe_load(berth("plan", "-f", str(EXAMPLES), "-o", "yaml").stdout)
+    pools = {pool["name"]: pool for pool in as_json["pools"]}
+    assert pools["chat"]["placements"][0]["hardwareClass"] == "graviton4"
+    assert pools["chat"]["cost"]["usdPerHour"] == "0.638"
+    total = sum(float(pool["cost"]["usdPerHour"]) for pool in as_json["pools"])
+    assert float(as_json["fleet"]["usdPerHour"]) == pytest.approx(total)
+
+
+def test_standard_input_is_a_file(berth: Berth) -> None:
+    result = berth("plan", "-f", str(EXAMPLES / "hardware.yaml"), "-f", "-", text=yaml.safe_dump(example("chat")))
+    assert result.exit_code == 0
+    assert "default/chat" in result.stdout
+
+
+def test_demand_beyond_all_hardware_is_exit_code_1_and_says_what_is_short(berth: Berth) -> None:
+    pool = example("chat", budget={"maxUsdPerHour": "0.70"})
+    pool["spec"]["workload"]["demand"] = {"requestsPerSecond": "5"}
+    result = berth("plan", "-f", str(EXAMPLES / "hardware.yaml"), "-f", "-", text=yaml.safe_dump(pool))
+    assert result.exit_code == 1
+    assert "0.70" in result.stdout
+
+
+def test_bad_input_is_exit_code_2_and_the_rest_is_planned(berth: Berth) -> None:
+    result = berth("plan", "-f", str(EXAMPLES), "-f", "-", text="kind: InferencePool\n")
+    assert result.exit_code == 2
+    assert "error: standard input: InferencePool default/(no name): apiVersion: found None" in result.stderr
+    assert "default/chat" in result.stdout
+
+
+def test_a_pool_that_names_unknown_hardware_is_exit_code_2_and_the_rest_is_planned(berth: Berth) -> None:
+    pool = example("chat", placement={"hardware": {"allow": {"names": ["gravitron4"]}}})
+    pool["metadata"]["name"] = "lost"
+    result = berth("plan", "-f", str(EXAMPLES), "-f", "-", text=yaml.safe_dump(pool))
+    assert result.exit_code == 2
+    assert "gravitron4" in result.stdout
+    assert "default/chat" in result.stdout
+
+
+def test_nothing_to_plan_is_exit_code_2(berth: Berth) -> None:
+    result = berth("plan")
+    assert result.exit_code == 2
+    assert "name files with -f, or say --from-cluster" in result.stderr
+
+
+def test_a_cluster_out_of_reach_is_exit_code_1_and_names_the_way_to_it(berth: Berth, tmp_path: Path) -> None:
+    result = berth("plan", "--from-cluster", "--kubeconfig", str(tmp_path / "none"))
+    assert result.exit_code == 1
+    assert "the cluster cannot be read" in result.stderr
+
+
+def test_a_file_wins_over_the_cluster_and_keeps_what_only_the_cluster_knows(
+    make_pool: Callable[..., InferencePool], tmp_path: Path
+) -> None:
+    old = make_pool("chat", status={"lastMoveTime": "2026-11-21T11:59:00Z"})
+    other = make_pool("other")
+    deployment = {
+        "metadata": {
+            "namespace": "default",
+            "name": "chat-1",
+            "uid": "u",
+            "labels": {
+                "berth.dev/pool": "chat",
+                "berth.dev/hardware-class": "l4",
+                "berth.dev/capacity-type": "Spot",
+            },
+        },
+        "spec": {"replicas": 3},
+        "status": {"readyReplicas": 2},
+    }
+    seen = Observation(pools=(old, other), children=(child_decoder(DEPLOYMENTS)(deployment),))
+    file = tmp_path / "chat.yaml"
+    file.write_text(yaml.safe_dump(example("chat")))
+    files, problems = read_objects([str(file)])
+    assert not problems
+    snapshot = overlay(files, seen, datetime.now(UTC))
+    chat, kept = snapshot.pools
+    assert kept == other
+    assert chat.spec == files.pools[0].spec
+    assert chat.status.last_move_time == "2026-11-21T11:59:00Z"
+    assert chat.metadata.uid == old.metadata.uid
+    (running,) = snapshot.running
+    assert (running.pool, running.capacity_type, running.replicas) == ("default/chat", CapacityType.SPOT, 3)
+
+
+def test_a_profile_of_no_known_class_is_remarked_upon(berth: Berth) -> None:
+    profile = {
+        "apiVersion": "berth.dev/v1alpha1",
+        "kind": "ServingProfile",
+        "metadata": {"name": "p"},
+        "spec": {
+            "model": "m",
+            "quantization": "Int8",
+            "hardwareClass": "nowhere",
+            "runtime": "Berth",
+            "points": [
+                {
+                    "concurrency": 1,
+                    "contextTokens": 9,
+                    "decodeTokensPerSecond": "5",
+                    "interTokenLatencyP99": "2ms",
+                }
+            ],
+            "prefillTokensPerSecond": "9",
+            "kvCacheTokens": 100,
+            "provenance": {"method": "Measured", "source": "a test"},
+        },
+    }
+    result = berth("plan", "-f", str(EXAMPLES), "-f", "-", text=yaml.safe_dump(profile))
+    assert result.exit_code == 0
+    assert "ServingProfile p is of hardware class nowhere" in result.stderr
