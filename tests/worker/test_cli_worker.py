@@ -74,7 +74,8 @@ def until(condition: Any, seconds: float = 60) -> Any:
 
 
 def test_a_worker_told_to_leave_finishes_what_runs_refuses_what_comes_and_exits_cleanly() -> None:
-    with started("--kv-cache-tokens", "4096", "--drain-lag-seconds", "2", "--grace-seconds", "100") as process:
+    arguments = ["--kv-cache-tokens=4096", "--threads=1", "--drain-lag-seconds=1.5", "--grace-seconds=100"]
+    with started(*arguments) as process:
         grpc_address, http_address, model = until_ready(process)
         assert model == "smollm2-135m-instruct"
         assert get(http_address, "/readyz")[0] == 200
@@ -82,7 +83,7 @@ def test_a_worker_told_to_leave_finishes_what_runs_refuses_what_comes_and_exits_
             stub = pb_grpc.GenerationStub(channel)
             health = health_pb2_grpc.HealthStub(channel)
             long = stub.Generate(
-                pb.GenerateRequest(text="Once", sampling={"max_tokens": 600, "temperature": 0, "ignore_eos": True})
+                pb.GenerateRequest(text="Once", sampling={"max_tokens": 500, "temperature": 0, "ignore_eos": True})
             )
             pieces = [next(long)]
             process.send_signal(signal.SIGTERM)
@@ -97,7 +98,7 @@ def test_a_worker_told_to_leave_finishes_what_runs_refuses_what_comes_and_exits_
                 next(stub.Generate(pb.GenerateRequest(text="too late")))
             assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
             pieces += long
-        assert pieces[-1].usage.completion_tokens == 600
+        assert pieces[-1].usage.completion_tokens == 500
         assert pieces[-1].finish_reason == pb.FINISH_REASON_LENGTH
         assert process.wait(20) == 0
 

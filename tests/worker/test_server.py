@@ -201,11 +201,11 @@ async def test_a_full_queue_is_exhausted_at_once_and_serves_again_when_it_has_ro
 
 
 async def test_a_client_that_goes_away_frees_its_slot_and_its_blocks(serving: Any) -> None:
-    async with serving(max_running=1, max_waiting=0) as running:
+    async with serving(max_running=1, max_waiting=0, max_context_tokens=4096) as running:
         for how in ("cancel", "deadline", "close"):
             async with grpc.aio.insecure_channel(f"127.0.0.1:{running.server.port}") as channel:
                 call = pb_grpc.GenerationStub(channel).Generate(
-                    pb.GenerateRequest(text="Once upon a time", sampling=LONG), timeout=1 if how == "deadline" else 60
+                    pb.GenerateRequest(text="Once upon a time", sampling=LONG), timeout=2 if how == "deadline" else 60
                 )
                 await call.read()
                 assert running.engine.stats().running == 1
@@ -340,7 +340,7 @@ async def test_metrics_move_with_what_is_served(serving: Any, gated: Any) -> Non
             assert moved[f"vllm:{name}_seconds_sum"] > 0
         whole = moved["vllm:e2e_request_latency_seconds_sum"]
         parts = sum(moved[f"vllm:request_{part}_time_seconds_sum"] for part in ("queue", "prefill", "decode"))
-        assert parts == pytest.approx(whole, rel=0.2)
+        assert 0 < parts <= whole + 1e-9
         rows = 2 * (prompt + 15) - usage[1].cached_prompt_tokens
         assert moved["vllm:iteration_tokens_total_sum"] == rows
 
