@@ -26,10 +26,10 @@ async def run(given: settings.Settings) -> int:
         standalone=True,
         clusterwide=True,
         liveness_endpoint=f"http://{host}:{port}/healthz",
-        stop_flag=operator.failed,
+        stop_flag=operator.ending,
         memo=operator,
     )
-    return 1 if operator.failed.is_set() else 0
+    return 1 if operator.failed else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

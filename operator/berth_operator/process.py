@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Operator:
-    """One replica of the operator.  `start` and `stop` on one event loop; `failed` is set when it cannot go on."""
+    """One replica of the operator.  `ending` is set when it must end, and `failed` tells whether by its own fault."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -31,7 +31,8 @@ class Operator:
         prometheus_client.GCCollector(registry=self._registry)
         self._telemetry = Telemetry(self._registry)
         self._tasks: list[asyncio.Task[None]] = []
-        self.failed = asyncio.Event()
+        self.ending = asyncio.Event()
+        self.failed = False
 
     async def prepare(self) -> None:
         """Listen for scrapes and find the API server.  Raises OSError when it cannot listen, ApiError without a way."""
@@ -65,6 +66,7 @@ class Operator:
         await self._lease.release()
         await self._kube.close()
         await asyncio.to_thread(self._server.shutdown)
+        self.ending.set()  # kopf waits five seconds for whoever still waits for it
         log.info("stopped")
 
     async def connection(self) -> kopf.ConnectionInfo:
@@ -97,4 +99,5 @@ class Operator:
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         log.error("%s ended: the operator cannot go on", task.get_name(), exc_info=error)
-        self.failed.set()
+        self.failed = True
+        self.ending.set()
