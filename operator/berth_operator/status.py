@@ -227,7 +227,9 @@ def _placed(plan: PoolPlan) -> _Facts:
     if plan.not_accepted:
         return ("False", "NotAccepted", "nothing is placed: see Accepted")
     if plan.effective.suspend:
-        return ("False", "Suspended", "spec.suspend is true: set it to false to place workers")
+        resume = plan.resume_usd_per_hour
+        price = "no hardware can be had for it now" if resume is None else f"resuming costs {_money(resume)} USD/h"
+        return ("False", "Suspended", f"spec.suspend is true: {price}")
     if not plan.placements:
         return _said("False", plan.shortfall or Problem("NoPlacement", "no placement was found"))
     text = "; ".join(f"{_short(p)} takes {p.traffic_percent}% of traffic" for p in plan.placements)

@@ -63,6 +63,14 @@ def test_ready_sums_up_the_other_conditions(
     assert _conditions(status)["Ready"] == expected
 
 
+def test_a_suspended_pool_says_what_resuming_costs(make_pool: MakePool, make_plan: MakePlan, now: datetime) -> None:
+    pool = make_pool(suspend=True)
+    plan = make_plan(pool, placements=(), resume_usd_per_hour=Decimal("0.638"))
+    (placed,) = [c for c in pool_status(pool, plan, [], now).conditions or () if c.type == "Placed"]
+    assert (placed.status, placed.reason) == ("False", "Suspended")
+    assert "resuming costs 0.638 USD/h" in placed.message
+
+
 def test_the_same_facts_give_the_very_status_in_force(
     make_pool: MakePool, make_plan: MakePlan, now: datetime, later: datetime
 ) -> None:
