@@ -276,6 +276,20 @@ def test_digests_are_equal_exactly_where_everything_up_to_there_is(prompts: list
     assert len(set(seen.values())) == len(seen)
 
 
+def test_a_block_after_another_beginning_is_another_block() -> None:
+    harness = Harness(32, 4, 4, 64)
+    run_all(harness, [request([1] * 16 + COMMON[:16] + [5])])
+    run_all(harness, [other := request([2] * 16 + COMMON[:16] + [5])])
+    run_all(harness, [again := request([2] * 16 + COMMON[:16] + [5])])
+    assert (other.cached_tokens, again.cached_tokens) == (0, 32)
+    shifted = request(COMMON[:16] + COMMON[:16] + [5])
+    run_all(harness, [shifted])
+    assert shifted.cached_tokens == 0
+    digests: list[bytes] = []
+    extend_digests(digests, COMMON[:16] * 3, 3)
+    assert len(set(digests)) == 3
+
+
 def test_least_recently_used_content_goes_first_and_the_end_of_a_sequence_before_its_beginning() -> None:
     blocks = BlockManager(4)
     held = [blocks.take() for _ in range(4)]
