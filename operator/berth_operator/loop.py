@@ -111,7 +111,7 @@ class Loop:
             [manifest for step in steps.values() for manifest in step.apply],
             [child for step in steps.values() for child in step.delete],
         )
-        statuses = pool_statuses(planned, snapshot, seen.invalid, now)
+        statuses = await asyncio.to_thread(pool_statuses, planned, snapshot, seen.invalid, now)
         results += await self._write_statuses(planned, snapshot, seen.invalid, statuses, now)
         results[Result.FAILED] += sum(manifests is None for manifests in rendered.values())
         conditions = {key: status.conditions or () for key, status in statuses.items()}
@@ -123,14 +123,13 @@ class Loop:
     async def _wait_synced(self) -> None:
         waiting = asyncio.create_task(self._cluster.wait_synced())
         try:
-            while not (await asyncio.wait([waiting], timeout=10))[0]:
+            if not (await asyncio.wait([waiting], timeout=10))[0]:
                 log.info("waiting for the first list of %s", ", ".join(self._cluster.unsynced))
+            await waiting
         finally:
             waiting.cancel()
-        log.info("observed the cluster: %d pools, %d hardware classes", *self._sizes())
-
-    def _sizes(self) -> tuple[int, int]:
-        return len(self._cluster.pools), len(self._cluster.hardware_classes)
+        sizes = len(self._cluster.pools), len(self._cluster.hardware_classes)
+        log.info("observed the cluster: %d pools, %d hardware classes", *sizes)
 
     async def _wait_due(self) -> None:
         retries = [self._cluster.applier.attempts.retry_in_s(), self._statuses.retry_in_s()]
@@ -284,7 +283,7 @@ def _why_hold(pool_plan: PoolPlan) -> str | None:
     """A pool for which no hardware is to be had keeps what it still has: serving slowly beats not serving."""
     if pool_plan.placements or pool_plan.shortfall is None or pool_plan.shortfall.reason == "Budget":
         return None
-    return f"the plan has nothing to replace it ({pool_plan.shortfall.message})"
+    return f"the plan has nothing to replace it: {pool_plan.shortfall.reason}"
 
 
 def pool_statuses(
@@ -314,7 +313,7 @@ def describe(pool_plan: PoolPlan, steps: Steps) -> str:
     parts = [f"{p.replicas}x {p.hardware_class}/{p.capacity_type.value}" for p in pool_plan.placements]
     line = ", ".join(parts) or "nothing to place"
     if pool_plan.effective.suspend:
-        line = f"suspended; resuming would take {line}"
+        line = "suspended"
     elif pool_plan.effective.mode == "Recommend":
         line = f"recommended only: {line}"
     if pool_plan.shortfall:

@@ -4,12 +4,13 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from berth_operator.cluster.kube import Kube
 from chartgen import CHART
 from devcluster import AuditEvent, ControlPlane, SimulatedNodePool, ensure
 from devcluster.components import free_ports
@@ -319,6 +320,13 @@ def fleet(control_plane: ControlPlane, operator_kubeconfig: Path) -> Fleet:
     fleet = Fleet(control_plane)
     fleet.price()
     return fleet
+
+
+@pytest.fixture
+async def kube(control_plane: ControlPlane) -> AsyncIterator[Kube]:
+    """The operator's own edge to the API server, as administrator."""
+    async with await Kube.connect(str(control_plane.kubeconfig)) as kube:
+        yield kube
 
 
 @pytest.fixture(scope="module")
