@@ -73,6 +73,31 @@ def test_node_limits_hold_across_pools_and_the_higher_priority_is_served_first(
     assert "all 3 nodes (maxNodes) are taken by demo/high" in low.shortfall.message
 
 
+def test_nodes_that_are_all_in_use_by_the_pool_itself_are_named(planned: Make, tested: Make, hardware: Make) -> None:
+    one = planned([tested()], [hardware("cheap", max_nodes={"OnDemand": 2})]).pools["demo/tested"]
+    assert one.shortfall is not None
+    assert one.shortfall.reason == "NoCapacity"
+    assert "cheap OnDemand: no more than the 2 nodes in use can be had (maxNodes)" in one.shortfall.message
+
+
+def test_spot_that_policy_keeps_from_serving_the_rest_is_named_with_the_rules(
+    planned: Make, tested: Make, hardware: Make
+) -> None:
+    spot = {"maxTrafficPercent": 50, "minOnDemandReplicas": 1, "surviveLossPercent": 0}
+    one = planned([tested(placement={"spot": spot})], [hardware("cheap", prices={"Spot": "0.3"})]).pools["demo/tested"]
+    assert one.unserved_requests_per_second == 20
+    assert one.shortfall is not None
+    assert one.shortfall.reason == "Policy"
+    assert "spot may carry at most 50 % of traffic" in one.shortfall.message
+
+
+@pytest.mark.parametrize("rps", ["0.000000001", "0.001"])
+def test_demand_however_small_is_served(planned: Make, tested: Make, hardware: Make, rps: str) -> None:
+    one = planned([tested(rps=rps, scaling={"minReplicas": 0})], [hardware("cheap")]).pools["demo/tested"]
+    assert _replicas(one) == {("cheap", "OnDemand"): 1}
+    assert one.unserved_requests_per_second == 0
+
+
 def test_class_without_nodes_is_no_capacity(planned: Make, tested: Make, hardware: Make) -> None:
     classes = [hardware("cheap", max_nodes={"OnDemand": 0}), hardware("dear", prices={"OnDemand": "2"})]
     one = planned([tested()], classes).pools["demo/tested"]
@@ -324,12 +349,12 @@ def test_when_the_solver_fails_what_runs_stands_and_other_pools_are_planned(
     real = solver.minimise
 
     def failing(program: Any, stages: Any) -> Any:
-        if program.upper[0] == 1.0 and any(high == 0.123 for _, high, _ in program.rows):
+        if any(high == 7 for _, high, _ in program.rows):  # maxReplicas of the pool to fail
             raise solver.SolverError("HiGHS found no feasible plan: Unknown")
         return real(program, stages)
 
     monkeypatch.setattr(solver, "minimise", failing)
-    doomed = tested("doomed", rps="5", budget={"maxUsdPerHour": "0.123"})
+    doomed = tested("doomed", rps="5", scaling={"maxReplicas": 7})
     classes = [hardware("cheap", prices={"OnDemand": "0.1"})]
     plan = planned([doomed, tested("fine")], classes, running=(running("demo/doomed", "cheap", replicas=2),))
     assert _replicas(plan.pools["demo/doomed"]) == {("cheap", "OnDemand"): 2}

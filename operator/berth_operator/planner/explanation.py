@@ -13,7 +13,7 @@ concave in its price, so that from the second step on the price only rises, and 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
 
 from berth_operator.api import format_decimal
 from berth_operator.planner.candidates import Candidates, Option, Resource, Unfit
@@ -81,9 +81,14 @@ def explain(outcome: Outcome) -> list[Candidate]:
 
 def usd_per_million_tokens(outcome: Outcome, option: Option) -> Decimal:
     """Price of a million generated tokens on full nodes of an option, each replica at its capacity."""
-    per_hour = option.capacity.turns_per_second * outcome.problem.effective.output_tokens * 3600
-    tokens = Decimal(repr(per_hour * option.replicas_per_node))
-    return (option.node_usd_per_hour * 1_000_000 / tokens).quantize(Decimal("0.0001"), ROUND_HALF_UP)
+    per_node = option.capacity.turns_per_second * option.replicas_per_node
+    return per_million(option.node_usd_per_hour, per_node * outcome.problem.effective.output_tokens)
+
+
+def per_million(usd_per_hour: Decimal, tokens_per_second: float) -> Decimal:
+    """USD per million tokens, to a hundredth of a cent."""
+    tokens = Decimal(repr(tokens_per_second * 3600))
+    return (usd_per_hour * 1_000_000 / tokens).quantize(Decimal("0.0001"), ROUND_HALF_UP, Context(prec=60))
 
 
 def _candidate(outcome: Outcome, option: Option, verdict: Verdict, reason: str) -> Candidate:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from typing import Final
 
 from berth_operator.api import HardwareClass, InferencePool, format_decimal, resolve
@@ -11,7 +11,7 @@ from berth_operator.planner.acceptance import placement_problem, spec_problem
 from berth_operator.planner.candidates import Candidates, PoolContext, Resource, api_time, candidates_of
 from berth_operator.planner.churn import Decision, Incumbent, decide
 from berth_operator.planner.counterfactual import gpu_only_usd_per_hour
-from berth_operator.planner.explanation import Outcome, explain
+from berth_operator.planner.explanation import Outcome, explain, per_million
 from berth_operator.planner.program import PoolProblem
 from berth_operator.planner.shortfall import shortfall
 from berth_operator.planner.solver import Assignment, PoolSolution, nodes_used
@@ -165,12 +165,14 @@ def _pool_plan(
         placements=placements,
         candidates=candidates,
         usd_per_hour=usd,
-        usd_per_million_tokens=_per_million(usd, problem, served),
+        usd_per_million_tokens=per_million(usd, problem.demand * served * effective.output_tokens)
+        if served > 0
+        else None,
         gpu_only_usd_per_hour=gpu_only_usd_per_hour(key, judged.context, classes, served),
         watts=_watts(placements),
         served_requests_per_second=problem.demand * served,
         unserved_requests_per_second=problem.demand * (1 - served),
-        shortfall=shortfall(problem, judged.candidates, solution, candidates),
+        shortfall=shortfall(problem, judged.candidates, solution, candidates, outcome.left),
         over_budget=_over_budget(judged, usd),
         kept=kept,
     )
@@ -203,13 +205,6 @@ def _watts(placements: Sequence[Placement]) -> int | None:
     watts = [p.watts for p in placements]
     known = [w for w in watts if w is not None]
     return sum(known) if watts and len(known) == len(watts) else None
-
-
-def _per_million(usd: Decimal, problem: PoolProblem, served: float) -> Decimal | None:
-    tokens = problem.demand * served * problem.effective.output_tokens * 3600
-    if tokens <= 0:
-        return None
-    return (usd * 1_000_000 / Decimal(repr(tokens))).quantize(Decimal("0.0001"), ROUND_HALF_UP)
 
 
 def _over_budget(judged: _Judged, usd: Decimal) -> Problem | None:

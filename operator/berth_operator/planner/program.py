@@ -105,11 +105,14 @@ def add_pool(program: Program, problem: PoolProblem, limits: Limits) -> PoolColu
 def most_replicas(problem: PoolProblem, option: Option, limits: Limits) -> int:
     """The most replicas of an option that can be of use: all of the demand and every floor, within the limits."""
     effective = problem.effective
-    alone = math.ceil(min(problem.demand / option.capacity.turns_per_second, MOST_REPLICAS) - 1e-9)
+    alone = max(1, math.ceil(min(problem.demand / option.capacity.turns_per_second, MOST_REPLICAS) - 1e-9))
     most = max(alone, effective.min_replicas, 0 if option.spot else effective.min_on_demand_replicas)
     bounds = [most]
     if effective.max_replicas is not None:
         bounds.append(effective.max_replicas)
+    budget = effective.max_usd_per_hour
+    if budget is not None and effective.on_exceeded == "Shed" and option.node_usd_per_hour > 0:
+        bounds.append(int(budget // option.node_usd_per_hour) * option.replicas_per_node)
     if option.own_replica_limit is not None:
         bounds.append(option.own_replica_limit)
     if option.resource in limits:
@@ -202,11 +205,14 @@ def _limit_share(
 
 
 def keep_budget(program: Program, problem: PoolProblem, columns: PoolColumns) -> None:
-    """Shed: nodes cost at most maxUsdPerHour.  Overspend bounds nothing and is reported instead."""
+    """Shed: nodes cost at most maxUsdPerHour, written in shares of it; an option dearer than that has no replicas.
+
+    Overspend bounds nothing and is reported instead.
+    """
     effective = problem.effective
     if effective.max_usd_per_hour is not None and effective.on_exceeded == "Shed":
-        terms = {columns.nodes[k]: float(o.node_usd_per_hour) for k, o in enumerate(problem.options)}
-        program.row(terms, at_most=float(effective.max_usd_per_hour))
+        share = {k: float(o.node_usd_per_hour / effective.max_usd_per_hour) for k, o in enumerate(problem.options)}
+        program.row({columns.nodes[k]: s for k, s in share.items() if 0 < s <= 1}, at_most=1.0)
 
 
 def serve_one_quantization(program: Program, problem: PoolProblem, columns: PoolColumns) -> None:

@@ -1,12 +1,13 @@
 """Why is demand unserved, or a floor of replicas missed?  An ordered chain of bounds; the first that binds answers."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 from berth_operator.api import format_decimal
 from berth_operator.planner.candidates import Candidates
-from berth_operator.planner.program import PoolProblem
+from berth_operator.planner.program import Limits, PoolProblem
 from berth_operator.planner.solver import PoolSolution
 from berth_operator.planner.types import Candidate, Problem, Verdict
 
@@ -17,13 +18,21 @@ class _Short:
     candidates: Candidates
     solution: PoolSolution
     explained: Sequence[Candidate]
+    left: Limits
 
 
 def shortfall(
-    problem: PoolProblem, candidates: Candidates, solution: PoolSolution, explained: Sequence[Candidate]
+    problem: PoolProblem,
+    candidates: Candidates,
+    solution: PoolSolution,
+    explained: Sequence[Candidate],
+    left: Limits,
 ) -> Problem | None:
-    """The reason with its number; None when all demand is served and minReplicas run."""
-    short = _Short(problem, candidates, solution, explained)
+    """The reason with its number; None when all demand is served and minReplicas run.
+
+    `left`: nodes that the other pools leave.
+    """
+    short = _Short(problem, candidates, solution, explained, left)
     if solution.unserved <= 0:
         return _missing_replicas(short)
     what = f"{problem.demand * solution.unserved:.3g} of {problem.demand:.3g} requests/s are unserved: "
@@ -75,8 +84,29 @@ def _budget(short: _Short) -> Problem | None:
 
 
 def _capacity(short: _Short) -> Problem | None:
+    """Nodes are short; where spot nodes are not, policy keeps them from carrying the rest."""
     reasons = _out_of_reach(short)
-    return Problem("NoCapacity", "; ".join(reasons)) if reasons else None
+    if not reasons:
+        return None
+    return Problem("NoCapacity", "; ".join([*reasons, *_spot_policy(short)]))
+
+
+def _spot_rules(short: _Short) -> Problem | None:
+    reasons = _spot_policy(short)
+    return Problem("Policy", reasons[0]) if reasons else None
+
+
+def _spot_policy(short: _Short) -> list[str]:
+    """What spot rules leave out, where spot could serve more."""
+    effective = short.problem.effective
+    used = {a.option.resource: a.nodes for a in short.solution.assignments}
+    spot = [o for o in short.candidates.options if o.spot]
+    if all(o.resource in short.left and used.get(o.resource, 0) >= short.left[o.resource] for o in spot):
+        return []
+    return [
+        f"spot may carry at most {effective.spot_max_traffic_percent} % of traffic, one class of it at most"
+        f" {100 - effective.survive_loss_percent} %, beside {effective.min_on_demand_replicas} replicas on demand"
+    ]
 
 
 def _vendors(short: _Short) -> Problem | None:
@@ -89,12 +119,27 @@ def _vendors(short: _Short) -> Problem | None:
     )
 
 
-_RULES: tuple[Callable[[_Short], Problem | None], ...] = (_no_hardware, _vendors, _max_replicas, _budget, _capacity)
+_RULES: tuple[Callable[[_Short], Problem | None], ...] = (
+    _no_hardware,
+    _vendors,
+    _max_replicas,
+    _budget,
+    _capacity,
+    _spot_rules,
+)
 
 
 def _out_of_reach(short: _Short) -> list[str]:
-    """Candidates that would serve but cannot be had."""
-    verdicts = {Verdict.NO_CAPACITY, Verdict.CONSTRAINED}
-    return [
-        f"{c.hardware_class} {c.capacity_type.value}: {c.reason}" for c in short.explained if c.verdict in verdicts
-    ][:4]
+    """Candidates that would serve, or serve more, but cannot be had."""
+    used = {(a.option.hardware_class, a.option.capacity_type): a for a in short.solution.assignments}
+    reasons = []
+    for candidate in short.explained:
+        resource = candidate.hardware_class, candidate.capacity_type
+        name = f"{candidate.hardware_class} {candidate.capacity_type.value}"
+        if candidate.verdict in {Verdict.NO_CAPACITY, Verdict.CONSTRAINED}:
+            reasons.append(f"{name}: {candidate.reason}")
+        elif resource in used and used[resource].nodes >= short.left.get(resource, math.inf):
+            reasons.append(f"{name}: no more than the {used[resource].nodes} nodes in use can be had (maxNodes)")
+        elif resource in used and used[resource].replicas >= (used[resource].option.own_replica_limit or math.inf):
+            reasons.append(f"{name}: constrained to the {used[resource].replicas} replicas that run")
+    return reasons[:4]

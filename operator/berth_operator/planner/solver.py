@@ -133,15 +133,33 @@ def minimise(program: Program, stages: Sequence[Terms]) -> Stage:
     """
     highs = _load(program)
     *shortage, last = stages
+    point: Stage | None = None
     if shortage:
-        probe = _run(highs, program, shortage[0])
-        if probe.objective <= TOLERANCE:
+        point = _run(highs, program, shortage[0])
+        if point.objective <= TOLERANCE:
             _keep(highs, shortage[0], 0.0)
         else:
             for terms in shortage[1:] or shortage:
-                stage = _run(highs, program, terms)
-                _keep(highs, terms, max(stage.objective, 0.0))
-    return _run(highs, program, last)
+                point = _run_after(highs, program, terms, point)
+                _keep(highs, terms, max(point.objective, 0.0))
+    return _run(highs, program, last) if point is None else _run_after(highs, program, last, point)
+
+
+def _run_after(highs: Any, program: Program, terms: Terms, earlier: Stage) -> Stage:
+    """A stage after another, whose point is feasible for it.
+
+    HiGHS's presolve now and then calls a program infeasible whose only point lies on a kept row's very edge: then once
+    more without presolve, and if that fails too, the earlier point stands, with no bound on what is better.
+    """
+    for presolve in ("choose", "off"):
+        highs.setOptionValue("presolve", presolve)
+        try:
+            return _run(highs, program, terms)
+        except SolverError:
+            continue
+        finally:
+            highs.setOptionValue("presolve", "choose")
+    return Stage(earlier.values, sum(c * earlier.values[column] for column, c in terms.items()), 0.0)
 
 
 def _load(program: Program) -> Any:
@@ -202,7 +220,7 @@ def _run(highs: Any, program: Program, terms: Terms) -> Stage:
 def _keep(highs: Any, terms: Terms, value: float) -> None:
     """Later stages may not worsen this one."""
     index = np.array(list(terms), dtype=np.int32)
-    highs.addRow(-highspy.kHighsInf, value + TOLERANCE / 10, len(index), index, np.array(list(terms.values())))
+    highs.addRow(-highspy.kHighsInf, value + TOLERANCE / 2, len(index), index, np.array(list(terms.values())))
 
 
 def read_pool(problem: PoolProblem, columns: PoolColumns, values: Sequence[float]) -> PoolSolution:
