@@ -17,7 +17,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 _WIDTH_WITHOUT_TERMINAL = 120
-_COMMAND_SECONDS = 90
+_COMMAND_SECONDS = 150
 
 
 class DemoError(Exception):

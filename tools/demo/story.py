@@ -38,6 +38,7 @@ SYSTEM: Final = "berth-system"
 OPERATOR: Final = "berth-operator"
 _GRPC, _HTTP = 9000, 8000
 _KV_CACHE_TOKENS = 65536
+_NODE_CPUS, _NODE_GIB = 15, 27  # of a c8g.4xlarge, less what the node keeps for itself
 _PROMPT = "Why is the sky blue? Answer in two sentences."
 
 Manifest = dict[str, Any]
@@ -262,23 +263,25 @@ class Demo:
         return pieces, began
 
     def _bench(self) -> Path:
-        cpus = usable_cpus()
+        cpus, memory = usable_cpus(), peak_memory_gib(self._worker_program.pid)
+        replicas = max(1, min(_NODE_CPUS // cpus, _NODE_GIB // memory))
         words = (
             f"This machine stands in for a Graviton4 node: {this_machine()}. So the figures are this machine's, and the"
-            " profile says so. A real fleet measures on the real node.",
+            " profile says so; a real fleet measures on the real node.",
+            f"The worker used {cpus} CPUs and {memory} GiB; that {replicas} such replicas fit on a c8g.4xlarge without"
+            " slowing each other down is an assumption.",
         )
         with self._tell.step("Measure the worker", *words):
             profile = self._logs / "assistant-profile.yaml"
             command = [
                 *("berth", "bench", f"{self._address}:{_GRPC}", "--model=smollm2-135m-instruct"),
-                *("--hardware-class=graviton4", "--prompt-tokens=800", "--output-tokens=60"),
-                *(f"--cpu={cpus}", f"--memory={peak_memory_gib(self._worker_program.pid)}Gi"),
-                f"--replicas-per-node={max(1, 15 // cpus)}",
-                f"--machine=the demo's machine in place of a c8g.4xlarge: {this_machine()}",
+                *("--hardware-class=graviton4", "--prompt-tokens=400", "--output-tokens=60"),
+                *(f"--cpu={cpus}", f"--memory={memory}Gi", f"--replicas-per-node={replicas}"),
+                f"--machine=in place of a c8g.4xlarge: {this_machine()}",
             ]
             if self._address != "127.0.0.1":
                 command.append(f"--http-address={self._address}:{_HTTP}")
-            text = self._run(*command, live=True, redirected_to=profile.name)
+            text = self._run(*command, live=True, redirected_to=str(profile))
             profile.write_text(text)
             self._tell.show(text)
             checked = self._run("kubectl", "apply", "--dry-run=server", "-f", str(profile))
@@ -291,19 +294,18 @@ class Demo:
         words = ("Until now the planner estimated this pair from data sheets. A measured profile always wins.",)
         with self._tell.step("Plan with what was measured", *words):
             before = self._candidate("assistant", "graviton4")
-            self._tell.say(f"before, estimated: {before['reason']}")
+            self._tell.say(f"estimated: {before['verdict']}: {before['reason']}")
             self._kubectl("apply", "-f", str(profile))
             self._await(
                 "the plan of assistant uses the profile",
                 lambda: self._candidate("assistant", "graviton4").get("estimated") is False,
             )
             after = self._candidate("assistant", "graviton4")
-            self._tell.say(f"after, measured:   {after['reason']}")
+            self._tell.say(f"measured:  {after['verdict']}: {after['reason']}")
             self._await_settled("assistant")
             self._kubectl("get", "bpool", "assistant")
-            self._tell.check(
-                "graviton4 counts for assistant as measured, no longer as estimated", after != before, after
-            )
+            changed = before["estimated"] and not after["estimated"]
+            self._tell.check("graviton4 counts for assistant as measured, no longer as estimated", changed, after)
 
     def _candidate(self, pool: str, hardware_class: str) -> Manifest:
         status = self._cluster.get("bpool", pool)["status"]
@@ -318,8 +320,10 @@ class Demo:
             before = self._classes("chat")
             now = self._cluster.get("bpool", "chat")["spec"]["workload"]["demand"]["requestsPerSecond"]
             tenfold = f"{float(now) * 10:g}"
-            patch = json.dumps({"spec": {"workload": {"demand": {"requestsPerSecond": tenfold}}}})
-            self._kubectl("patch", "bpool", "chat", "--type=merge", f"--patch={patch}")
+            patch = json.dumps(
+                {"spec": {"workload": {"demand": {"requestsPerSecond": tenfold}}}}, separators=(",", ":")
+            )
+            self._kubectl("patch", "bpool", "chat", "--type=merge", "-p", patch)
             self._await("chat is placed on other hardware", lambda: not before & self._classes("chat"))
             self._await_settled("chat")
             self._kubectl("get", "bpool", "chat")
