@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["BLOCK_TOKENS", "Batch", "KVCache", "LoadedModel", "Model", "ModelError", "Quantization", "TokenStream"]
 
 Quantization = Literal["Int8", "BF16", "FP32"]
+_LONGEST_MESSAGE = 600
 
 
 class ModelError(Exception):
     """A model that cannot be served; the message is one line that names the file, the field, what was found and what
     would be right."""
+
+    def __init__(self, message: str) -> None:
+        # names come from the file: keep the line one line, printable and short
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in message)
+        super().__init__(line if len(line) <= _LONGEST_MESSAGE else line[: _LONGEST_MESSAGE - 3] + "...")
 
 
 class KVCache(Protocol):
