@@ -127,3 +127,16 @@ def test_a_cut_character_at_the_end_is_shown_as_such() -> None:
     stopper = StopText(Utf8Stream(), ["never"])
     assert "".join(map(stopper.push, "né".encode()[:2])) == ""
     assert stopper.flush() == "n\N{REPLACEMENT CHARACTER}"
+
+
+class WholePiece(Utf8Stream):
+    """A token that is a long piece of text."""
+
+    def push(self, token: int) -> str:
+        return "one, two; three."
+
+
+def test_of_two_stop_strings_in_one_token_the_first_to_begin_ends_the_text() -> None:
+    for stops in ([";", ","], [",", ";"]):
+        stopper = StopText(WholePiece(), stops)
+        assert (stopper.push(0), stopper.stopped, stopper.push(0), stopper.flush()) == ("one", True, "", "")
