@@ -102,8 +102,8 @@ def write_gguf(
     change: Callable[[dict[str, np.ndarray]], None] | None = None,
     types: dict[str, gguf.GGMLQuantizationType] | None = None,
 ) -> Path:
-    """Write a Llama as llama.cpp's converter does; `metadata` adds or replaces keys, `change` edits the tensors, `types`
-    quantizes some."""
+    """Write a Llama as llama.cpp's converter does; `metadata` adds or replaces keys, `change` edits the tensors,
+    `types` quantizes some."""
     values: dict[str, Any] = {
         "general.architecture": "llama",
         "llama.block_count": shape.layers,

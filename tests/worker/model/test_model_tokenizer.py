@@ -51,14 +51,14 @@ class ByteLevelReference:
         self.special = [t for t, i in self.ids.items() if types[i] == 3]
 
     def word(self, text: str) -> list[int]:
-        parts = [self.symbols[byte] for byte in text.encode()]
+        # bytes that training never saw have no token, nor does one stand for them: they vanish, as in transformers
+        parts = [self.symbols[byte] for byte in text.encode() if self.symbols[byte] in self.ids]
         while len(parts) > 1:
             rank, at = min((self.ranks.get((parts[i], parts[i + 1]), 1 << 30), i) for i in range(len(parts) - 1))
             if rank == 1 << 30:
                 break
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        # bytes that training never saw have no token, nor does one stand for them: they vanish, as in transformers
-        return [self.ids[part] for part in parts if part in self.ids]
+        return [self.ids[part] for part in parts]
 
     def encode(self, text: str, parse_special: bool = True) -> list[int]:
         pieces = [text]
