@@ -229,6 +229,7 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
                 replicas=child.replicas,
                 ready_replicas=child.ready_replicas,
                 scheduled_replicas=scheduled[pool, child.hardware_class, child.capacity_type],
+                quantization=child.quantization,
             )
             running.append(placement)
     return Snapshot(

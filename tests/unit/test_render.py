@@ -81,7 +81,8 @@ def test_a_profiled_replica_gets_exactly_its_resources(
     objects = children(make_placement(resources=ReplicaResources(cpu="2", memory="1Gi"), replicas_per_node=7))
     amounts = {"cpu": "2", "memory": "1Gi"}
     assert _worker(objects)["resources"] == {"requests": amounts, "limits": amounts}
-    assert "affinity" not in _only(objects, "Deployment")["spec"]["template"]["spec"]
+    affinity = _only(objects, "Deployment")["spec"]["template"]["spec"]["affinity"]
+    assert set(affinity) == {"podAffinity"}  # packed onto the nodes that the plan pays for
 
 
 def test_a_gpu_class_runs_vllm_and_asks_for_its_devices(

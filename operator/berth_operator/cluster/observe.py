@@ -18,6 +18,7 @@ from berth_operator.api import (
     HardwareClass,
     InferencePool,
     InferencePoolStatus,
+    Quantization,
     ServingProfile,
 )
 from berth_operator.api.meta import Resource as ApiResource
@@ -26,6 +27,7 @@ from berth_operator.api.names import (
     FIELD_MANAGER,
     HARDWARE_CLASS_LABEL,
     POOL_LABEL,
+    QUANTIZATION_LABEL,
     RENDER_HASH_ANNOTATION,
 )
 from berth_operator.cluster.resources import Object, Resource
@@ -74,6 +76,7 @@ class Child:
     deleting: bool = False
     hardware_class: str | None = None
     capacity_type: CapacityType | None = None
+    quantization: Quantization | None = None
     replicas: int = 0
     """Deployments: wanted, as spec says now."""
     ready_replicas: int = 0
@@ -178,6 +181,7 @@ def child_decoder(resource: Resource) -> Callable[[Object], Child]:
             deleting="deletionTimestamp" in metadata,
             hardware_class=labels.get(HARDWARE_CLASS_LABEL),
             capacity_type=_capacity_type(labels),
+            quantization=_quantization(labels),
             replicas=replicas,
             ready_replicas=status.get("readyReplicas", 0),
             rolled_out=status.get("observedGeneration", 0) >= metadata.get("generation", 0)
@@ -259,6 +263,13 @@ def _pool_status(item: Object) -> InferencePoolStatus:
 def _capacity_type(labels: Mapping[str, str]) -> CapacityType | None:
     try:
         return CapacityType(labels.get(CAPACITY_TYPE_LABEL, ""))
+    except ValueError:
+        return None
+
+
+def _quantization(labels: Mapping[str, str]) -> Quantization | None:
+    try:
+        return Quantization(labels.get(QUANTIZATION_LABEL, ""))
     except ValueError:
         return None
 

@@ -14,6 +14,7 @@ from berth_operator.api.names import (
     MANAGED_BY_LABEL,
     PLACEMENT_LABEL,
     POOL_LABEL,
+    QUANTIZATION_LABEL,
     RENDER_HASH_ANNOTATION,
     TRAFFIC_LABEL,
 )
@@ -94,7 +95,11 @@ def _deployment(
         POOL_LABEL: pool.metadata.name,
         PLACEMENT_LABEL: placement_id(pool.key, placement.hardware_class, placement.capacity_type),
     }
-    where = {HARDWARE_CLASS_LABEL: placement.hardware_class, CAPACITY_TYPE_LABEL: placement.capacity_type.value}
+    where = {
+        HARDWARE_CLASS_LABEL: placement.hardware_class,
+        CAPACITY_TYPE_LABEL: placement.capacity_type.value,
+        QUANTIZATION_LABEL: placement.quantization.value,
+    }
     template = pool.spec.worker
     user_labels = (template.labels if template else None) or {}
     user_annotations = (template.annotations if template else None) or {}

@@ -50,19 +50,17 @@ def pod_spec(
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
-                "topologyKey": key,
+                "topologyKey": "topology.kubernetes.io/zone",
                 "whenUnsatisfiable": "ScheduleAnyway",
                 "labelSelector": {"matchLabels": dict(identity)},
             }
-            for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
         ],
+        "affinity": _alone_on_its_node() if placement.resources is None else _beside_others(identity),
         "containers": [_container(pool, placement, hardware, settings, grace, mounts)],
         "volumes": volumes,
     }
     if capacity and capacity.tolerations:
         spec["tolerations"] = [toleration.to_api() for toleration in capacity.tolerations]
-    if placement.resources is None:
-        spec["affinity"] = _alone_on_its_node()
     if template:
         for field, value in (
             ("serviceAccountName", template.service_account_name),
@@ -85,6 +83,23 @@ def _alone_on_its_node() -> Manifest:
                     "topologyKey": "kubernetes.io/hostname",
                     "labelSelector": {"matchLabels": {MANAGED_BY_LABEL: MANAGED_BY}},
                     "namespaceSelector": {},
+                }
+            ]
+        }
+    }
+
+
+def _beside_others(identity: Mapping[str, str]) -> Manifest:
+    """Replicas that share nodes fill them one by one, as the plan pays for them: whole nodes."""
+    return {
+        "podAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [
+                {
+                    "weight": 100,
+                    "podAffinityTerm": {
+                        "topologyKey": "kubernetes.io/hostname",
+                        "labelSelector": {"matchLabels": dict(identity)},
+                    },
                 }
             ]
         }
