@@ -76,7 +76,6 @@ class Narrator:
         *command: str,
         env: Mapping[str, str],
         cwd: Path,
-        shown: str | None = None,
         quiet: bool = False,
         live: bool = False,
         fails: bool = False,
@@ -88,7 +87,7 @@ class Narrator:
         answer; `redirected_to` names the file that its stdout goes to.  Raises DemoError.
         """
         redirect = f" > {redirected_to}" if redirected_to else ""
-        self.console.print(Text(f"  $ {shown or shlex.join(command)}{redirect}", "bold"), soft_wrap=True)
+        self.console.print(Text(f"  $ {shlex.join(command)}{redirect}", "bold"), soft_wrap=True)
         try:
             done = subprocess.run(
                 command,

@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
-import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from berth_operator.cli.generation import GenerationClient, Piece, discover
-from devcluster import ControlPlane, ensure
 from devcluster.components import free_ports
-from devcluster.recipes import MODULES
 
 from demo import leftovers
 from demo.kubelet import container_of
-from demo.narrator import DemoError, Narrator
 from demo.nodes import NODES
-from demo.programs import (
-    Program,
-    answers,
-    free_loopback_address,
-    peak_memory_gib,
-    start,
-    this_machine,
-    usable_cpus,
-)
+from demo.programs import answers, free_loopback_address, peak_memory_gib, this_machine, usable_cpus
+from demo.stage import Manifest, Stage
 
-ROOT: Final = MODULES.parent
 STEPS: Final = 12
 SYSTEM: Final = "berth-system"
 OPERATOR: Final = "berth-operator"
@@ -41,24 +25,9 @@ _KV_CACHE_TOKENS = 65536
 _NODE_CPUS, _NODE_GIB = 15, 27  # of a c8g.4xlarge, less what the node keeps for itself
 _PROMPT = "Why is the sky blue? Answer in two sentences."
 
-Manifest = dict[str, Any]
 
-
-class Demo:
-    """One run.  `run` goes through every step; `close` ends whatever is still there, and may be called at any time."""
-
-    def __init__(self, narrator: Narrator, logs: Path) -> None:
-        self._tell = narrator
-        self._logs = logs
-        self._stack = ExitStack()
-        self._cluster = ControlPlane()
-        self._programs: list[Program] = []
-        self._pids: list[int] = []
-
-    @property
-    def logs(self) -> list[Path]:
-        """Logs of the operator and the worker, as far as they came."""
-        return [program.log for program in self._programs]
+class Demo(Stage):
+    """One run: `run` goes through every step, and `close` ends whatever is still there."""
 
     def run(self) -> None:
         """Every step.  Raises DemoError or what the parts raise; then nothing is torn down yet."""
@@ -76,18 +45,6 @@ class Demo:
         self._teardown()
         self._tell.end()
 
-    def close(self) -> None:
-        """End every process and remove every file, at once."""
-        for program in self._programs:
-            program.ask_to_leave()
-        for program in self._programs:
-            try:
-                program.terminate(timeout_s=10)
-            except DemoError as error:
-                self._tell.say(str(error))
-        self._programs = []
-        self._stack.close()
-
     # The cluster
 
     def _control_plane(self) -> None:
@@ -96,13 +53,8 @@ class Demo:
             "KWOK plays the kubelets: nodes and pods are simulated, everything that decides about them is not.",
         )
         with self._tell.step("A Kubernetes control plane", *words):
-            self._tools = ensure(["kubectl", "helm"])
-            self._stack.enter_context(self._cluster)
-            self._pids += self._cluster.pids.values()
-            self._env = self._environment(self._cluster.kubeconfig)
-            version = json.loads(self._kubectl("version", "-o", "json", quiet=True, shown="kubectl version"))
-            server = version["serverVersion"]["gitVersion"]
-            self._tell.check(f"the API server answers: Kubernetes {server}", server.startswith("v1."))
+            self._bring_up()
+            self._tell.check("the API server answers", "Server Version: v1." in self._kubectl("version"))
 
     def _nodes(self) -> None:
         words = ("What a cluster on AWS might have: Graviton4, L4 and H100 nodes, each on demand and spot.",)
@@ -216,6 +168,7 @@ class Demo:
             listing = self._kubectl(
                 *("get", "deployments", "--selector=berth.dev/pool=assistant", "-o", "json"), quiet=True
             )
+            self._tell.say("its container:")
             container = container_of(json.loads(listing)["items"][0], pod="worker-of-the-demo")
             self._tell.show(container.lines())
             self._address = free_loopback_address(_GRPC, _HTTP)
@@ -371,59 +324,6 @@ class Demo:
             left = leftovers.living([*everything, *self._pids])
             self._tell.check(f"none of {len(everything)} processes is left", everything and not left, left)
             self._tell.check("no file of the cluster is left", not folder.exists(), folder)
-
-    # Underneath
-
-    def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> Program:
-        program = start(name, command, self._logs / f"{name}.log", environment)
-        self._programs.append(program)
-        self._pids.append(program.pid)
-        return program
-
-    def _await(self, what: str, condition: Callable[[], object], timeout_s: float = 30) -> None:
-        def checked() -> object:
-            for program in self._programs:
-                program.check()
-            return condition()
-
-        self._cluster.wait_for(what, checked, timeout_s)
-
-    def _environment(self, kubeconfig: Path | None) -> dict[str, str]:
-        """Of what we start: our tools first on PATH, no proxy, and a home that goes with the cluster."""
-        kept = {
-            k: v
-            for k, v in os.environ.items()
-            if not k.lower().endswith("_proxy") and not k.startswith(("BERTH_", "KUBE", "HELM_"))
-        }
-        folders = [str(Path(sys.executable).parent), *(str(path.parent) for path in self._tools.values())]
-        kept["PATH"] = os.pathsep.join([*dict.fromkeys(folders), kept.get("PATH", os.defpath)])
-        kept["HOME"] = str(self._cluster.folder)
-        if shutil.which("kubectl", path=kept["PATH"]) is None:
-            raise DemoError("kubectl was built and cannot be found")
-        return kept | ({"KUBECONFIG": str(kubeconfig)} if kubeconfig else {})
-
-    def _kubectl(self, *args: str, quiet: bool = False, shown: str | None = None, fails: bool = False) -> str:
-        return self._run("kubectl", *args, quiet=quiet, shown=shown, fails=fails)
-
-    def _run(
-        self,
-        *command: str,
-        quiet: bool = False,
-        shown: str | None = None,
-        live: bool = False,
-        fails: bool = False,
-        redirected_to: str = "",
-    ) -> str:
-        return self._tell.run(
-            *command,
-            env=self._env,
-            cwd=ROOT,
-            quiet=quiet,
-            shown=shown,
-            live=live,
-            fails=fails,
-            redirected_to=redirected_to,
-        )
 
 
 _POD_COLUMNS = "custom-columns=POD:.metadata.name,NODE:.spec.nodeName,PHASE:.status.phase"
