@@ -65,8 +65,9 @@ def command(
 def _find(snapshot: Snapshot, key: str) -> InferencePool:
     pools = {item.key: item for item in snapshot.pools}
     if key not in pools:
-        near = difflib.get_close_matches(key, pools, 1, cutoff=0.5)
-        there = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(pools)) or 'none'}"
+        by_name = {item.metadata.name: item.key for item in snapshot.pools}  # a namespace in common is no likeness
+        near = difflib.get_close_matches(key.rpartition("/")[2], by_name, 1)
+        there = f"did you mean {by_name[near[0]]}?" if near else f"there are: {', '.join(sorted(pools)) or 'none'}"
         leave(BAD_INPUT, f"there is no InferencePool {key}: {there}")
     return pools[key]
 
