@@ -8,7 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["KernelsUnavailableError", "available_isas", "int8_dots", "load_kernels", "selected_isa", "step"]
+__all__ = [
+    "KernelsUnavailableError",
+    "available_isas",
+    "int8_dots",
+    "load_kernels",
+    "read_bytes",
+    "selected_isa",
+    "step",
+]
 
 
 class KernelsUnavailableError(Exception):
@@ -71,3 +79,9 @@ def int8_dots(packed: Tensor, values: Tensor, isa: str) -> Tensor:
     out = torch.empty(values.shape[0], packed.shape[0] * packed.shape[2], dtype=torch.int32)
     torch.ops.berth.dots(packed, values, out, isa)
     return out
+
+
+def read_bytes(memory: Tensor, threads: int) -> int:
+    """Read all of `memory` (uint8) once, as a step reads its weights; the sum of its 64-bit words.  For benchmarks."""
+    load_kernels()
+    return int(torch.ops.berth.read_bytes(memory, threads))

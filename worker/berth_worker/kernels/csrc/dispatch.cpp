@@ -28,7 +28,10 @@ const std::vector<const Isa*>& all_isas() {
 const char* available_isas() {
   static const std::string names = [] {
     std::string all;
-    for (const Isa* isa : all_isas()) all += (all.empty() ? "" : " ") + std::string(isa->name);
+    for (const Isa* isa : all_isas()) {
+      if (!all.empty()) all += ' ';
+      all += isa->name;
+    }
     return all;
   }();
   return names.c_str();

@@ -43,6 +43,6 @@ struct BatchView {
 };
 
 // Runs the batch: writes the K and V of its tokens into cache [layers][num_blocks][kv_block_bytes], and logits [N][output.channels].
-void step(const Model& model, const Isa& isa, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits);
+void step(Model model, const Isa& isa, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits);
 
 }  // namespace berth

@@ -2,11 +2,14 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <atomic>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "model.h"
+#include "pool.h"
 
 namespace {
 
@@ -36,13 +39,13 @@ void step(Tensor weights, Tensor plan, Tensor cache, Tensor batch, Tensor logits
   require_plain(batch, 4, "batch");
   require_plain(logits, 4, "logits");
   require(threads >= 1 && threads <= 1024, "threads: must be 1 to 1024");
-  const berth::Model model(static_cast<const int64_t*>(plan.const_data_ptr()), plan.numel(), static_cast<const uint8_t*>(weights.const_data_ptr()),
+  berth::Model model(static_cast<const int64_t*>(plan.const_data_ptr()), plan.numel(), static_cast<const uint8_t*>(weights.const_data_ptr()),
                            weights.numel());
   const int64_t per_block = model.layers * model.kv_block_bytes(), num_blocks = cache.numel() / per_block;
   require(cache.numel() == num_blocks * per_block, "cache: not a whole number of blocks");
   const berth::BatchView view(static_cast<const int32_t*>(batch.const_data_ptr()), batch.numel(), model, num_blocks);
   require(logits.numel() == view.outputs * model.output.channels, "logits: wrong size");
-  berth::step(model, isa_named(isa), static_cast<int>(threads), view, static_cast<int8_t*>(cache.mutable_data_ptr()), num_blocks,
+  berth::step(std::move(model), isa_named(isa), static_cast<int>(threads), view, static_cast<int8_t*>(cache.mutable_data_ptr()), num_blocks,
               static_cast<float*>(logits.mutable_data_ptr()));
 }
 
@@ -70,6 +73,28 @@ void dots(Tensor packed, Tensor values, Tensor out, std::string isa) {
     }
 }
 
+// Reads all of `bytes` once with `threads` threads of the pool, as a step reads its weights; their sum, so that nothing is left out.
+int64_t read_bytes(Tensor bytes, int64_t threads) {
+  require_plain(bytes, 1, "bytes");
+  require(threads >= 1 && threads <= 1024, "threads: must be 1 to 1024");
+  constexpr int64_t kPiece = 1 << 17;
+  const auto* words = static_cast<const uint64_t*>(bytes.const_data_ptr());
+  const int64_t count = bytes.numel() / 8, each = kPiece / 8;
+  std::atomic<uint64_t> total{0};
+  berth::Pool::get(static_cast<int>(threads)).run([=, &total](berth::Member& team) {
+    team.phase((count + each - 1) / each, [=, &total](int64_t piece) {
+      uint64_t sums[8] = {};
+      const int64_t first = piece * each, last = std::min(first + each, count);
+      int64_t i = first;
+      for (; i + 8 <= last; i += 8)
+        for (int j = 0; j < 8; ++j) sums[j] += words[i + j];
+      for (; i < last; ++i) sums[0] += words[i];
+      for (const uint64_t sum : sums) total.fetch_add(sum, std::memory_order_relaxed);
+    });
+  });
+  return static_cast<int64_t>(total.load());
+}
+
 std::string isas() { return berth::available_isas(); }
 std::string selected_isa() { return berth::select_isa().name; }
 
@@ -78,6 +103,7 @@ std::string selected_isa() { return berth::select_isa().name; }
 STABLE_TORCH_LIBRARY(berth, m) {
   m.def("step(Tensor weights, Tensor plan, Tensor(a!) cache, Tensor batch, Tensor(b!) logits, int threads, str isa) -> ()");
   m.def("dots(Tensor packed, Tensor values, Tensor(a!) out, str isa) -> ()");
+  m.def("read_bytes(Tensor bytes, int threads) -> int");
   m.def("isas() -> str");
   m.def("selected_isa() -> str");
 }
@@ -85,6 +111,7 @@ STABLE_TORCH_LIBRARY(berth, m) {
 STABLE_TORCH_LIBRARY_IMPL(berth, CPU, m) {
   m.impl("step", TORCH_BOX(&step));
   m.impl("dots", TORCH_BOX(&dots));
+  m.impl("read_bytes", TORCH_BOX(&read_bytes));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(berth, CompositeExplicitAutograd, m) {

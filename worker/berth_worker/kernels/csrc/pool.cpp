@@ -62,7 +62,7 @@ Pool& Pool::get(int threads) {
   return *current;
 }
 
-Pool::Pool(int threads) : team_(threads) {
+Pool::Pool(int threads) : team_{threads} {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { worker(); });
 }
 
@@ -74,22 +74,38 @@ Pool::~Pool() {
 }
 
 void Pool::worker() {
-  for (uint32_t seen = 0;; ++seen) {
+  for (uint32_t seen = 0;;) {
     wait_while_equal(started_, seen, kIdleSpinMicroseconds);
+    seen = started_.load(std::memory_order_acquire);
     if (stop_.load(std::memory_order_relaxed)) return;
-    (*region_)(team_);
-    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_all();
+    std::shared_ptr<const Region> region;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      region = region_;
+    }
+    if (region == nullptr) continue;  // it ended before this thread woke
+    Member member(team_, region->first_phase);
+    region->function(member);
   }
 }
 
-void Pool::run(const std::function<void(Team&)>& region) {
-  const auto others = static_cast<uint32_t>(workers_.size());
-  region_ = &region;
-  running_.store(others, std::memory_order_relaxed);
-  started_.fetch_add(1, std::memory_order_release);
-  if (others != 0) started_.notify_all();
-  region(team_);
-  for (uint32_t left; (left = running_.load(std::memory_order_acquire)) != 0;) wait_while_equal(running_, left, kIdleSpinMicroseconds);
+void Pool::run(std::function<void(Member&)> function) {
+  const auto first_phase = static_cast<uint32_t>(team_.state.load(std::memory_order_acquire) >> 32);
+  const auto region = std::make_shared<const Region>(Region{std::move(function), first_phase});
+  if (!workers_.empty()) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      region_ = region;
+    }
+    started_.fetch_add(1, std::memory_order_release);
+    started_.notify_all();
+  }
+  Member member(team_, region->first_phase);
+  region->function(member);
+  if (!workers_.empty()) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    region_ = nullptr;
+  }
 }
 
 }  // namespace berth

@@ -64,8 +64,8 @@ struct Item {
 
 class Step {
  public:
-  Step(const Model& model, const Isa& isa, Arena& arena, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits)
-      : m_(model), isa_(isa), b_(batch), cache_(cache), num_blocks_(num_blocks), logits_(logits), threads_(threads) {
+  Step(Model model, const Isa& isa, Arena& arena, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits)
+      : m_(std::move(model)), isa_(isa), b_(batch), cache_(cache), num_blocks_(num_blocks), logits_(logits), threads_(threads) {
     const int64_t t = b_.total, d = m_.head_dim;
     x_ = arena.take<float>(t * m_.hidden);
     normed_ = activations(arena, t, m_.hidden);
@@ -85,7 +85,7 @@ class Step {
     plan_attention(arena);
   }
 
-  void run(Team& team) {
+  void run(Member& team) {
     team.phase(b_.total, [&](int64_t t) { begin_row(t); });
     for (int64_t l = 0; l < m_.layers; ++l) {
       const Layer& layer = m_.layer[static_cast<size_t>(l)];
@@ -157,7 +157,7 @@ class Step {
 
   // Items of a phase, then row(t) for each row: by the last thread alone if there are few, as a phase of their own if many.
   template <class Work, class Row>
-  void then_rows(Team& team, int64_t count, Work&& work, int64_t rows, Row&& row) {
+  void then_rows(Member& team, int64_t count, Work&& work, int64_t rows, Row&& row) {
     if (rows <= kSerialRows || team.threads() == 1) {
       team.phase(count, work, [&] { for (int64_t t = 0; t < rows; ++t) row(t); });
     } else {
@@ -168,7 +168,7 @@ class Step {
 
   // x += a times m, then row(t) for each row.
   template <class Row>
-  void add_product(Team& team, const Matrix& m, const Activations& a, Row&& row) {
+  void add_product(Member& team, const Matrix& m, const Activations& a, Row&& row) {
     const int64_t panels = m.channels / kPanel;
     const int64_t each = std::max<int64_t>(1, panels / (4 * team.threads()));
     then_rows(team, (panels + each - 1) / each, [&](int64_t item) {
@@ -241,7 +241,7 @@ class Step {
     }
   }
 
-  void attention(Team& team, const int8_t* cache) {
+  void attention(Member& team, const int8_t* cache) {
     const auto quantize = [&](int64_t t) { isa_.quantize(attended_ + t * m_.heads * m_.head_dim, 1.0f, mixed_, t); };
     const auto attend = [&](int64_t i) { attend_item(items_[static_cast<size_t>(i / m_.kv_heads)], i % m_.kv_heads, cache); };
     const auto count = static_cast<int64_t>(items_.size()) * m_.kv_heads;
@@ -372,9 +372,10 @@ class Step {
     return b;
   }
 
-  const Model& m_;
+  // Owned, because a late thread may read sizes after the step has ended (see Pool::run); it follows no pointer then.
+  const Model m_;
   const Isa& isa_;
-  const BatchView& b_;
+  const BatchView b_;
   int8_t* cache_;
   int64_t num_blocks_;
   float* logits_;
@@ -398,13 +399,13 @@ class Step {
 
 }  // namespace
 
-void step(const Model& model, const Isa& isa, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits) {
+void step(Model model, const Isa& isa, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits) {
   static std::mutex one_step_at_a_time;
   static Arena arena;
   const std::lock_guard<std::mutex> lock(one_step_at_a_time);
   arena.reset();
-  Step step(model, isa, arena, threads, batch, cache, num_blocks, logits);
-  Pool::get(threads).run([&](Team& team) { step.run(team); });
+  const auto step = std::make_shared<Step>(std::move(model), isa, arena, threads, batch, cache, num_blocks, logits);
+  Pool::get(threads).run([step](Member& team) { step->run(team); });
 }
 
 }  // namespace berth

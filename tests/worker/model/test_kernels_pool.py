@@ -1,0 +1,37 @@
+"""Does each item of each phase run exactly once, whoever is late, and without a data race?"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import berth_worker.kernels
+import pytest
+
+HERE = Path(__file__).parent
+SOURCES = next(path for entry in berth_worker.kernels.__path__ if (path := Path(entry) / "csrc").is_dir())
+COMPILER = shutil.which("g++")
+
+
+@pytest.fixture(scope="module")
+def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pool_stress.cpp and the pool under ThreadSanitizer."""
+    if COMPILER is None:
+        pytest.skip("needs g++, to build the pool under ThreadSanitizer")
+    program = tmp_path_factory.mktemp("pool") / "stress"
+    options = ["-std=c++20", "-O1", "-g", "-fsanitize=thread", f"-I{SOURCES}"]
+    subprocess.run([COMPILER, *options, HERE / "pool_stress.cpp", SOURCES / "pool.cpp", "-o", program], check=True)
+    return program
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])  # 8: more than this machine has, so that some are late
+def test_every_item_runs_once_and_no_access_races(stress: Path, threads: int) -> None:
+    done = subprocess.run([stress, str(threads), "1500"], capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+def test_only_the_units_of_an_instruction_set_use_its_intrinsics() -> None:
+    sources = {path.name: path.read_text() for path in SOURCES.iterdir()}
+    assert {name for name, text in sources.items() if "immintrin.h" in text or "_mm256" in text} == {"avx2.cpp"}
+    assert not any("arm_neon.h" in text for text in sources.values())
