@@ -18,6 +18,8 @@ from berth_operator.planner.solver import Assignment, PoolSolution, nodes_used
 from berth_operator.planner.traffic import percents, spread
 from berth_operator.planner.types import Placement, Plan, PoolPlan, Problem, Snapshot
 
+PROVEN: Final = 1e-6
+"""Relative gap up to which a plan is called optimal."""
 EXACT_BREAK_EVENS: Final = 300
 """Options of all pools up to which break-even prices are found by the solver (about 15 ms each)."""
 
@@ -75,10 +77,11 @@ def plan(snapshot: Snapshot) -> Plan:
     cost = live.solution.cost + shadow.solution.cost
     bound = live.solution.bound + shadow.solution.bound
     failed = {**live.solution.failed, **shadow.solution.failed}
+    gap = max(0.0, (cost - bound) / cost) if cost > 1e-9 else 0.0
     return Plan(
         pools=pools,
-        gap=max(0.0, (cost - bound) / cost) if cost > 1e-9 else 0.0,
-        solver_status="; ".join(sorted(set(failed.values()))) or "Optimal",
+        gap=gap,
+        solver_status="; ".join(sorted(set(failed.values()))) or ("Optimal" if gap <= PROVEN else "Feasible"),
     )
 
 

@@ -28,8 +28,10 @@ SMALL: Final = 400
 """Integer columns up to which a component is solved to proven optimality."""
 LARGE_GAP: Final = 0.005
 """Relative gap at which a larger component is good enough; the plan reports it."""
-MAX_NODES: Final = 50_000
-"""Branch-and-bound nodes a stage: a bound on time that does not depend on the machine."""
+SMALL_NODES: Final = 50_000
+"""Branch-and-bound nodes a stage of a small component: a bound on time that does not depend on the machine."""
+LARGE_WORK: Final = 160_000_000
+"""Nodes x integer columns squared of a stage of a larger one: 300 nodes at 700 columns, 10 at 4,000."""
 TOLERANCE: Final = 1e-6
 """Shares below this are nothing: ten times HiGHS's feasibility tolerance for a row of unit coefficients."""
 
@@ -164,6 +166,7 @@ def _run_after(highs: Any, program: Program, terms: Terms, earlier: Stage) -> St
 
 def _load(program: Program) -> Any:
     highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+    integers = sum(program.integer)
     options: dict[str, bool | int | float | str] = {
         "output_flag": False,
         "threads": 1,
@@ -171,8 +174,8 @@ def _load(program: Program) -> Any:
         "random_seed": 1,
         "mip_heuristic_run_feasibility_jump": False,  # more than half the time of a small program, for nothing
         "mip_abs_gap": 0.0,
-        "mip_rel_gap": 0.0 if sum(program.integer) <= SMALL else LARGE_GAP,
-        "mip_max_nodes": MAX_NODES,
+        "mip_rel_gap": 0.0 if integers <= SMALL else LARGE_GAP,
+        "mip_max_nodes": SMALL_NODES if integers <= SMALL else max(1, LARGE_WORK // integers**2),
         "mip_feasibility_tolerance": 1e-7,
         "primal_feasibility_tolerance": 1e-8,
     }

@@ -164,4 +164,5 @@ class Plan:
     gap: float
     """Relative gap between this plan's cost and the solver's lower bound; 0 is proven optimal."""
     solver_status: str
+    """Optimal; Feasible, where the search ended before the proof (see `gap`); or why some pools could not be solved."""
     shadow_prices: tuple[ShadowPrice, ...] = ()
