@@ -29,13 +29,9 @@ setup: $(VENV)/.ready ## Python packages and the C++ kernels, into .venv
 tools: setup ## etcd, Kubernetes, KWOK, Helm, kubeconform and Prometheus, built once from pinned Go modules
 	@$(BIN)/python -m devcluster build >/dev/null
 
-$(VENV)/.packages: constraints.txt pyproject.toml operator/pyproject.toml worker/pyproject.toml tools/pyproject.toml
+PROJECTS := pyproject.toml operator/pyproject.toml worker/pyproject.toml tools/pyproject.toml
+$(VENV)/.ready: constraints.txt $(PROJECTS) $(KERNEL_SOURCES) tools/setup-venv
 	@tools/setup-venv "$(PYTHON)" "$(VENV)"
-	@touch $@
-
-$(VENV)/.ready: $(VENV)/.packages $(KERNEL_SOURCES)
-	@echo "setup: compiling the worker's kernels"
-	@$(BIN)/pip install -q --no-deps --no-build-isolation -e worker
 	@touch $@
 
 .PHONY: format
