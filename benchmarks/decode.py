@@ -158,9 +158,8 @@ def _version() -> str:
 def print_table(result: dict[str, object], names: list[str], cases: list[str]) -> None:
     tokens = result["tokens_per_second"]
     assert isinstance(tokens, dict)
-    print(
-        f"\n{result['model']} on {result['processor']}, {result['threads']} threads, {result['isa']}, {result['recipe']}"
-    )
+    what = f"{result['model']} {result['recipe']}, {result['isa']}"
+    print(f"\n{what}, {result['threads']} threads on {result['processor']}")
     print(f"{'tokens/s, best (median)':26}" + "".join(f"{name:>20}" for name in names))
     for case in cases:
         cells = [f"{tokens[f'{name}_{case}']['best']} ({tokens[f'{name}_{case}']['median']})" for name in names]

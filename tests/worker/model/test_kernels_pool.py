@@ -27,7 +27,7 @@ def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])  # 8: more than this machine has, so that some are late
 def test_every_item_runs_once_and_no_access_races(stress: Path, threads: int) -> None:
-    done = subprocess.run([stress, str(threads), "1500"], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([stress, str(threads), "20000"], capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 

@@ -5,17 +5,17 @@ The layout is that of csrc/isa.h: panels of 16 channels, granules of 4 channels 
 
 from __future__ import annotations
 
-import mmap
 import struct
 
 import torch
 from torch import Tensor
 
+from berth_worker.kernels.memory import huge_zeros
+
 __all__ = ["PANEL", "WeightStore", "interleave", "pack_scales", "pack_values"]
 
 PANEL = 16
 _ALIGNMENT = 64
-_HUGE_PAGE = 1 << 21
 
 
 def pack_values(values: Tensor) -> Tensor:
@@ -42,17 +42,10 @@ def interleave(gate: Tensor, up: Tensor) -> Tensor:
 
 
 class WeightStore:
-    """Anonymous memory on huge pages where the system has them, filled in order.
-
-    Reading weights is what decoding does; 2 MiB pages save most of the address translation (31 -> 43 GB/s measured).
-    """
+    """Memory for `capacity` bytes of weights, filled in order, and the plan of what lies where."""
 
     def __init__(self, capacity: int) -> None:
-        self._size = -(-capacity // _HUGE_PAGE) * _HUGE_PAGE
-        memory = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
+        self._bytes = huge_zeros(capacity)
         self._used = 0
         self.plan: list[int] = []
 
@@ -67,8 +60,8 @@ class WeightStore:
         """Copy in, aligned to a cache line; the plan gets the offset."""
         raw = values.contiguous().flatten().view(torch.uint8)
         end = self._used + raw.numel()
-        if end > self._size:
-            raise ValueError(f"weight store: found {end} bytes to hold; it has {self._size}")
+        if end > self._bytes.numel():
+            raise ValueError(f"weight store: found {end} bytes to hold; it has {self._bytes.numel()}")
         self._bytes[self._used : end] = raw
         self.plan.append(self._used)
         self._used = -(-end // _ALIGNMENT) * _ALIGNMENT

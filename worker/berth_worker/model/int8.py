@@ -10,6 +10,7 @@ from torch import Tensor
 
 from berth_worker import kernels
 from berth_worker.engine.batch import BLOCK_TOKENS, Batch
+from berth_worker.kernels.memory import huge_zeros
 from berth_worker.kernels.packing import PANEL, WeightStore, interleave, pack_scales, pack_values
 from berth_worker.model.config import LlamaConfig
 from berth_worker.model.interface import KVCache, ModelError
@@ -44,9 +45,10 @@ class Int8Cache:
     def __init__(self, config: LlamaConfig, num_blocks: int, block_bytes: int) -> None:
         self.num_blocks = num_blocks
         try:
-            self.data = torch.zeros(config.num_layers, num_blocks, block_bytes, dtype=torch.int8)
-        except (RuntimeError, MemoryError) as error:
+            memory = huge_zeros(config.num_layers * num_blocks * block_bytes)
+        except MemoryError as error:
             raise ModelError(f"KV cache: found no memory for {num_blocks} blocks; fewer blocks fit") from error
+        self.data = memory.view(torch.int8).view(config.num_layers, num_blocks, block_bytes)
 
 
 class Int8Llama:

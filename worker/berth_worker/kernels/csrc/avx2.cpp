@@ -7,7 +7,7 @@
 namespace berth {
 namespace {
 
-constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kPrefetchBytes = 4096;  // of weights, in the order of reading
 
 inline __m256i broadcast4(const void* p) {
   int32_t x;
@@ -15,16 +15,17 @@ inline __m256i broadcast4(const void* p) {
   return _mm256_set1_epi32(x);
 }
 
-// Adds the products of 4 * steps values of each row with a panel to low (channels 0-7) and high (8-15).
-template <int Rows>
+// Adds the products of `depth` values of each row with a panel to low (channels 0-7) and high (8-15).  Each step asks for one cache line
+// at `ahead`: spread like this, reading what comes next overlaps with computing; in bursts it would not.
+template <int Rows, bool Prefetch>
 inline void accumulate(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride,
-                       __m256i (&low)[Rows], __m256i (&high)[Rows]) {
+                       const int8_t* ahead, __m256i (&low)[Rows], __m256i (&high)[Rows]) {
   const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; k += 4) {
     const __m256i w0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(panel + k * kPanel));
     const __m256i w1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(panel + k * kPanel + 32));
-    if constexpr (Rows == 1) _mm_prefetch(reinterpret_cast<const char*>(panel + k * kPanel + kPrefetchBytes), _MM_HINT_T0);
+    if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(ahead + k * kPanel), _MM_HINT_T0);
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) {
       const __m256i a = broadcast4(values + r * stride + k);
@@ -35,31 +36,40 @@ inline void accumulate(const int8_t* panel, int64_t depth, const int8_t* values,
   }
 }
 
-template <int Rows>
-void dot_rows(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, int32_t* out) {
+template <int Rows, bool Prefetch>
+void dot_rows(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, const int8_t* ahead,
+              int32_t* out) {
   __m256i low[Rows], high[Rows];
   for (int r = 0; r < Rows; ++r) low[r] = high[r] = _mm256_setzero_si256();
-  accumulate<Rows>(panel, depth, values, magnitudes, stride, low, high);
+  accumulate<Rows, Prefetch>(panel, depth, values, magnitudes, stride, ahead, low, high);
   for (int r = 0; r < Rows; ++r) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(out + r * kPanel), low[r]);
     _mm256_store_si256(reinterpret_cast<__m256i*>(out + r * kPanel + 8), high[r]);
   }
 }
 
-inline void dot(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, int rows, int32_t* out) {
+template <bool Prefetch>
+inline void dot_prefetching(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, int rows,
+                            const int8_t* ahead, int32_t* out) {
   switch (rows) {
-    case 1: return dot_rows<1>(panel, depth, values, magnitudes, stride, out);
-    case 2: return dot_rows<2>(panel, depth, values, magnitudes, stride, out);
-    case 3: return dot_rows<3>(panel, depth, values, magnitudes, stride, out);
-    default: return dot_rows<4>(panel, depth, values, magnitudes, stride, out);
+    case 1: return dot_rows<1, Prefetch>(panel, depth, values, magnitudes, stride, ahead, out);
+    case 2: return dot_rows<2, Prefetch>(panel, depth, values, magnitudes, stride, ahead, out);
+    case 3: return dot_rows<3, Prefetch>(panel, depth, values, magnitudes, stride, ahead, out);
+    default: return dot_rows<4, Prefetch>(panel, depth, values, magnitudes, stride, ahead, out);
   }
+}
+
+inline void dot(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, int rows,
+                const int8_t* ahead, int32_t* out) {
+  if (ahead != nullptr) return dot_prefetching<true>(panel, depth, values, magnitudes, stride, rows, ahead, out);
+  dot_prefetching<false>(panel, depth, values, magnitudes, stride, rows, nullptr, out);
 }
 
 inline __m256 scales_of(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
 
-template <int Rows>
+template <int Rows, bool Prefetch>
 void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row, float (&sums)[kRows][kPanel]) {
   const int64_t groups = m.groups();
   const int8_t* weights = m.weights + panel * m.depth * kPanel;
@@ -73,7 +83,8 @@ void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row
     const int64_t depth = m.depth - start < m.group ? m.depth - start : m.group;
     __m256i low_dots[Rows], high_dots[Rows];
     for (int r = 0; r < Rows; ++r) low_dots[r] = high_dots[r] = _mm256_setzero_si256();
-    accumulate<Rows>(weights + start * kPanel, depth, values + start, magnitudes + start, a.depth, low_dots, high_dots);
+    const int8_t* w = weights + start * kPanel;
+    accumulate<Rows, Prefetch>(w, depth, values + start, magnitudes + start, a.depth, w + kPrefetchBytes, low_dots, high_dots);
     const __m256 w0 = scales_of(scales + g * kPanel), w1 = scales_of(scales + g * kPanel + 8);
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) {
@@ -88,13 +99,20 @@ void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row
   }
 }
 
-inline void tile(const Matrix& m, int64_t panel, const Activations& a, int64_t row, int rows, float (&sums)[kRows][kPanel]) {
+// The first rows of a batch read a panel from memory and ask ahead for what follows; the others find it in the cache.
+template <bool Prefetch>
+inline void tile_prefetching(const Matrix& m, int64_t panel, const Activations& a, int64_t row, int rows, float (&sums)[kRows][kPanel]) {
   switch (rows) {
-    case 1: return tile_rows<1>(m, panel, a, row, sums);
-    case 2: return tile_rows<2>(m, panel, a, row, sums);
-    case 3: return tile_rows<3>(m, panel, a, row, sums);
-    default: return tile_rows<4>(m, panel, a, row, sums);
+    case 1: return tile_rows<1, Prefetch>(m, panel, a, row, sums);
+    case 2: return tile_rows<2, Prefetch>(m, panel, a, row, sums);
+    case 3: return tile_rows<3, Prefetch>(m, panel, a, row, sums);
+    default: return tile_rows<4, Prefetch>(m, panel, a, row, sums);
   }
+}
+
+inline void tile(const Matrix& m, int64_t panel, const Activations& a, int64_t row, int rows, float (&sums)[kRows][kPanel]) {
+  if (row == 0) return tile_prefetching<true>(m, panel, a, row, rows, sums);
+  tile_prefetching<false>(m, panel, a, row, rows, sums);
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ typedef int32_t Ints __attribute__((vector_size(32)));
 constexpr int kLanes = 8;
 constexpr float kNothing = -__builtin_inff();
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x), ties to even, in the low bits for |x| < 2^22
+constexpr int64_t kBlocksAhead = 3;
 constexpr int32_t kRoundBits = 0x4B400000;
 
 inline Floats load(const float* p) { Floats x; __builtin_memcpy(&x, p, sizeof x); return x; }
@@ -189,7 +190,8 @@ inline void tile(const Matrix& m, int64_t panel, const Activations& a, int64_t r
     const int64_t start = g * m.group;
     const int64_t depth = m.depth - start < m.group ? m.depth - start : m.group;
     alignas(64) int32_t dots[kRows * kPanel];
-    dot(weights + start * kPanel, depth, a.values + row * a.depth + start, a.magnitudes + row * a.depth + start, a.depth, rows, dots);
+    dot(weights + start * kPanel, depth, a.values + row * a.depth + start, a.magnitudes + row * a.depth + start, a.depth, rows, nullptr,
+        dots);
     for (int r = 0; r < rows; ++r) {
       const float scale = a.scales[(row + r) * groups + g];
       for (int c = 0; c < kPanel; ++c) sums[r][c] += static_cast<float>(dots[r * kPanel + c]) * (scale * bf16(scales[g * kPanel + c]));
@@ -222,14 +224,25 @@ struct Chunk {
 
   const int8_t* block(int64_t b) const { return c.cache + static_cast<int64_t>(c.table[b]) * c.block_stride; }
 
+  // What to ask for while block b's keys (values) are in work: blocks lie anywhere, so the processor cannot guess.
+  const int8_t* after_keys(int64_t b) const {
+    b += kBlocksAhead;
+    return b < c.blocks ? block(b) : block(b - c.blocks < c.blocks ? b - c.blocks : 0) + kPanel * c.head_dim;
+  }
+  const int8_t* after_values(int64_t b) const {
+    b += kBlocksAhead;
+    return b < c.blocks ? block(b) + kPanel * c.head_dim : b < c.blocks + c.blocks_after ? block(b) : nullptr;
+  }
+
   void score(int64_t b) {
+    const int8_t* ahead = after_keys(b);
     const int8_t* keys = block(b);
     const float* key_scales = reinterpret_cast<const float*>(keys + 2 * kPanel * c.head_dim);
     const Floats low = load(key_scales), high = load(key_scales + kLanes);
     for (int64_t row = 0; row < c.rows; row += kRows) {
       const int n = static_cast<int>(c.rows - row < kRows ? c.rows - row : kRows);
       alignas(64) int32_t dots[kRows * kPanel];
-      dot(keys, c.head_dim, c.values + row * c.head_dim, c.magnitudes + row * c.head_dim, c.head_dim, n, dots);
+      dot(keys, c.head_dim, c.values + row * c.head_dim, c.magnitudes + row * c.head_dim, c.head_dim, n, row == 0 ? ahead : nullptr, dots);
       for (int r = 0; r < n; ++r) {
         float* to = p[row + r] + b * kPanel;
         store(to, to_float(dots + r * kPanel) * (c.scales[row + r] * low));
@@ -255,6 +268,7 @@ struct Chunk {
   }
 
   void blend(int64_t b) {
+    const int8_t* ahead = after_values(b);
     const int8_t* values = block(b) + kPanel * c.head_dim;
     const float* value_scales = reinterpret_cast<const float*>(values + kPanel * c.head_dim) + kPanel;
     const Floats low = load(value_scales), high = load(value_scales + kLanes);
@@ -274,7 +288,8 @@ struct Chunk {
       }
       for (int64_t i = 0; i < c.head_dim; i += kPanel) {
         alignas(64) int32_t dots[kRows * kPanel];
-        dot(values + i * kPanel, kPanel, weights, reinterpret_cast<const uint8_t*>(weights), kPanel, n, dots);
+        dot(values + i * kPanel, kPanel, weights, reinterpret_cast<const uint8_t*>(weights), kPanel, n,
+            row == 0 && ahead != nullptr ? ahead + i * kPanel : nullptr, dots);
         for (int r = 0; r < n; ++r) {
           float* to = c.out + (row + r) * c.head_dim + i;
           store(to, load(to) + to_float(dots + r * kPanel) * scale[r]);

@@ -39,8 +39,10 @@ struct Activations {
 
 struct Isa {
   const char* name;
-  // out[r][c] = sum over k of values[r][k] * panel[c][k], r < rows <= kRows, c < 16; depth a multiple of 4
-  void (*dot)(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, int rows, int32_t* out);
+  // out[r][c] = sum over k of values[r][k] * panel[c][k], r < rows <= kRows, c < 16; depth a multiple of 4.  `ahead` is where as many bytes
+  // lie that will be read next (it may be any address, and is only a hint), or null.
+  void (*dot)(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, int rows,
+              const int8_t* ahead, int32_t* out);
   // out[r][(panel - first) * 16 + c] = (or +=) the product of row r with channel c of panels first <= panel < last; stride in floats
   void (*matmul)(const Matrix& m, int64_t first, int64_t last, const Activations& a, int64_t rows, float* out, int64_t stride, bool add);
   // row[0..depth) times `scale`, quantized by group into row r of a
@@ -74,6 +76,7 @@ struct AttentionChunk {
   int64_t block_stride;       // bytes from one block to the next
   const int32_t* table;       // [blocks] ids of the chunk's blocks
   int64_t blocks;             // 1..kChunkBlocks
+  int64_t blocks_after;       // entries of the table that follow, for later chunks
   int64_t position;           // position of the chunk's first token
   int64_t head_dim;           // multiple of 16
   int64_t rows;               // 1..kAttentionRows

@@ -67,7 +67,7 @@ void dots(Tensor packed, Tensor values, Tensor out, std::string isa) {
     for (int64_t row = 0; row < rows; row += berth::kRows) {
       const int n = static_cast<int>(rows - row < berth::kRows ? rows - row : berth::kRows);
       alignas(64) int32_t sums[berth::kRows * berth::kPanel];
-      set.dot(weights + panel * depth * berth::kPanel, depth, a + row * depth, magnitudes.data() + row * depth, depth, n, sums);
+      set.dot(weights + panel * depth * berth::kPanel, depth, a + row * depth, magnitudes.data() + row * depth, depth, n, nullptr, sums);
       for (int r = 0; r < n; ++r)
         for (int c = 0; c < berth::kPanel; ++c) to[(row + r) * channels + panel * berth::kPanel + c] = sums[r * berth::kPanel + c];
     }

@@ -4,7 +4,7 @@
 namespace berth {
 namespace {
 
-void dot(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t*, int64_t stride, int rows, int32_t* out) {
+void dot(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t*, int64_t stride, int rows, const int8_t*, int32_t* out) {
   for (int r = 0; r < rows; ++r) {
     int32_t sums[kPanel] = {};
     const int8_t* a = values + r * stride;

@@ -306,6 +306,7 @@ class Step {
     c.block_stride = m_.kv_block_bytes();
     c.table = b_.tables + tile.sequence * b_.width + first_block;
     c.blocks = std::min<int64_t>(kChunkBlocks, last / kPanel + 1 - first_block);
+    c.blocks_after = last / kPanel + 1 - first_block - c.blocks;
     c.position = first_block * kPanel;
     c.head_dim = m_.head_dim;
     c.rows = tile.tokens * shared;
