@@ -44,16 +44,26 @@ class Measure:
         return {"best": round(max(self.values), 1), "median": round(statistics.median(self.values), 1)}
 
 
+def token_ids(model: Model, count: int) -> list[int]:
+    """Ids spread over the vocabulary."""
+    return [i * 7919 % model.config.vocab_size for i in range(count)]
+
+
 def decode(model: Model, batch: int, depth: int, steps: int) -> float:
-    """Tokens a second of `batch` streams with `depth` tokens of context before them (whatever the cache holds)."""
+    """Tokens a second of `batch` streams, each with `depth` tokens of context of its own before them."""
     blocks = -(-(depth + steps) // BLOCK_TOKENS)
     cache = model.new_cache(blocks * batch)
     tables = [list(range(i * blocks, (i + 1) * blocks)) for i in range(batch)]
+    context = token_ids(model, depth)
+    for table in tables:
+        for start in range(0, depth, 512):
+            part = context[start : start + 512]
+            end = start + len(part)
+            model.forward(Batch(part, list(range(start, end)), [0, len(part)], [end], [table], []), cache)
     starts, rows = list(range(batch + 1)), list(range(batch))
     begin = time.perf_counter()
-    for step in range(steps):
-        context = depth + step + 1
-        model.forward(Batch([step + 7] * batch, [context - 1] * batch, starts, [context] * batch, tables, rows), cache)
+    for length in range(depth + 1, depth + steps + 1):
+        model.forward(Batch([length] * batch, [length - 1] * batch, starts, [length] * batch, tables, rows), cache)
     return batch * steps / (time.perf_counter() - begin)
 
 
@@ -61,8 +71,9 @@ def prefill(model: Model, tokens: int) -> float:
     """Tokens a second of one prompt in one step, with the logits of its last token."""
     blocks = -(-tokens // BLOCK_TOKENS)
     cache = model.new_cache(blocks)
-    ids = [i * 7919 % model.config.vocab_size for i in range(tokens)]
-    batch = Batch(ids, list(range(tokens)), [0, tokens], [tokens], [list(range(blocks))], [tokens - 1])
+    batch = Batch(
+        token_ids(model, tokens), list(range(tokens)), [0, tokens], [tokens], [list(range(blocks))], [tokens - 1]
+    )
     begin = time.perf_counter()
     model.forward(batch, cache)
     return tokens / (time.perf_counter() - begin)
