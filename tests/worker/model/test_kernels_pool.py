@@ -6,11 +6,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import berth_worker.kernels
 import pytest
 
 HERE = Path(__file__).parent
-SOURCES = next(path for entry in berth_worker.kernels.__path__ if (path := Path(entry) / "csrc").is_dir())
+SOURCES = HERE.parents[2] / "worker" / "berth_worker" / "kernels" / "csrc"
 COMPILER = shutil.which("g++")
 
 

@@ -4,12 +4,12 @@
 // row's logits are the same bits for any number of threads, any batch and any cut of the prompt into steps.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <mutex>
 #include <vector>
 
+#include "arena.h"
 #include "model.h"
 #include "pool.h"
 
@@ -18,39 +18,6 @@ namespace {
 
 constexpr int64_t kTileRows = 32;   // rows that an item of QKV or gate/up takes through its float buffer at once
 constexpr int64_t kSerialRows = 2;  // up to this many rows, the last thread of a phase does the work between two matrices alone
-
-// Scratch memory of a step, kept from step to step; 64-byte aligned pieces of one allocation.
-class Arena {
- public:
-  template <class T>
-  T* take(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    if (used_ + bytes > size_) {
-      blocks_.emplace_back(static_cast<char*>(std::aligned_alloc(64, bytes + (1 << 16))));
-      if (!blocks_.back()) throw std::bad_alloc();
-      size_ = bytes + (1 << 16), used_ = 0;
-    }
-    T* p = reinterpret_cast<T*>(blocks_.back().get() + used_);
-    used_ += bytes;
-    all_ += bytes;
-    return p;
-  }
-  // Forgets what was taken; one allocation then holds as much as the largest step so far took.
-  void reset() {
-    if (blocks_.size() > 1) {
-      blocks_.clear();
-      size_ = all_ + (1 << 16);
-      blocks_.emplace_back(static_cast<char*>(std::aligned_alloc(64, (size_ + 63) / 64 * 64)));
-      if (!blocks_.back()) throw std::bad_alloc();
-    }
-    used_ = all_ = 0;
-  }
-
- private:
-  struct Free { void operator()(char* p) const { std::free(p); } };
-  std::vector<std::unique_ptr<char, Free>> blocks_;
-  size_t size_ = 0, used_ = 0, all_ = 0;
-};
 
 // One item of attention: the queries of consecutive tokens of a sequence, over some of its chunks of context.
 struct Tile {
