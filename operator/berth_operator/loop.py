@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from berth_operator.api import HardwareClass, InferencePool, InferencePoolStatus
+from berth_operator.api import CapacityType, HardwareClass, InferencePool, InferencePoolStatus
 from berth_operator.cluster.attempts import Attempts, Result
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import NotLeaderError
@@ -218,26 +218,24 @@ class Loop:
 def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
     """What the planner plans from."""
     scheduled = Counter((w.pool, w.hardware_class, w.capacity_type) for w in seen.workers if w.node and not w.deleting)
-    running = []
+    running: dict[tuple[str, str, CapacityType], RunningPlacement] = {}
     for child in seen.children:
         if child.resource == DEPLOYMENTS and child.hardware_class and child.capacity_type and not child.deleting:
-            pool = f"{child.namespace}/{child.pool}"
-            placement = RunningPlacement(
-                pool=pool,
-                hardware_class=child.hardware_class,
-                capacity_type=child.capacity_type,
-                replicas=child.replicas,
-                ready_replicas=child.ready_replicas,
-                scheduled_replicas=scheduled[pool, child.hardware_class, child.capacity_type],
+            key = (f"{child.namespace}/{child.pool}", child.hardware_class, child.capacity_type)
+            other = running.get(key)  # while replicas of another share of a node replace those of this one
+            running[key] = RunningPlacement(
+                *key,
+                replicas=child.replicas + (other.replicas if other else 0),
+                ready_replicas=child.ready_replicas + (other.ready_replicas if other else 0),
+                scheduled_replicas=scheduled[key],
                 quantization=child.quantization,
             )
-            running.append(placement)
     return Snapshot(
         now=now,
         pools=seen.pools,
         hardware_classes=seen.hardware_classes,
         serving_profiles=seen.serving_profiles,
-        running=tuple(running),
+        running=tuple(running.values()),
         namespace_labels=seen.namespace_labels,
     )
 

@@ -281,6 +281,10 @@ class Fleet:
         conditions = self.status(namespace, name).get("conditions", [])
         return next((c for c in conditions if c["type"] == kind), {})
 
+    def replicas(self, namespace: str, name: str) -> int:
+        """How many replicas a pool's status wants."""
+        return sum(p["replicas"] for p in self.status(namespace, name).get("placements", []))
+
     def ready(self, namespace: str, name: str) -> bool:
         """Whether a pool says that it is Ready, with nothing left to move."""
         return self.condition(namespace, name, "Ready").get("reason") == "Ready"

@@ -234,6 +234,56 @@ def test_more_demand_brings_more_workers_and_less_takes_them_away(
     settled()
 
 
+def test_replicas_that_come_to_share_nodes_replace_the_whole_node_one(
+    fleet: Fleet, operator: OperatorProcess, settled: Callable[..., None], namespace: str
+) -> None:
+    on_graviton = NO_HESITATION | {
+        "hardware": {"allow": {"names": ["graviton4"]}},
+        "spot": {"maxTrafficPercent": 0},
+    }
+    model = {"name": "smollm2-360m-instruct", "source": "hf://HuggingFaceTB/SmolLM2-360M-Instruct"}
+    fleet.pool(namespace, "agents", model=model, placement=on_graviton)
+    settled()
+    (whole_node,) = fleet.deployments(namespace).values()
+    fleet.cluster.apply(_slow_small_replicas(model["name"]))
+    try:
+        operator.wait_for("small replicas are wanted", lambda: fleet.replicas(namespace, "agents") >= 3)
+        operator.wait_for(
+            "the whole-node replica is gone",
+            lambda: whole_node["metadata"]["name"] not in [name for _, name in fleet.children(namespace)],
+        )
+        settled()
+        pods = fleet.cluster.get("pods", f"--namespace={namespace}")["items"]
+        assert len({pod["spec"]["nodeName"] for pod in pods}) == 1  # packed, as the plan pays for one node
+        assert fleet.status(namespace, "agents")["cost"]["usdPerHour"] == "0.638"
+    finally:
+        fleet.cluster.kubectl("delete", "servingprofile", "slow-small-replicas")
+
+
+def _slow_small_replicas(model: str) -> dict[str, Any]:
+    """A profile by which an agentic demand of 2/s takes several replicas of two CPUs."""
+    return {
+        "apiVersion": "berth.dev/v1alpha1",
+        "kind": "ServingProfile",
+        "metadata": {"name": "slow-small-replicas"},
+        "spec": {
+            "model": model,
+            "quantization": "Int8",
+            "hardwareClass": "graviton4",
+            "runtime": "Berth",
+            "resources": {"cpu": "2", "memory": "2Gi"},
+            "replicasPerNode": 7,
+            "points": [
+                {"concurrency": n, "contextTokens": 3000, "decodeTokensPerSecond": speed, "interTokenLatencyP99": gap}
+                for n, speed, gap in ((1, "200", "5ms"), (4, "400", "10ms"), (8, "480", "20ms"))
+            ],
+            "prefillTokensPerSecond": "3000",
+            "kvCacheTokens": 65536,
+            "provenance": {"method": "Estimated", "source": "made up for a test"},
+        },
+    }
+
+
 # --- Not running ----------------------------------------------------------------------------------------------------
 
 

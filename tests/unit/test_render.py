@@ -148,6 +148,12 @@ def test_names_tell_placements_apart_and_stay() -> None:
     assert placement_id("default/agents", "graviton4-4xl", CapacityType.SPOT) == "1c02ebc6"
 
 
+def test_replicas_of_another_share_of_a_node_are_another_deployment() -> None:
+    where = ("default/agents", "graviton4-4xl", CapacityType.ON_DEMAND)
+    shares = [None, ReplicaResources(cpu="2"), ReplicaResources(cpu="4"), ReplicaResources(cpu="2", memory="1Gi")]
+    assert len({placement_id(*where, share) for share in shares}) == len(shares)
+
+
 def test_the_hash_follows_what_we_render_and_nothing_else(
     children: Render, make_placement: Callable[..., Placement]
 ) -> None:

@@ -21,10 +21,11 @@ from demo.narrator import DemoError
 class Program(Process):
     """A server that can be asked to leave, unlike what is thrown away at the end."""
 
+    _asked = False
+
     def terminate(self, timeout_s: float) -> int:
-        """Send SIGTERM and return the exit code.  Raises DemoError when it stays."""
-        if self.running:
-            os.kill(self.pid, signal.SIGTERM)
+        """Ask it to leave and return the exit code.  Raises DemoError when it stays."""
+        self.ask_to_leave()
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -32,8 +33,9 @@ class Program(Process):
             raise DemoError(f"{self.name} (process {self.pid}) did not leave {timeout_s:g} s after SIGTERM") from None
 
     def ask_to_leave(self) -> None:
-        """Send SIGTERM and go on."""
-        if self.running:
+        """Send SIGTERM, once, and go on: a second one means to leave without draining."""
+        if self.running and not self._asked:
+            self._asked = True
             os.kill(self.pid, signal.SIGTERM)
 
 

@@ -9,7 +9,7 @@ API_VERSION: Final = "berth.dev/v1alpha1"
 POOL_LABEL: Final = "berth.dev/pool"
 """Pool name, on every child.  With PLACEMENT_LABEL it is all that a Deployment selects."""
 PLACEMENT_LABEL: Final = "berth.dev/placement"
-"""Hash of pool, hardware class and capacity type."""
+"""Hash of pool, hardware class, capacity type and a replica's share of a node."""
 TRAFFIC_LABEL: Final = "berth.dev/traffic"
 """`on` while a worker may be sent requests.  Only Services select it, so that traffic can be taken
 from one worker without its Deployment losing sight of it."""

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from berth_operator.api import CapacityType, HardwareClass, InferencePool
+from berth_operator.api import CapacityType, HardwareClass, InferencePool, ReplicaResources
 from berth_operator.api.names import (
     API_VERSION,
     CAPACITY_TYPE_LABEL,
@@ -25,9 +25,17 @@ from berth_operator.render.settings import RenderSettings
 Manifest = dict[str, Any]
 
 
-def placement_id(pool: str, hardware_class: str, capacity_type: CapacityType) -> str:
-    """Hash of pool (`namespace/name`), hardware class and capacity type: 8 hex digits, valid as a label value."""
-    return hashlib.sha256(f"{pool}|{hardware_class}|{capacity_type}".encode()).hexdigest()[:8]
+def placement_id(
+    pool: str, hardware_class: str, capacity_type: CapacityType, resources: ReplicaResources | None = None
+) -> str:
+    """Hash of pool (`namespace/name`), hardware class, capacity type and a replica's share of a node: 8 hex digits,
+    valid as a label value.
+
+    The share belongs to it because replicas of another share are another Deployment: rolled within one, a Deployment
+    that also grows would first grow in its old shape, and take whole nodes for it that nobody planned.
+    """
+    share = "" if resources is None else f"|{resources.model_dump_json(exclude_none=True)}"
+    return hashlib.sha256(f"{pool}|{hardware_class}|{capacity_type}{share}".encode()).hexdigest()[:8]
 
 
 def render_hash(manifest: Mapping[str, Any]) -> str:
@@ -93,7 +101,7 @@ def _deployment(
 ) -> Manifest:
     identity = {
         POOL_LABEL: pool.metadata.name,
-        PLACEMENT_LABEL: placement_id(pool.key, placement.hardware_class, placement.capacity_type),
+        PLACEMENT_LABEL: placement_id(pool.key, placement.hardware_class, placement.capacity_type, placement.resources),
     }
     where = {
         HARDWARE_CLASS_LABEL: placement.hardware_class,

@@ -49,7 +49,7 @@ def pod_spec(
         },
         "topologySpreadConstraints": [
             {
-                "maxSkew": 1,
+                "maxSkew": placement.replicas_per_node,  # zones get whole nodes: less would buy more of them
                 "topologyKey": "topology.kubernetes.io/zone",
                 "whenUnsatisfiable": "ScheduleAnyway",
                 "labelSelector": {"matchLabels": dict(identity)},
