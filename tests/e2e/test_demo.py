@@ -73,12 +73,20 @@ def test_descendants_are_seen_and_their_end_too() -> None:
     assert not living([process.pid])
 
 
+# What a shell starts in the background ignores SIGINT, and so do its children: this test may run there.
+_DEMO_AS_FROM_A_TERMINAL = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("demo", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_no_process_and_no_file(tmp_path: Path, number: signal.Signals) -> None:
     log = tmp_path / "log"
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", "demo"],
+            [sys.executable, "-c", _DEMO_AS_FROM_A_TERMINAL],
             stdout=sink,
             stderr=sink,
             env={**os.environ, "TMPDIR": str(tmp_path)},
