@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
+from berth_operator import planner
 from berth_operator.api import (
     CandidateStatus,
     CapacityType,
@@ -132,10 +133,9 @@ def hardware_class_status(hardware: HardwareClass, plan: Plan, now: datetime) ->
 
 def savings_percent(plan: PoolPlan) -> int | None:
     """Savings against GPU-only in whole percent, rounded down; None without a counterfactual or unserved demand."""
-    other = plan.gpu_only_usd_per_hour
-    if other is None or other <= 0 or not plan.placements or plan.unserved_requests_per_second > 0:
+    if not plan.placements or plan.unserved_requests_per_second > 0:
         return None
-    return int(((other - plan.usd_per_hour) / other * 100) // 1)
+    return planner.savings_percent(plan.usd_per_hour, plan.gpu_only_usd_per_hour)
 
 
 def settled(old: object, new: object, path: str = "") -> bool:

@@ -146,7 +146,7 @@ def test_a_move_to_other_hardware_starts_the_cooldown_and_scaling_does_not(
 
 @pytest.mark.parametrize(
     ("cost", "other", "percent"),
-    [("1.276", "3.220", 60), ("1", "1", 0), ("2.98", "3", 0), ("0", "3", 100), ("1.01", "1", -1)],
+    [("1.276", "3.220", 60), ("1", "1", 0), ("2.98", "3", 0), ("0", "3", 100), ("1.01", "1", -1), ("1.015", "1", -2)],
 )
 def test_savings_are_rounded_down(
     make_pool: MakePool, make_plan: MakePlan, cost: str, other: str, percent: int
