@@ -1,5 +1,5 @@
-// The arithmetic of every instruction set, written once.  Included by scalar.cpp and by each set's unit, after `dot` is defined there; a
-// unit may bring its own `tile` too.
+// The arithmetic of every instruction set, written once.  Included by scalar.cpp and by each set's unit, after kRows, `dot` and
+// `dot_positive` are defined there; a unit may bring its own rounding, `tile` or `matmul` too, and says which by BERTH_OWN_*.
 //
 // Vectors are GCC's and clang's own (vector_size): eight floats, which the compiler maps to whatever the set has.  Every operation is
 // IEEE's on each lane and sums run in a fixed order, so all sets give the same bits: compile with -ffp-contract=off, never -ffast-math.
@@ -17,6 +17,8 @@ constexpr float kNothing = -__builtin_inff();
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x), ties to even, in the low bits for |x| < 2^22
 constexpr int64_t kBlocksAhead = 3;
 constexpr int32_t kRoundBits = 0x4B400000;
+constexpr int kMostUnit = 128;     // the largest unit of activations for matrices of 4 bits
+constexpr int kGainedAtOnce = 64;  // the largest unit of activations whose rows are multiplied by a gain
 
 inline Floats load(const float* p) { Floats x; __builtin_memcpy(&x, p, sizeof x); return x; }
 inline void store(float* p, Floats x) { __builtin_memcpy(p, &x, sizeof x); }
@@ -96,9 +98,20 @@ inline void round_row(const float* x, int64_t n, float inverse, int8_t* to) {
   }
 }
 
-inline void magnitudes_of(const int8_t* values, int64_t n, uint8_t* to) {
+inline void magnitudes_of([[maybe_unused]] const int8_t* values, [[maybe_unused]] int64_t n, [[maybe_unused]] uint8_t* to) {
+#if defined(BERTH_READS_MAGNITUDES)
   for (int64_t i = 0; i < n; ++i) to[i] = static_cast<uint8_t>(values[i] < 0 ? -values[i] : values[i]);
+#endif
 }
+
+inline int32_t sum_of(const int8_t* values, int64_t n) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += values[i];
+  return sum;
+}
+
+// a * b + c, rounded once
+inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 float inverse_rms(const float* row, int64_t n, float epsilon) {
   Floats even = all(0.0f), odd = even;
@@ -113,23 +126,42 @@ float inverse_rms(const float* row, int64_t n, float epsilon) {
   return 1.0f / __builtin_sqrtf((sum_of(even + odd) + rest) / static_cast<float>(n) + epsilon);
 }
 
-void quantize(const float* row, float scale, const Activations& a, int64_t r) {
+void quantize(const float* row, float scale, const float* gain, const Activations& a, int64_t r) {
+  alignas(64) float gained[kGainedAtOnce];
   int8_t* values = a.values + r * a.depth;
-  float* scales = a.scales + r * a.groups();
+  int32_t* biases = a.biases + r * a.units();
   const float step = scale / 127.0f;
-  for (int64_t start = 0; start < a.depth; start += a.group) {
-    const int64_t n = a.depth - start < a.group ? a.depth - start : a.group;
-    const float top = largest_magnitude(row + start, n);
-    *scales++ = top * step;
-    round_row(row + start, n, top > 0.0f ? 127.0f / top : 0.0f, values + start);
+  if (a.row_scale) {  // without a gain: rotated models have none left
+    const float top = largest_magnitude(row, a.depth);
+    a.scales[r] = top * step;
+    round_row(row, a.depth, top > 0.0f ? 127.0f / top : 0.0f, values);
+    for (int64_t start = 0; start < a.depth; start += a.unit)
+      *biases++ = -128 * sum_of(values + start, a.depth - start < a.unit ? a.depth - start : a.unit);
+  } else {
+    float *scales = a.scales + r * a.units(), *sums = a.weighted_sums + r * a.units();
+    for (int64_t start = 0; start < a.depth; start += a.unit) {
+      const int64_t n = a.depth - start < a.unit ? a.depth - start : a.unit;
+      const float* x = row + start;
+      if (gain != nullptr) {
+        for (int64_t i = 0; i < n; ++i) gained[i] = x[i] * gain[start + i];
+        x = gained;
+      }
+      const float top = largest_magnitude(x, n);
+      round_row(x, n, top > 0.0f ? 127.0f / top : 0.0f, values + start);
+      const int32_t sum = sum_of(values + start, n);
+      *scales = top * step;
+      *sums++ = static_cast<float>(sum) * *scales++;
+      *biases++ = -128 * sum;
+    }
   }
   magnitudes_of(values, a.depth, a.magnitudes + r * a.depth);
 }
 
-float quantize_head(const float* x, int64_t n, int8_t* values, uint8_t* magnitudes) {
+float quantize_head(const float* x, int64_t n, int8_t* values, uint8_t* magnitudes, int32_t* bias) {
   const float top = largest_magnitude(x, n);
   round_row(x, n, top > 0.0f ? 127.0f / top : 0.0f, values);
   magnitudes_of(values, n, magnitudes);
+  *bias = -128 * sum_of(values, n);
   return top / 127.0f;
 }
 
@@ -178,25 +210,58 @@ void rotate(float* x, const float* cos, const float* sin, int64_t n) {
   }
 }
 
+inline float fp16(uint16_t x) {
+  _Float16 y;
+  __builtin_memcpy(&y, &x, 2);
+  return static_cast<float>(y);
+}
+
+#if !defined(BERTH_OWN_MATMUL)
 #if !defined(BERTH_OWN_TILE)
-// One tile: up to kRows rows by one panel, group by group.  sums[r][c] are float, in the order of the groups.
+// One tile: up to kRows rows by one panel, unit by unit.  sums[r][c] are float, in the order of the units:
+//   rows with one scale:   sums = fma(dots, weight scale, sums);  at the end times the row's scale
+//   one scale a unit:      sums = fma(dots, row scale * weight scale, sums)
+//   and with 4 bits:       sums = fma(weighted sum of the row's values, minimum, sums) after that
 inline void tile(const Matrix& m, int64_t panel, const Activations& a, int64_t row, int rows, float (&sums)[kRows][kPanel]) {
-  const int64_t groups = m.groups();
-  const int8_t* weights = m.weights + panel * m.depth * kPanel;
-  const uint16_t* scales = m.scales + panel * groups * kPanel;
+  const int8_t* weights = m.weights + panel * m.panel_bytes();
+  const uint16_t* scales = m.scales + panel * m.panel_scales();
+  const int64_t units = a.units();
+  alignas(64) int8_t nibbles[kMostUnit * kPanel];
   for (int r = 0; r < rows; ++r)
     for (int c = 0; c < kPanel; ++c) sums[r][c] = 0.0f;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t start = g * m.group;
-    const int64_t depth = m.depth - start < m.group ? m.depth - start : m.group;
+  for (int64_t u = 0; u < units; ++u) {
+    const int64_t start = u * a.unit, group = start / m.group;
+    const int64_t depth = a.depth - start < a.unit ? a.depth - start : a.unit;
+    const int8_t* w = weights + start * kPanel;
+    if (m.bits == 4) {
+      w = nibbles;
+      for (int64_t k = 0; k < depth; k += 8)
+        for (int i = 0; i < 64; ++i) {
+          const auto both = static_cast<uint8_t>(weights[(start + k) * kPanel / 2 + i]);
+          nibbles[k * kPanel + i] = static_cast<int8_t>(both & 15);
+          nibbles[k * kPanel + 64 + i] = static_cast<int8_t>(both >> 4);
+        }
+    }
+    int32_t biases[kRows];
+    for (int r = 0; r < rows; ++r) biases[r] = a.biases[(row + r) * units + u];
     alignas(64) int32_t dots[kRows * kPanel];
-    dot(weights + start * kPanel, depth, a.values + row * a.depth + start, a.magnitudes + row * a.depth + start, a.depth, rows, nullptr,
-        dots);
+    dot(w, depth, {a.values + row * a.depth + start, a.magnitudes + row * a.depth + start, biases, a.depth}, rows, nullptr, dots);
     for (int r = 0; r < rows; ++r) {
-      const float scale = a.scales[(row + r) * groups + g];
-      for (int c = 0; c < kPanel; ++c) sums[r][c] += static_cast<float>(dots[r * kPanel + c]) * (scale * bf16(scales[g * kPanel + c]));
+      const float scale = a.row_scale ? 1.0f : a.scales[(row + r) * units + u];
+      for (int c = 0; c < kPanel; ++c) {
+        const auto product = static_cast<float>(dots[r * kPanel + c]);
+        if (m.bits == 8) {
+          sums[r][c] = fused(product, scale * bf16(scales[group * kPanel + c]), sums[r][c]);
+        } else {
+          sums[r][c] = fused(product, scale * fp16(scales[2 * group * kPanel + c]), sums[r][c]);
+          sums[r][c] = fused(a.weighted_sums[(row + r) * units + u], fp16(scales[(2 * group + 1) * kPanel + c]), sums[r][c]);
+        }
+      }
     }
   }
+  if (a.row_scale)
+    for (int r = 0; r < rows; ++r)
+      for (int c = 0; c < kPanel; ++c) sums[r][c] *= a.scales[row + r];
 }
 #endif
 
@@ -212,6 +277,7 @@ void matmul(const Matrix& m, int64_t first, int64_t last, const Activations& a, 
       }
     }
 }
+#endif
 
 // Attention of a chunk, for every row: scores from integer dots of the quantized query and keys; p = exp(score - maximum); the values'
 // scales are folded into p, which is quantized to 7 bits with one scale a block of 16 tokens, and integer dots with the values follow.
@@ -242,7 +308,8 @@ struct Chunk {
     for (int64_t row = 0; row < c.rows; row += kRows) {
       const int n = static_cast<int>(c.rows - row < kRows ? c.rows - row : kRows);
       alignas(64) int32_t dots[kRows * kPanel];
-      dot(keys, c.head_dim, c.values + row * c.head_dim, c.magnitudes + row * c.head_dim, c.head_dim, n, row == 0 ? ahead : nullptr, dots);
+      dot(keys, c.head_dim, {c.values + row * c.head_dim, c.magnitudes + row * c.head_dim, c.biases + row, c.head_dim}, n,
+          row == 0 ? ahead : nullptr, dots);
       for (int r = 0; r < n; ++r) {
         float* to = p[row + r] + b * kPanel;
         store(to, to_float(dots + r * kPanel) * (c.scales[row + r] * low));
@@ -254,16 +321,20 @@ struct Chunk {
   }
 
   void soften(int64_t row) {
-    Floats most = all(kNothing), sum = all(0.0f);
+    Floats most = all(kNothing), even = all(0.0f), odd = even;
     for (int64_t i = 0; i < c.blocks * kPanel; i += kLanes) most = larger(load(p[row] + i), most);
     const float maximum = largest_of(most);
     c.maximum[row] = maximum;
-    for (int64_t i = 0; i < c.blocks * kPanel; i += kLanes) {
-      const Floats s = load(p[row] + i), e = s > all(kNothing) ? exponential(s - maximum) : all(0.0f);
-      sum += e;
-      store(p[row] + i, e);
+    const auto soft = [&](float* x) {
+      const Floats s = load(x), e = s > all(kNothing) ? exponential(s - maximum) : all(0.0f);
+      store(x, e);
+      return e;
+    };
+    for (int64_t i = 0; i < c.blocks * kPanel; i += 2 * kLanes) {
+      even += soft(p[row] + i);
+      odd += soft(p[row] + i + kLanes);
     }
-    c.sum[row] = sum_of(sum);
+    c.sum[row] = sum_of(even + odd);
     for (int64_t i = 0; i < c.head_dim; i += kLanes) store(c.out + row * c.head_dim + i, all(0.0f));
   }
 
@@ -288,8 +359,7 @@ struct Chunk {
       }
       for (int64_t i = 0; i < c.head_dim; i += kPanel) {
         alignas(64) int32_t dots[kRows * kPanel];
-        dot(values + i * kPanel, kPanel, weights, reinterpret_cast<const uint8_t*>(weights), kPanel, n,
-            row == 0 && ahead != nullptr ? ahead + i * kPanel : nullptr, dots);
+        dot_positive(values + i * kPanel, kPanel, weights, kPanel, n, row == 0 && ahead != nullptr ? ahead + i * kPanel : nullptr, dots);
         for (int r = 0; r < n; ++r) {
           float* to = c.out + (row + r) * c.head_dim + i;
           store(to, load(to) + to_float(dots + r * kPanel) * scale[r]);
@@ -328,4 +398,4 @@ void merge(float* maximum, float* sum, float* out, float later_maximum, float la
 }  // namespace berth
 
 #define BERTH_ISA_TABLE(NAME) \
-  {NAME, dot, matmul, quantize, inverse_rms, hadamard, swiglu, rotate, quantize_head, attend, merge}
+  {NAME, kRows, dot, dot_positive, matmul, quantize, inverse_rms, hadamard, swiglu, rotate, quantize_head, attend, merge}

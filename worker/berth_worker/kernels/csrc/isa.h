@@ -1,7 +1,7 @@
 // What does one instruction set offer?  A table of functions over plain arrays; every set gives the same bits.
 //
-// Integer dot products are exact.  Floating point is written once (body.h), compiled for each set without contraction or
-// reassociation, so the order of operations is that of the source everywhere.
+// Integer dot products are exact.  Floating point is compiled without contraction or reassociation, and fused multiply-adds are written
+// out, so the order of operations is that of the source everywhere (body.h; sets with a loop of their own keep its order).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,44 +9,62 @@
 
 namespace berth {
 
-constexpr int kPanel = 16;  // output channels of a panel of weights; also tokens of a KV block
-constexpr int kRows = 4;    // rows of activations that a dot product takes at once, at most
+constexpr int kPanel = 16;    // output channels of a panel of weights; also tokens of a KV block
+constexpr int kMostRows = 16;  // rows of activations that a set's dot product takes at once, at most
 
-// A matrix of int8 weights [channels][depth], packed for one sequential read:
-//   weights: [channels / 16][depth / 4][16][4] int8    a granule of 16 bytes is 4 channels x 4 of depth; values in [-127, 127]
-//   scales:  [channels / 16][groups][16]       bf16    one for each channel and group of `group` along the depth
-// Channels and depth are padded with zeros (to 16 and 4).  Granules of 128 bits serve AVX2, VNNI (64-byte lines: 16 channels), NEON
-// dotprod (4 channels an instruction), i8mm (after zip1/zip2 of two granules) and SVE of any length.
+// A matrix of weights [channels][depth], packed for one sequential read, in panels of 16 channels:
+//   8 bits: weights [channels / 16][depth / 4][16][4] int8 in [-127, 127];  scales [channels / 16][groups][16] bf16
+//           weight = scale * value
+//   4 bits: weights [channels / 16][depth / 8][16][4] bytes: the low nibbles are depth 8i..8i+3, the high ones 8i+4..8i+7, 0..15;
+//           scales [channels / 16][groups][2][16] fp16: scales, then minima;  weight = scale * nibble + minimum
+// A granule of 16 bytes is 4 channels x 4 of depth.  Granules of 128 bits serve AVX2, VNNI (64-byte lines: 16 channels), AMX (16 lines are
+// a tile), NEON dotprod (4 channels an instruction), i8mm (after zip1/zip2 of two granules) and SVE of any length.
 struct Matrix {
+  int bits;
   const int8_t* weights;
   const uint16_t* scales;
-  int64_t channels;  // multiple of 16
-  int64_t depth;     // multiple of 4
-  int64_t group;     // multiple of 4; the last group may be shorter
+  int64_t channels;  // padded with zeros to a multiple of 16
+  int64_t depth;     // padded with zeros to a multiple of 4 (8 bits) or 8 (4 bits)
+  int64_t group;     // depth that shares a scale: a multiple of the activations' unit; the last group may be shorter
   int64_t groups() const { return (depth + group - 1) / group; }
+  int64_t panel_bytes() const { return depth * kPanel * bits / 8; }
+  int64_t panel_scales() const { return groups() * kPanel * (bits == 4 ? 2 : 1); }
 };
 
-// Rows of activations, quantized in the same groups:
-//   values: [rows][depth] int8 in [-127, 127];  magnitudes: [rows][depth] their absolute values;  scales: [rows][groups] float
+// Rows of activations, quantized to int8.  `unit` values along the depth are summed as integers (the last unit may be shorter).  Rotated
+// models have one scale a row, others one a unit.
 struct Activations {
-  int8_t* values;
-  uint8_t* magnitudes;
-  float* scales;
+  int8_t* values;        // [rows][depth] in [-127, 127]
+  uint8_t* magnitudes;   // [rows][depth] absolute values; written only by sets that use them
+  int32_t* biases;       // [rows][units] -128 times the sum of the unit's values: what a set that reads weights as weight + 128 adds
+  float* scales;         // [rows][row_scale ? 1 : units]
+  float* weighted_sums;  // [rows][units] scale times the sum of the unit's values; only without row_scale
   int64_t depth;
-  int64_t group;
-  int64_t groups() const { return (depth + group - 1) / group; }
+  int64_t unit;
+  bool row_scale;
+  int64_t units() const { return (depth + unit - 1) / unit; }
+};
+
+// Consecutive rows of int8 for a dot product: as in Activations, but one bias a row, for the whole depth.
+struct DotRows {
+  const int8_t* values;       // [rows][stride]
+  const uint8_t* magnitudes;  // [rows][stride]
+  const int32_t* biases;      // [rows]
+  int64_t stride;
 };
 
 struct Isa {
   const char* name;
-  // out[r][c] = sum over k of values[r][k] * panel[c][k], r < rows <= kRows, c < 16; depth a multiple of 4.  `ahead` is where as many bytes
-  // lie that will be read next (it may be any address, and is only a hint), or null.
-  void (*dot)(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, int rows,
-              const int8_t* ahead, int32_t* out);
+  int dot_rows;  // rows that `dot` and `dot_positive` take at once, at most
+  // out[r][c] = sum over k of values[r][k] * panel[c][k], r < rows <= dot_rows, c < 16; depth a multiple of 4, panel as in an 8-bit Matrix.
+  // `ahead` is where as many bytes lie that will be read next (it may be any address, and is only a hint), or null.
+  void (*dot)(const int8_t* panel, int64_t depth, const DotRows& rows_of, int rows, const int8_t* ahead, int32_t* out);
+  // The same for values that are not negative; biases and magnitudes are not read.
+  void (*dot_positive)(const int8_t* panel, int64_t depth, const int8_t* values, int64_t stride, int rows, const int8_t* ahead, int32_t* out);
   // out[r][(panel - first) * 16 + c] = (or +=) the product of row r with channel c of panels first <= panel < last; stride in floats
   void (*matmul)(const Matrix& m, int64_t first, int64_t last, const Activations& a, int64_t rows, float* out, int64_t stride, bool add);
-  // row[0..depth) times `scale`, quantized by group into row r of a
-  void (*quantize)(const float* row, float scale, const Activations& a, int64_t r);
+  // row[0..depth) times `scale`, and times gain[0..depth) if that is not null, quantized into row r of a
+  void (*quantize)(const float* row, float scale, const float* gain, const Activations& a, int64_t r);
   // 1 / root mean square of row: 1 / sqrt(sum(row^2) / n + epsilon)
   float (*inverse_rms)(const float* row, int64_t n, float epsilon);
   // x[0..n) -> x H, H the Hadamard matrix of order n (a power of two) with entries +-1: Sylvester's, not normalized
@@ -55,8 +73,8 @@ struct Isa {
   void (*swiglu)(const float* gate, const float* up, float* out, int64_t n);
   // rotary embedding of one head over halves: cos, sin: [n / 2]
   void (*rotate)(float* x, const float* cos, const float* sin, int64_t n);
-  // x[0..n) -> int8 with one scale, which is returned (0 for a row of zeros), and their magnitudes
-  float (*quantize_head)(const float* x, int64_t n, int8_t* values, uint8_t* magnitudes);
+  // x[0..n) -> int8 with one scale, which is returned (0 for a row of zeros), their magnitudes, and -128 times their sum
+  float (*quantize_head)(const float* x, int64_t n, int8_t* values, uint8_t* magnitudes, int32_t* bias);
   // one chunk of attention for `rows` query rows over `blocks` consecutive entries of `table`; see attention in body.h
   void (*attend)(const struct AttentionChunk& chunk);
   // merges a later chunk's (maximum, sum, out[n]) into an earlier one's
@@ -82,6 +100,7 @@ struct AttentionChunk {
   int64_t rows;               // 1..kAttentionRows
   const int8_t* values;       // [rows][head_dim] quantized queries
   const uint8_t* magnitudes;  // [rows][head_dim]
+  const int32_t* biases;      // [rows]
   const float* scales;        // [rows] times the softmax scale
   const int64_t* ages;        // [rows] position of each query: it sees tokens up to and with its own
   float* maximum;             // [rows] out; -inf where a row sees nothing of the chunk
@@ -90,8 +109,11 @@ struct AttentionChunk {
 };
 
 extern const Isa scalar_isa;
-#if defined(BERTH_HAS_AVX2)
-extern const Isa avx2_isa;
+#if defined(BERTH_X86)
+extern const Isa avx2_isa, avx512vnni_isa, amx_isa;
+#endif
+#if defined(BERTH_AARCH64)
+extern const Isa dotprod_isa, i8mm_isa, sve_isa;
 #endif
 
 // The best set that this machine has, or the one that BERTH_ISA names; throws std::runtime_error if it is unknown or not to be had.

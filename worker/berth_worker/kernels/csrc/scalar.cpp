@@ -4,7 +4,9 @@
 namespace berth {
 namespace {
 
-void dot(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t*, int64_t stride, int rows, const int8_t*, int32_t* out) {
+constexpr int kRows = 4;
+
+void dot_positive(const int8_t* panel, int64_t depth, const int8_t* values, int64_t stride, int rows, const int8_t*, int32_t* out) {
   for (int r = 0; r < rows; ++r) {
     int32_t sums[kPanel] = {};
     const int8_t* a = values + r * stride;
@@ -15,6 +17,10 @@ void dot(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t
       }
     for (int c = 0; c < kPanel; ++c) out[r * kPanel + c] = sums[c];
   }
+}
+
+void dot(const int8_t* panel, int64_t depth, const DotRows& rows_of, int rows, const int8_t* ahead, int32_t* out) {
+  dot_positive(panel, depth, rows_of.values, rows_of.stride, rows, ahead, out);
 }
 
 }  // namespace
