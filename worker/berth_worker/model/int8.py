@@ -28,7 +28,7 @@ from berth_worker.model.rotation import Rotation
 
 __all__ = ["Int8Cache", "Int8Llama", "unsupported_shape"]
 
-_PLAN_VERSION = 1
+_PLAN_VERSION = 2
 
 
 def unsupported_shape(config: LlamaConfig) -> str | None:
@@ -111,7 +111,8 @@ def _pack(reader: LlamaReader, recipe: Recipe, threads: int) -> tuple[Tensor, Te
     rotation = Rotation(config.hidden_size)
     store.integer(_PLAN_VERSION, config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers)
     store.integer(config.num_heads, config.num_kv_heads, config.head_dim)
-    store.integer(recipe.head_block(config), recipe.ffn_block(config), rotation.odd, int(config.tie_embeddings))
+    store.integer(recipe.head_block(config), 1, recipe.ffn_block(config))
+    store.integer(rotation.odd, 1, int(config.tie_embeddings))
     store.real(config.rms_norm_eps)
     store.integer(group)
     store.tensor(rotary_frequencies(config))
@@ -120,12 +121,14 @@ def _pack(reader: LlamaReader, recipe: Recipe, threads: int) -> tuple[Tensor, Te
         store.tensor(rotation.odd_matrix)
 
     def put(quantized: Quantized) -> None:
+        store.integer(8, group)
         store.tensor(pack_values(quantized.values))
         store.tensor(pack_scales(quantized.scales))
 
     def layer(index: int) -> list[Quantized]:
         w = rotated_layer(reader, rotation, index)
-        matrices = (w["qkv"], w["o"], interleave(w["gate"], w["up"]), w["down"])
+        q, k, v = w["qkv"].split([config.q_size, config.kv_size, config.kv_size])
+        matrices = (q, k, v, w["o"], interleave(w["gate"], w["up"]), w["down"])
         return [quantize_rows(matrix, group) for matrix in matrices]
 
     put(quantize_rows(rotated_embedding(reader, rotation), group))
