@@ -31,6 +31,7 @@ class TinyShape:
     layers: int = 2
     tied: bool = True
     llama3_rope: bool = False
+    hidden: int = HIDDEN
 
 
 def transformers_llama(shape: TinyShape, seed: int = 0) -> Any:
@@ -42,7 +43,7 @@ def transformers_llama(shape: TinyShape, seed: int = 0) -> Any:
         rope = {"rope_theta": 10000.0, "rope_type": "llama3", **LLAMA3_ROPE}
     config = LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=HIDDEN,
+        hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
@@ -72,24 +73,24 @@ def random_state(shape: TinyShape, seed: int = 0) -> dict[str, torch.Tensor]:
     def matrix(name: str, *size: int) -> None:
         state[name] = torch.randn(*size, generator=generator) * 0.15
 
-    matrix("model.embed_tokens.weight", VOCAB, HIDDEN)
+    matrix("model.embed_tokens.weight", VOCAB, shape.hidden)
     if not shape.tied:
-        matrix("lm_head.weight", VOCAB, HIDDEN)
-    state["model.norm.weight"] = torch.rand(HIDDEN, generator=generator) + 0.5
+        matrix("lm_head.weight", VOCAB, shape.hidden)
+    state["model.norm.weight"] = torch.rand(shape.hidden, generator=generator) + 0.5
     for index in range(shape.layers):
         prefix = f"model.layers.{index}."
         for name, rows, columns in (
-            ("self_attn.q_proj", q, HIDDEN),
-            ("self_attn.k_proj", kv, HIDDEN),
-            ("self_attn.v_proj", kv, HIDDEN),
-            ("self_attn.o_proj", HIDDEN, q),
-            ("mlp.gate_proj", shape.intermediate, HIDDEN),
-            ("mlp.up_proj", shape.intermediate, HIDDEN),
-            ("mlp.down_proj", HIDDEN, shape.intermediate),
+            ("self_attn.q_proj", q, shape.hidden),
+            ("self_attn.k_proj", kv, shape.hidden),
+            ("self_attn.v_proj", kv, shape.hidden),
+            ("self_attn.o_proj", shape.hidden, q),
+            ("mlp.gate_proj", shape.intermediate, shape.hidden),
+            ("mlp.up_proj", shape.intermediate, shape.hidden),
+            ("mlp.down_proj", shape.hidden, shape.intermediate),
         ):
             matrix(f"{prefix}{name}.weight", rows, columns)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            state[f"{prefix}{name}.weight"] = torch.rand(HIDDEN, generator=generator) + 0.5
+            state[f"{prefix}{name}.weight"] = torch.rand(shape.hidden, generator=generator) + 0.5
     return state
 
 
@@ -108,7 +109,7 @@ def write_gguf(
         "general.architecture": "llama",
         "llama.block_count": shape.layers,
         "llama.context_length": 512,
-        "llama.embedding_length": HIDDEN,
+        "llama.embedding_length": shape.hidden,
         "llama.feed_forward_length": shape.intermediate,
         "llama.attention.head_count": shape.heads,
         "llama.attention.head_count_kv": shape.kv_heads,

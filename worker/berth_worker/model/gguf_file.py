@@ -71,9 +71,13 @@ class GgufFile:
         self.tensors: dict[str, TensorInfo] = {}
         self._parse()
 
+    def raw(self, info: TensorInfo) -> npt.NDArray[np.uint8]:
+        """One tensor's bytes as they lie in the file, mapped, read-only: uint8 [info.nbytes]."""
+        return np.frombuffer(self._map, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+
     def dequantize(self, info: TensorInfo) -> npt.NDArray[np.float32]:
         """One tensor as a fresh float32 array of info.shape.  Raises ModelError if it holds infinities or NaN."""
-        raw = np.frombuffer(self._map, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+        raw = self.raw(info)
         if info.type_name == "F32":
             values = raw.view(np.float32).copy()
         else:
