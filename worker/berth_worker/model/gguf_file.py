@@ -92,6 +92,10 @@ class GgufFile:
             )
         return values.reshape(info.shape)
 
+    def header(self) -> bytes:
+        """Everything before the tensors' data: metadata, names, shapes and offsets."""
+        return self._map[: self._position]
+
     # -- parsing -----------------------------------------------------------------------------------------------------
 
     def _take(self, size: int) -> int:
@@ -126,7 +130,7 @@ class GgufFile:
                 raise ModelError(
                     f"{self.path}: {self._context}: found an array of {count} strings, more than the file can hold"
                 )
-            return [self._string() for _ in range(count)]
+            return self._strings(count)
         if element not in _SCALARS:
             raise ModelError(
                 f"{self.path}: {self._context}: found an array of element type {element}; unknown or nested"
@@ -134,6 +138,25 @@ class GgufFile:
         dtype = np.dtype("<" + _SCALARS[element])
         start = self._take(count * dtype.itemsize)
         return np.frombuffer(self._map, dtype=dtype, count=count, offset=start).copy()
+
+    def _strings(self, count: int) -> list[str]:
+        """_string() `count` times, without its calls: a vocabulary and its merges are hundreds of thousands."""
+        content, position, end = self._map, self._position, self.size
+        length_at = struct.Struct("<Q").unpack_from
+        found = []
+        for _ in range(count):
+            start = position + 8
+            if start > end or length_at(content, position)[0] > end - start:
+                self._position = position
+                found.append(self._string())  # raises: it is truncated
+            position = start + length_at(content, position)[0]
+            try:
+                found.append(content[start:position].decode())
+            except UnicodeDecodeError:
+                self._position = start - 8
+                found.append(self._string())  # raises
+        self._position = position
+        return found
 
     def _parse(self) -> None:
         magic = self._map[self._take(4) : 4]

@@ -13,7 +13,17 @@ if TYPE_CHECKING:
 
     from berth_worker.model.config import LlamaConfig
 
-__all__ = ["BLOCK_TOKENS", "Batch", "KVCache", "LoadedModel", "Model", "ModelError", "Quantization", "TokenStream"]
+__all__ = [
+    "BLOCK_TOKENS",
+    "Batch",
+    "KVCache",
+    "LoadedModel",
+    "Model",
+    "ModelError",
+    "Quantization",
+    "TokenStream",
+    "Tokenizer",
+]
 
 Quantization = Literal["Int8", "BF16", "FP32"]
 _LONGEST_MESSAGE = 600

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from berth_worker.model.config import LlamaConfig
 from berth_worker.model.gguf_file import GgufFile
 from berth_worker.model.grid import FloatArray, Grid4, gguf_grid
+from berth_worker.model.identity import Identity
 from berth_worker.model.interface import ModelError
 
 __all__ = ["LlamaReader", "read_config"]
@@ -139,6 +140,13 @@ class LlamaReader:
         """The 4-bit grid of each matrix of a layer (q, k, v, o, gate, up, down), rows in the order of layer(); None for
         a matrix that the file stores otherwise.  Grid4.dequantize() is what layer() gives."""
         return {key: self._grid(key, f"blk.{index}.{name}.weight") for key, name in _MATRICES.items()}
+
+    def identity(self) -> str:
+        """See `berth_worker.model.identity`."""
+        identity = Identity()
+        tensors = self.file.tensors.values()
+        identity.add_file(self.path, self.file.header(), [(info.offset, info.nbytes) for info in tensors])
+        return identity.digest()
 
     def _grid(self, key: str, name: str) -> Grid4 | None:
         info = self.file.tensors[name]
