@@ -59,6 +59,8 @@ class Metrics:
         self._queries = counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
         self._hits = counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.")
         self._preemptions = counter("vllm:num_preemptions", "Requests that gave up their KV blocks, to be recomputed.")
+        self._draft_tokens = counter("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead and verified.")
+        self._accepted = counter("vllm:spec_decode_num_accepted_tokens", "Of those, tokens that were right.")
         finished = Counter(
             "vllm:request_success", "Requests ended.", ["model_name", "finished_reason"], registry=self.registry
         )
@@ -99,6 +101,8 @@ class Metrics:
         self._queries.inc(report.prefix_queried)
         self._hits.inc(report.prefix_hits)
         self._preemptions.inc(report.preemptions)
+        self._draft_tokens.inc(report.drafted)
+        self._accepted.inc(report.accepted)
         for seconds in report.first_token_seconds:
             self._first_token.observe(seconds)
         for seconds in report.gap_seconds:
