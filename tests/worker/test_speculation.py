@@ -94,11 +94,11 @@ async def test_quoting_takes_far_fewer_steps_than_tokens(make_engine: MakeEngine
 
 
 async def test_drafts_beside_little_memory_and_preemption_change_no_token(make_engine: MakeEngine) -> None:
-    params = dataclasses.replace(GREEDY, max_tokens=40)
+    params = dataclasses.replace(GREEDY, max_tokens=60)
     prompts = ["1, 2, 3, 1, 2, 3, 1, 2,", "a b a b a b a", PROSE, "x y z x y z x y z"]
     plain = make_engine(speculation="off")
     wanted = await asyncio.gather(*(read(plain, prompt, params) for prompt in prompts))
-    tight = make_engine(max_running=4, token_budget=24, max_context_tokens=128, kv_cache_tokens=144)
+    tight = make_engine(max_running=4, token_budget=24, max_context_tokens=128, kv_cache_tokens=128)
     got = await asyncio.gather(*(read(tight, prompt, params) for prompt in prompts))
     assert [g.token_ids for g in got] == [w.token_ids for w in wanted]
     assert tight._scheduler.preemptions > 0
