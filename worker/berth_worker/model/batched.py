@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from berth_worker.engine.batch import Batch
-from berth_worker.model.device import check_cache_fits
+from berth_worker.model.device import check_cache_fits, gpu_memory
 from berth_worker.model.interface import KVCache
 from berth_worker.model.llama import Llama, LlamaLayer, PagedCache, check_batch
 from berth_worker.model.llama_gguf import LlamaReader
-from berth_worker.model.paged_attention import Step, attend, workspace_bytes
+from berth_worker.model.paged_attention import Layout, Step, attend, workspace_bytes
 
 __all__ = ["BatchedLlama"]
 
@@ -36,7 +36,8 @@ class BatchedLlama(Llama):
 
     def new_cache(self, num_blocks: int) -> PagedCache:
         """Raises ModelError, with the numbers, if the cache and a step's workspace are more than the GPU has free."""
-        check_cache_fits(self.device, num_blocks, self.kv_bytes_per_block, self.workspace_bytes)
+        if self.device.type == "cuda":
+            check_cache_fits(num_blocks, self.kv_bytes_per_block, self.workspace_bytes, gpu_memory(self.device))
         return super().new_cache(num_blocks)
 
     @torch.inference_mode()
@@ -46,16 +47,21 @@ class BatchedLlama(Llama):
         check_batch(batch, self.config, cache.num_blocks)
         if not batch.tokens:
             return torch.empty(0, self.config.vocab_size)
-        step = Step.on(self.device, batch, self.config.group_size, self.dtype)
+        layout = Layout(batch, self.device.type)
+        step = Step.of(layout, self._to_device(layout), self.config.group_size, self.dtype)
+        logits = self.run(step, cache.data)
+        return self._to_host(logits) if batch.output_rows else torch.empty(0, self.config.vocab_size)
+
+    def run(self, step: Step, cache: Tensor) -> Tensor:
+        """Logits [N, vocab_size] of a step, on the device and in its dtype; nothing here waits for the device."""
         cos, sin = self._half_turns(step.positions)
         x = self.embedding.index_select(0, step.tokens)
         with self._attention_kernels():
             for index, layer in enumerate(self.layers):
-                x = x + self._attend(layer, self._norm(x, layer.attn_norm), cos, sin, step, cache.data[index])
+                x = x + self._attend(layer, self._norm(x, layer.attn_norm), cos, sin, step, cache[index])
                 gate, up = F.linear(self._norm(x, layer.ffn_norm), layer.gate_up).chunk(2, dim=-1)
                 x = x + F.linear(F.silu(gate) * up, layer.down)
-        rows = self._norm(x.index_select(0, step.outputs), self.output_norm)
-        return self._to_host(F.linear(rows, self.output))
+        return F.linear(self._norm(x.index_select(0, step.outputs), self.output_norm), self.output)
 
     def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
         """RMSNorm in one kernel; float32 inside."""
@@ -83,6 +89,11 @@ class BatchedLlama(Llama):
         if self.device.type != "cuda":
             return nullcontext()
         return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+    def _to_device(self, layout: Layout) -> Tensor:
+        """The step's integers in one copy; from pinned memory to a GPU, so that it waits for nothing before it."""
+        host = torch.frombuffer(layout.integers, dtype=torch.int64)
+        return host if self.device.type == "cpu" else host.pin_memory().to(self.device, non_blocking=True)
 
     def _to_host(self, logits: Tensor) -> Tensor:
         """float32 on the CPU, through pinned memory where that is a copy."""

@@ -8,7 +8,7 @@ are put into the order of the groups on the host, so that a group without paddin
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,9 @@ from berth_worker.model.config import LlamaConfig
 __all__ = [
     "MOST_KEYS",
     "MOST_PAIRS",
+    "PIECE_ROWS",
     "Group",
+    "Layout",
     "Piece",
     "Step",
     "attend",
@@ -89,29 +91,12 @@ class Step:
     groups: Sequence[Group]
 
     @staticmethod
-    def on(device: torch.device, batch: Batch, group_size: int, dtype: torch.dtype) -> Step:
-        """Lay the batch out on the host and move it in one copy; nothing waits for the device."""
-        grouped = group_pieces(split_into_pieces(batch), _FREE_PAIRS.get(device.type, _FREE_PAIRS["cuda"]))
-        order = [row for group in grouped for piece in group for row in range(piece.first, piece.first + piece.rows)]
-        flat, lengths = array("q"), []
-
-        def put(values: Sequence[int]) -> None:
-            flat.extend(values)
-            lengths.append(len(values))
-
-        put([batch.tokens[row] for row in order])
-        put([batch.positions[row] for row in order])
-        put(_slots(batch, grouped))
-        where = {row: index for index, row in enumerate(order)}
-        put([where[row] for row in batch.output_rows])
-        shapes = [_lay_out(batch, group, put) for group in grouped]
-        host = torch.frombuffer(flat, dtype=torch.int64) if flat else torch.empty(0, dtype=torch.int64)
-        if device.type == "cuda":  # pinned, so that the copy does not wait for the steps before it
-            host = host.pin_memory()
-        parts = iter(host.to(device, non_blocking=True).split(lengths))
+    def of(layout: Layout, integers: Tensor, group_size: int, dtype: torch.dtype) -> Step:
+        """From a layout and its integers on the device; nothing here waits for the device."""
+        parts = iter(integers.split(layout.lengths))
         tokens, positions, slots, outputs = (next(parts) for _ in range(4))
         groups, start = [], 0
-        for shape in shapes:
+        for shape in layout.shapes:
             blocks, seen, spread, places = (next(parts) for _ in range(4))
             group = Group(
                 start=start,
@@ -127,6 +112,63 @@ class Step:
             groups.append(group)
             start = group.end
         return Step(tokens, positions, slots, outputs, groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A group: `total` rows of `count` pieces, each padded to `rows` rows and `keys` keys."""
+
+    count: int
+    rows: int
+    keys: int
+    total: int
+
+    @property
+    def padded(self) -> bool:
+        return self.total != self.count * self.rows
+
+
+class Layout:
+    """A batch on the host, in the order of its groups: all integers of a step in one array, to be moved at once."""
+
+    def __init__(self, batch: Batch, device_type: str) -> None:
+        self.integers = array("q")
+        self.lengths: list[int] = []
+        grouped = group_pieces(split_into_pieces(batch), _FREE_PAIRS.get(device_type, _FREE_PAIRS["cuda"]))
+        order = [row for group in grouped for piece in group for row in range(piece.first, piece.first + piece.rows)]
+        place = {row: index for index, row in enumerate(order)}
+        self._put([batch.tokens[row] for row in order])
+        self._put([batch.positions[row] for row in order])
+        self._put(_slots(batch, grouped))
+        self._put([place[row] for row in batch.output_rows])
+        self.shapes = [self._lay_out(batch, group) for group in grouped]
+
+    def _put(self, values: Sequence[int]) -> None:
+        self.integers.extend(values)
+        self.lengths.append(len(values))
+
+    def _lay_out(self, batch: Batch, group: Sequence[Piece]) -> Shape:
+        """Put a group's blocks, the last key that each place sees, and the two ways between rows and places."""
+        rows, width = max(piece.rows for piece in group), max(piece.blocks for piece in group)
+        shape = Shape(len(group), rows, width * BLOCK_TOKENS, sum(piece.rows for piece in group))
+        blocks: list[int] = []
+        seen: list[int] = []
+        spread: list[int] = []
+        places: list[int] = []
+        begin = 0
+        for index, piece in enumerate(group):
+            table = batch.block_tables[piece.sequence][: piece.blocks]
+            # padding repeats what is the sequence's own: it meets no other's keys, masked though they would be
+            blocks += [*table, *([table[0]] * (width - len(table)))]
+            padding = rows - piece.rows
+            seen += [*range(piece.context - piece.rows, piece.context), *([piece.context - 1] * padding)]
+            if shape.padded:
+                spread += [*range(begin, begin + piece.rows), *([begin] * padding)]
+                places += range(index * rows, index * rows + piece.rows)
+            begin += piece.rows
+        for values in (blocks, seen, spread, places):
+            self._put(values)
+        return shape
 
 
 def split_into_pieces(batch: Batch, most_rows: int = PIECE_ROWS) -> list[Piece]:
@@ -177,18 +219,6 @@ def attend(group: Group, q: Tensor, cache: Tensor) -> Tensor:
     return out if group.places is None else out.index_select(0, group.places)
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    count: int
-    rows: int
-    keys: int
-    total: int
-
-    @property
-    def padded(self) -> bool:
-        return self.total != self.count * self.rows
-
-
 def _slots(batch: Batch, grouped: Sequence[Sequence[Piece]]) -> list[int]:
     return [
         table[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
@@ -197,30 +227,6 @@ def _slots(batch: Batch, grouped: Sequence[Sequence[Piece]]) -> list[int]:
         for table in (batch.block_tables[piece.sequence],)
         for position in range(piece.context - piece.rows, piece.context)
     ]
-
-
-def _lay_out(batch: Batch, group: Sequence[Piece], put: Callable[[Sequence[int]], None]) -> _Shape:
-    """Put a group's blocks, last key seen by each place, and the two ways between rows and places."""
-    rows, width = max(piece.rows for piece in group), max(piece.blocks for piece in group)
-    shape = _Shape(len(group), rows, width * BLOCK_TOKENS, sum(piece.rows for piece in group))
-    blocks: list[int] = []
-    seen: list[int] = []
-    spread: list[int] = []
-    places: list[int] = []
-    begin = 0
-    for index, piece in enumerate(group):
-        table = batch.block_tables[piece.sequence][: piece.blocks]
-        # padding repeats what is the sequence's own: it can meet nothing but its own keys, masked though they are
-        blocks += [*table, *([table[0]] * (width - len(table)))]
-        padding = rows - piece.rows
-        seen += [*range(piece.context - piece.rows, piece.context), *([piece.context - 1] * padding)]
-        if shape.padded:
-            spread += [*range(begin, begin + piece.rows), *([begin] * padding)]
-            places += range(index * rows, index * rows + piece.rows)
-        begin += piece.rows
-    for values in (blocks, seen, spread, places):
-        put(values)
-    return shape
 
 
 def _bias(seen: Tensor, keys: int, group_size: int, dtype: torch.dtype) -> Tensor:
