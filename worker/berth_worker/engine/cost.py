@@ -18,8 +18,10 @@ FORGET = 0.99
 """Weight of the step before the last, beside the last: a memory of about a hundred steps."""
 SWEEPS = 3
 """Of coordinate descent a step; each starts from the last one's result."""
-LATE = 0.02
+LATE = 0.005
 """Share of steps that may take longer than a pace allows."""
+EXACT = 1.05
+"""No prediction is taken to be nearer than so."""
 LEARNING = 0.05
 """How far one step moves the estimate of how late steps are."""
 OUTLIER = 3.0
@@ -77,7 +79,7 @@ class StepCost:
         predicted = self.predict(load)
         if predicted > 0:
             late = seconds > predicted * self.lateness
-            self.lateness = min(max(self.lateness + LEARNING * (late - LATE), 1.0), 2.0)
+            self.lateness = min(max(self.lateness + LEARNING * (late - LATE), EXACT), 2.0)
             seconds = min(seconds, OUTLIER * predicted)
         weight = 1.0 / max(seconds, 1e-6)
         past = [max(0, load.rows - knee) for knee in KNEES]

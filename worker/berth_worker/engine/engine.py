@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 from berth_worker.engine.active import Active
 from berth_worker.engine.blocks import BlockManager, blocks_for
-from berth_worker.engine.cost import Load, Pace, StepCost
+from berth_worker.engine.cost import Load, StepCost
 from berth_worker.engine.limits import EngineConfig, NotAcceptingError, allowed_tokens
+from berth_worker.engine.pacing import next_work
 from berth_worker.engine.report import Observer, Silent, Stats, StepReport
 from berth_worker.engine.request import FinishReason, Request, SamplingParams
 from berth_worker.engine.scheduler import Scheduled, Scheduler
-from berth_worker.engine.speculation import Acceptance, Drafter, drafts
+from berth_worker.engine.speculation import Acceptance, Drafter
 from berth_worker.engine.step import run_step, warm_up
 from berth_worker.engine.stream import AsyncStream, Chunk, Completion, SyncStream, merge
 
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 log = logging.getLogger(__name__)
-
-GAP_FACTOR = 2.0
-"""Steps may take so many times what they would without prompts and drafts, where that is more than config allows."""
-DRAFT_SHARE = 0.25
-"""Of the time that a step has beyond its decodes, what drafts may take while prompts wait for it too."""
 
 
 class Engine:
@@ -214,7 +210,7 @@ class Engine:
         scheduler = self._scheduler
         with self._lock:
             before = (scheduler.preemptions, scheduler.prefix_queried, scheduler.prefix_hits)
-            work = self._schedule()
+            work = next_work(scheduler, self._cost, self.config.gap_seconds, lambda r: self._active[r].drafter)
             report = StepReport(
                 rows=sum([item.rows for item in work]),
                 preemptions=scheduler.preemptions - before[0],
@@ -246,32 +242,6 @@ class Engine:
         self._observer.step(report)
         self._deliver(chunks)
         self._cost.observe(load, time.monotonic() - began)
-
-    def _schedule(self) -> list[Scheduled]:
-        """The step's work, paced so that streams that run keep flowing while prompts are read."""
-        scheduler, cost = self._scheduler, self._cost
-        decoding = [request for request in scheduler.running if request.decoding]
-        if not decoding:
-            return scheduler.schedule()
-        load = Load()
-        for request in decoding:
-            load.add(request.computed, 1, 1)
-        alone = cost.predict(load)
-        seconds = max(GAP_FACTOR * alone, self.config.gap_seconds)
-        guesses = {}
-        if self.config.speculation != "off":
-            drafters = []
-            for request in decoding:
-                drafter = self._active[request].drafter
-                assert drafter is not None  # noqa: S101 - every request has one, or none
-                drafter.look()
-                drafters.append(drafter)
-            pending = scheduler.waiting or len(scheduler.running) > len(decoding)
-            share = alone + (seconds - alone) * DRAFT_SHARE if pending else seconds
-            if len(scheduler.running) == 1:  # nobody waits for its draft but itself
-                share *= 2
-            guesses = drafts(drafters, load, Pace(cost, share), scheduler.token_budget - len(decoding))
-        return scheduler.schedule(guesses, Pace(cost, seconds))
 
     def _advance(
         self, item: Scheduled, logits: NDArray[np.float32], now: float, report: StepReport
