@@ -81,6 +81,10 @@ class Machine:
             self.add([index] * context, 10_000)
         while any(not r.decoding for r in self.scheduler.running) or self.scheduler.waiting:
             self.step()
+        return self.idle()
+
+    def idle(self) -> list[float]:
+        """Seconds of steps of the streams alone."""
         return [self.step() for _ in range(200)]
 
 
@@ -102,12 +106,11 @@ MACHINES = {
 def test_four_streams_wait_at_most_twice_as_long_or_20_ms_while_a_prompt_is_read(name: str, noise: float) -> None:
     machine = Machine(*MACHINES[name], noise)
     before, _ = machine.read(machine.add([5] * PROMPT, 1))
-    idle = machine.streams(4, 300)
+    machine.streams(4, 300)
     machine.read(machine.add([6] * PROMPT, 1))  # the first one beside streams, from which the cost is learned
-    for _ in range(30):
-        machine.step()
+    idle = machine.idle()
     beside, gaps = machine.read(machine.add([8] * PROMPT, 1))
-    assert p99(gaps) <= max(2 * p99(idle), 0.02)
+    assert p99(gaps) <= max(2 * p99(idle + machine.idle()), 0.02)
     # what is left of a step beside the streams' own part of it is the prompt's, but for a margin of error
     mean = sum(idle) / len(idle)
     assert before / beside >= min(0.7, (1 - mean / max(2 * mean, 0.02)) * (0.9 - noise / 2))
@@ -165,10 +168,11 @@ def test_one_step_that_was_held_up_moves_nothing_much() -> None:
     assert cost.predict(Load(4, 4, 1200)) < 0.007
 
 
+@settings(deadline=None)
 @given(seconds=st.floats(0.001, 0.5), start=st.integers(0, 4000), most=st.integers(1, 300), own=st.integers(1, 16))
 def test_room_is_the_most_rows_that_fit(seconds: float, start: int, most: int, own: int) -> None:
     cost = StepCost()
-    for i in range(300):
+    for i in range(60):
         load = Load(i % 60 + 1, i % 5, i * 97 % 9000)
         cost.observe(load, 0.004 + 0.001 * load.rows + 1e-7 * load.attended)
     load = Load(own, own, own * 500)
