@@ -19,6 +19,8 @@ from hypothesis import given, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 BLOCK = 16
+TTL = 100.0
+"""Seconds on a clock that tests set."""
 COMMON = [zlib.crc32(bytes([i, 7])) % 97 for i in range(256)]
 
 
@@ -33,9 +35,9 @@ def expected(prompt: Sequence[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def request(prompt: Sequence[int], max_tokens: int = 4, priority: int = 0) -> Request:
+def request(prompt: Sequence[int], max_tokens: int = 4, priority: int = 0, session: str = "") -> Request:
     params = SamplingParams(max_tokens=max_tokens)
-    return Request(id="r", tokens=list(prompt), params=params, max_tokens=max_tokens, priority=priority)
+    return Request("r", list(prompt), params, max_tokens, priority, session)
 
 
 def draft(r: Request, right: int, wrong: int) -> list[int]:
@@ -50,7 +52,11 @@ class Harness:
     def __init__(self, num_blocks: int, max_running: int, max_waiting: int, token_budget: int) -> None:
         self.blocks = BlockManager(num_blocks)
         self.scheduler = Scheduler(
-            self.blocks, max_running=max_running, max_waiting=max_waiting, token_budget=token_budget
+            self.blocks,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            token_budget=token_budget,
+            session_seconds=TTL,
         )
         self.cells: list[list[int | None]] = [[None] * BLOCK for _ in range(num_blocks)]
         self.done: list[Request] = []
@@ -107,7 +113,11 @@ class Harness:
             for block in r.blocks:
                 held[block] += 1
         assert [self.blocks.references(b) for b in range(self.blocks.num_blocks)] == held
-        assert self.blocks.free == sum(count == 0 for count in held)
+        kept = {block for blocks, _ in self.scheduler.sessions._kept.values() for block in blocks}
+        assert self.blocks.retained == sum(not held[block] for block in kept)
+        assert self.blocks.free == sum(count == 0 for count in held) - self.blocks.retained
+        assert self.blocks.held == sum(count > 0 for count in held)
+        assert all(self.blocks.published(block) for block in kept), "what is kept can be found"
         assert not any(r.blocks or r.computed for r in self.scheduler.waiting)
         for r in self.scheduler.running:
             assert r.computed < len(r.tokens), "the last token is always computed for its logits"
@@ -120,7 +130,7 @@ class Harness:
             self.check()
             steps += 1
             assert steps < 20_000, "requests make progress"
-        assert self.blocks.free == self.blocks.num_blocks, "no block is leaked"
+        assert self.blocks.free + self.blocks.retained == self.blocks.num_blocks, "no block is leaked"
 
 
 prompts = st.builds(
@@ -146,11 +156,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.prompts: dict[int, list[int]] = {}
         self.cancelled: set[int] = set()
 
-    @rule(target=requests, prompt=prompts, count=st.integers(1, 24), priority=st.integers(-1, 1))
-    def submit(self, prompt: list[int], count: int, priority: int) -> Request | None:
+    @rule(
+        target=requests,
+        prompt=prompts,
+        count=st.integers(1, 24),
+        priority=st.integers(-1, 1),
+        session=st.sampled_from(["", "a", "b", "c"]),
+    )
+    def submit(self, prompt: list[int], count: int, priority: int, session: str) -> Request | None:
         scheduler = self.harness.scheduler
         inside = len(scheduler.running) + len(scheduler.waiting)
-        r = request(prompt, count, priority)
+        r = request(prompt, count, priority, session)
         if inside >= scheduler.max_running + scheduler.max_waiting:
             with pytest.raises(QueueFullError):
                 scheduler.add(r)
@@ -163,6 +179,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self, times: int, right: int, wrong: int) -> None:
         for _ in range(times):
             self.harness.step(right, wrong)
+
+    @rule(seconds=st.sampled_from([1.0, 60.0, 200.0]))
+    def wait(self, seconds: float) -> None:
+        self.harness.scheduler.tick(self.harness.scheduler.now + seconds)
 
     @rule(r=requests)
     def cancel(self, r: Request | None) -> None:
@@ -180,6 +200,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "harness"):
             return
         self.harness.drain()
+        self.harness.scheduler.tick(self.harness.scheduler.now + 2 * TTL)
+        assert self.harness.blocks.free == self.harness.blocks.num_blocks, "no session stays for ever"
         assert len(self.harness.done) == len(self.prompts) - len(self.cancelled), "every request finishes"
         for r in self.harness.done:
             assert list(r.output_tokens) == expected(self.prompts[id(r)], r.max_tokens)
@@ -345,6 +367,81 @@ def test_a_prompt_gets_on_even_where_there_is_no_time() -> None:
     harness.drain()
 
 
+def other_traffic(harness: Harness, count: int, start: int = 0) -> None:
+    """Requests without a session, one after the other, that have nothing in common."""
+    for index in range(start, start + count):
+        run_all(harness, [request([index] * 40, max_tokens=20)])
+
+
+@pytest.mark.parametrize(("session", "found"), [("agent", 64), ("", 0)])
+def test_a_sessions_next_turn_finds_its_blocks_though_other_traffic_has_passed(session: str, found: int) -> None:
+    harness = Harness(10, 4, 4, 64)
+    turn = request(COMMON[:40], max_tokens=30, session=session)
+    run_all(harness, [turn])
+    assert (harness.blocks.retained, harness.blocks.held) == (found // BLOCK, 0)
+    other_traffic(harness, 8)
+    following = request([*turn.tokens, 5, 6, 7], session=session)
+    run_all(harness, [following])
+    assert following.cached_tokens == found
+
+
+def test_a_session_that_stays_away_too_long_is_reused_like_any_other_block() -> None:
+    harness = Harness(10, 4, 4, 64)
+    turn = request(COMMON[:40], max_tokens=30, session="agent")
+    run_all(harness, [turn])
+    harness.scheduler.tick(TTL)
+    assert len(harness.scheduler.sessions) == 1
+    harness.scheduler.tick(TTL + 1)
+    assert (len(harness.scheduler.sessions), harness.blocks.retained) == (0, 0)
+    run_all(harness, [again := request([*turn.tokens, 5], session="agent")])
+    assert again.cached_tokens == 64, "nobody has taken them yet"
+
+
+def test_under_pressure_the_least_recently_used_session_goes_first_and_whole() -> None:
+    harness = Harness(12, 4, 4, 64)
+    turns = {name: request([i] * 40, max_tokens=10, session=name) for i, name in enumerate("abc")}
+    for turn in turns.values():
+        run_all(harness, [turn])
+    run_all(harness, [request([*turns["a"].tokens, 1], max_tokens=1, session="a")])
+    assert harness.blocks.retained == 9
+    run_all(harness, [request([9] * 60, max_tokens=4)])  # 4 blocks, with 3 that are free
+    assert list(harness.scheduler.sessions._kept) == ["c", "a"]
+    cached = []
+    for name in "ac":
+        run_all(harness, [again := request([*turns[name].tokens, 2], max_tokens=1)])
+        cached.append(again.cached_tokens)
+    assert cached == [48, 48]
+
+
+def test_sessions_make_room_before_anyone_is_preempted_or_kept_waiting() -> None:
+    harness = Harness(8, 4, 4, 64)
+    for i, name in enumerate("ab"):
+        run_all(harness, [request([i] * 50, max_tokens=12, session=name)])
+    assert harness.blocks.retained == 6
+    outputs = run_all(harness, [request([7] * 40, max_tokens=80, session="c")])
+    assert outputs == [expected([7] * 40, 80)]
+    assert (harness.scheduler.preemptions, len(harness.scheduler.sessions)) == (0, 1)
+
+
+def test_a_request_that_fits_only_without_those_that_run_costs_no_session() -> None:
+    harness = Harness(8, 4, 4, 64)
+    run_all(harness, [request([1] * 30, session="a")])
+    running, large = request([2] * 40, max_tokens=8), request([3] * 100, max_tokens=1)
+    harness.scheduler.add(running)
+    harness.step()
+    harness.scheduler.add(large)
+    harness.step()
+    assert (large.state, len(harness.scheduler.sessions)) == (State.WAITING, 1)
+    harness.drain()
+
+
+def test_sessions_that_share_all_their_blocks_are_bounded_too() -> None:
+    harness = Harness(8, 4, 4, 64)
+    for index in range(20):
+        run_all(harness, [request([*COMMON[:16], index], max_tokens=1, session=str(index))])
+    assert (len(harness.scheduler.sessions), harness.blocks.retained) == (8, 1)
+
+
 def test_a_higher_priority_goes_in_first_and_equal_ones_by_arrival() -> None:
     harness = Harness(32, 1, 8, 64)
     order = [request([i], priority=p) for i, p in enumerate([0, 0, 5, 0])]
@@ -426,6 +523,10 @@ def test_misuse_of_blocks_is_refused_by_name() -> None:
         blocks.release([block])
     with pytest.raises(ValueError, match=f"block {block} is published by nobody"):
         blocks.publish(block, b"x")
+    with pytest.raises(ValueError, match=f"block {block} was not published: nobody would find it"):
+        blocks.pin([block])
+    with pytest.raises(ValueError, match=f"block {block} is unpinned by nobody"):
+        blocks.unpin([block])
 
 
 def test_limits_that_would_starve_someone_are_refused() -> None:

@@ -56,6 +56,8 @@ CONTRACT = {
     "vllm:request_decode_time_seconds": "histogram",
     "vllm:iteration_tokens_total": "histogram",
     "vllm:cache_config_info": "gauge",
+    "berth:sessions_retained": "gauge",
+    "berth:kv_blocks_retained": "gauge",
 }
 
 

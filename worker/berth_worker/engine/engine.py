@@ -54,6 +54,7 @@ class Engine:
             max_running=config.max_running,
             max_waiting=config.max_waiting,
             token_budget=config.token_budget,
+            session_seconds=config.session_seconds,
         )
         self._model = model
         self._cache = model.new_cache(self._blocks.num_blocks)
@@ -130,8 +131,17 @@ class Engine:
     def stats(self) -> Stats:
         """Counts of this moment."""
         with self._lock:
-            scheduler = self._scheduler
-            return Stats(len(scheduler.running), len(scheduler.waiting), self._blocks.held, self._blocks.num_blocks)
+            scheduler, blocks = self._scheduler, self._blocks
+            if self._failure is None:
+                scheduler.tick(time.monotonic())
+            return Stats(
+                running=len(scheduler.running),
+                waiting=len(scheduler.waiting),
+                blocks_held=blocks.held,
+                blocks=blocks.num_blocks,
+                sessions_retained=len(scheduler.sessions),
+                blocks_retained=blocks.retained,
+            )
 
     def unhealthy(self) -> str | None:
         """Why the engine cannot serve any more: its thread has failed, or a step is stuck. None while it can."""
@@ -209,6 +219,7 @@ class Engine:
         began = time.monotonic()
         scheduler = self._scheduler
         with self._lock:
+            scheduler.tick(began)
             before = (scheduler.preemptions, scheduler.prefix_queried, scheduler.prefix_hits)
             work = next_work(scheduler, self._cost, self.config.gap_seconds, lambda r: self._active[r].drafter)
             report = StepReport(

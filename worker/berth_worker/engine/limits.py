@@ -37,14 +37,17 @@ class EngineConfig:
     without, if that is more."""
     speculation: Speculation = "prompt-lookup"
     """Whether the next tokens are guessed from earlier ones and verified several a step. Changes no output."""
+    session_seconds: float = 300.0
+    """A session's blocks are kept for its next turn for so long, unless requests need the memory; 0: not at all."""
     stall_seconds: float = 120.0
     """A step that takes longer counts as stuck."""
 
     def __post_init__(self) -> None:
         if self.speculation not in SPECULATIONS:
             raise ValueError(f"speculation: {self.speculation!r}; one of {', '.join(SPECULATIONS)}")
-        if not self.gap_seconds >= 0:
-            raise ValueError(f"gap_seconds: {self.gap_seconds}; 0 or more")
+        for name in ("gap_seconds", "session_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: {getattr(self, name)}; 0 or more")
         if self.max_context_tokens < 2:
             raise ValueError(f"max_context_tokens: {self.max_context_tokens}; at least 2: a prompt and an answer")
         if self.max_context_tokens > self.kv_cache_tokens:

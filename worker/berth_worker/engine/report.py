@@ -58,4 +58,8 @@ class Stats:
     running: int
     waiting: int
     blocks_held: int
+    """By requests."""
     blocks: int
+    sessions_retained: int
+    blocks_retained: int
+    """Held by no request, kept for a session's next turn."""

@@ -17,6 +17,7 @@ from berth_worker.engine.batch import BLOCK_TOKENS
 from berth_worker.engine.blocks import BlockManager, blocks_for, extend_digests
 from berth_worker.engine.cost import Load, Pace
 from berth_worker.engine.request import Request, State
+from berth_worker.engine.sessions import Sessions
 
 __all__ = ["QueueFullError", "Scheduled", "Scheduler"]
 
@@ -51,8 +52,17 @@ class Scheduled:
 class Scheduler:
     """Requests that wait and run, over one BlockManager."""
 
-    def __init__(self, blocks: BlockManager, *, max_running: int, max_waiting: int, token_budget: int) -> None:
-        """max_running: requests in one step; max_waiting: beyond them; token_budget: rows of one step."""
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        max_running: int,
+        max_waiting: int,
+        token_budget: int,
+        session_seconds: float = 0.0,
+    ) -> None:
+        """max_running: requests in one step; max_waiting: beyond them; token_budget: rows of one step;
+        session_seconds: how long a session's blocks are kept for its next turn."""
         if max_running < 1:
             raise ValueError(f"max_running: {max_running}; at least 1")
         if max_waiting < 0:
@@ -63,6 +73,8 @@ class Scheduler:
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.token_budget = token_budget
+        self.sessions = Sessions(blocks, session_seconds)
+        self.now = 0.0
         self.waiting: list[Request] = []
         """Sorted by rank."""
         self.running: list[Request] = []
@@ -90,6 +102,11 @@ class Scheduler:
         if blocks_for(most) > self.blocks.num_blocks:
             raise ValueError(f"{most} tokens never fit in {self.blocks.num_blocks} blocks of {BLOCK_TOKENS}")
         insort(self.waiting, request, key=lambda r: r.rank)
+
+    def tick(self, now: float) -> None:
+        """Seconds on a clock that never goes back: sessions that stayed away too long are let go of."""
+        self.now = now
+        self.sessions.expire(now)
 
     def schedule(
         self, drafts: Mapping[Request, Sequence[int]] | None = None, pace: Pace | None = None
@@ -136,9 +153,13 @@ class Scheduler:
                 del request.blocks[needed:]
 
     def finish(self, request: Request) -> None:
-        """Let go of a request, wherever it stands; a second call does nothing. Never between schedule and complete."""
+        """Let go of a request, wherever it stands, and keep its blocks for its session.
+
+        A second call does nothing. Never between schedule and complete.
+        """
         if request.state is State.RUNNING:
             self.running.remove(request)
+            self.sessions.retain(request, request.computed // BLOCK_TOKENS, self.now)
             self._release(request)
         elif request.state is State.WAITING and request in self.waiting:
             self.waiting.remove(request)
@@ -151,7 +172,7 @@ class Scheduler:
             if not request.decoding:
                 continue
             while request.state is State.RUNNING and len(request.blocks) < blocks_for(len(request.tokens)):
-                if self.blocks.free:
+                if self._make_free(1):
                     request.blocks.append(self.blocks.take())
                 else:
                     self._preempt(self.running[-1])  # never one that has its row already: they come in order of rank
@@ -180,11 +201,13 @@ class Scheduler:
         shared = self.blocks.find_prefix(request.digests[: (len(request.tokens) - 1) // BLOCK_TOKENS])
         own = blocks_for(len(request.tokens)) - len(shared)
         reserve = len(self.running)  # a block for each to grow into, so that letting one in does not push one out
-        if own + self.blocks.free_among(shared) + reserve > self.blocks.free:
+        if own + self.blocks.idle_among(shared) + reserve > self.blocks.free + self.blocks.retained:
             return None
         del self.waiting[0]
+        self.sessions.touch(request.session_id, self.now)
         for block in shared:
             self.blocks.share(block)
+        self._make_free(own + reserve)
         request.blocks = shared + [self.blocks.take() for _ in range(own)]
         request.computed = len(shared) * BLOCK_TOKENS
         request.state = State.RUNNING
@@ -213,6 +236,12 @@ class Scheduler:
             if request.preemptions == 0:
                 request.cached_tokens += spared
                 self.prefix_hits += spared
+
+    def _make_free(self, count: int) -> bool:
+        """Let go of sessions until so many blocks are free; False if even without them fewer are."""
+        while self.blocks.free < count and self.sessions.reclaim():
+            pass
+        return self.blocks.free >= count
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)

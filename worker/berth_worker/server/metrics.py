@@ -1,5 +1,6 @@
 """What does a worker report to Prometheus?  vLLM's names: dashboards, endpoint pickers and KEDA know them already.
 
+What vLLM has no name for begins with `berth:`.
 Source of names and meanings: vLLM's v1/metrics/loggers.py. prometheus-client adds `_total` to counters on the wire.
 Every series has the label model_name; no label takes a value that a client chooses.
 """
@@ -124,10 +125,13 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         stats = self._engine.stats()
+        sessions = stats.sessions_retained
         for name, text, value in (
             ("vllm:num_requests_running", "Requests in the model's batches.", stats.running),
             ("vllm:num_requests_waiting", "Requests that wait for a slot or for KV blocks.", stats.waiting),
             ("vllm:kv_cache_usage_perc", "KV blocks that requests hold; 1 is all.", stats.blocks_held / stats.blocks),
+            ("berth:sessions_retained", "Sessions whose KV blocks are kept for their next turn.", sessions),
+            ("berth:kv_blocks_retained", "KV blocks kept for them that no request holds.", stats.blocks_retained),
         ):
             family = GaugeMetricFamily(name, text, labels=["model_name"])
             family.add_metric([self._model_name], float(value))

@@ -104,6 +104,11 @@ class Options:
         "guess the next tokens from earlier ones where that is measured to pay, and verify several a step; the output "
         "is the same: prompt-lookup or off",
     )
+    session_seconds: float = _option(
+        300.0,
+        _seconds,
+        "keep the blocks of a session_id for its next turn for so long, unless requests need the memory; 0: not at all",
+    )
     threads: int | None = _option(None, _integer(1, 1024), "threads of a step (default: the CPUs that are allowed)")
     drain_lag_seconds: float = _option(
         5.0, _seconds, "after SIGTERM, admit for so long while endpoints catch up; at most half of grace-seconds"

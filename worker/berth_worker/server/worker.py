@@ -110,6 +110,7 @@ def engine_config(options: Options, loaded: LoadedModel, available: int) -> Engi
         kv_cache_tokens=cache,
         token_budget=options.batch_tokens,
         gap_seconds=options.gap_seconds,
+        session_seconds=options.session_seconds,
         speculation=cast("Speculation", options.speculation),
         stall_seconds=options.stall_seconds,
     )
