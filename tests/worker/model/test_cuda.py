@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from berth_worker.engine.batch import BLOCK_TOKENS, Batch
 from berth_worker.engine.engine import Engine
 from berth_worker.engine.limits import EngineConfig
 from berth_worker.engine.request import SamplingParams
-from berth_worker.model import paged_attention
+from berth_worker.model import load, paged_attention
 from berth_worker.model.batched import BatchedLlama
 from berth_worker.model.device import (
     GpuMemory,
@@ -24,6 +25,7 @@ from berth_worker.model.device import (
 )
 from berth_worker.model.interface import ModelError
 from berth_worker.model.llama import Llama
+from berth_worker.model.llama_gguf import LlamaReader
 from berth_worker.model.paged_attention import Layout, Piece, Step, group_pieces, split_into_pieces
 from berth_worker.model.tokenizer import GgufTokenizer
 from hypothesis import given, settings
@@ -128,6 +130,22 @@ def test_a_mixed_batch_says_what_the_oracle_says(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_what_overflowed_in_one_sequence_stays_there(tiny: Any, tiny_reader: Any, device: str) -> None:
+    model = BatchedLlama(tiny_reader(tiny.Shape()), torch.float32, device)
+    traffic = Traffic(0, tiny.VOCAB)
+    short, long, sick = (traffic.enter() for _ in range(3))
+    traffic.free.remove(0)
+    traffic.tables[sick].append(0)  # the block that careless padding would name
+    cache = model.new_cache(NUM_BLOCKS)
+    model.forward(traffic.step({short: 20, long: 40, sick: 8}), cache)
+    cache.data[:, :, traffic.tables[sick]] = float("nan")
+    batch = traffic.step({short: 1, long: 1, sick: 1})
+    found = model.forward(replace(batch, output_rows=[0, 1, 2]), cache)
+    assert found[:2].isfinite().all()
+    assert found[2].isnan().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_bfloat16_in_a_batch_is_as_near_float32_as_the_oracle_in_bfloat16(
     tiny: Any, tiny_reader: Any, device: str
 ) -> None:
@@ -202,8 +220,6 @@ def test_a_step_on_a_gpu_mixes_no_devices_and_waits_for_no_value(tiny: Any, tiny
 
 @needs_gpu
 def test_no_layer_waits_for_the_gpu(tiny: Any, tiny_reader: Any) -> None:
-    from dataclasses import replace  # noqa: PLC0415
-
     model = BatchedLlama(tiny_reader(tiny.Shape()), torch.bfloat16, "cuda")
     cache = model.new_cache(NUM_BLOCKS)
     steps = mixed_steps(4, tiny.VOCAB)
@@ -253,6 +269,22 @@ def test_decodes_of_like_contexts_are_one_group_and_a_long_one_is_not_among_them
     alike = [Piece(s, s, 1, 1000 + 8 * s) for s in range(16)]
     far = Piece(16, 16, 1, 100_000)
     assert [len(group) for group in group_pieces([*alike, far], 1 << 12)] == [1, 16]
+
+
+def test_loading_for_a_gpu_asks_for_the_gpu_before_the_model() -> None:
+    with pytest.raises(ModelError, match="quantization Int8"):
+        load("file:///no/such/model.gguf", quantization="Int8", device="cuda")
+
+
+@needs_gpu
+def test_the_real_model_loads_onto_the_gpu_and_says_what_the_oracle_says(tiny: Any, real_file: Any) -> None:
+    loaded = load("smollm2-135m-instruct", quantization="BF16", device="cuda")
+    assert (loaded.path, loaded.recipe) == ("torch/cuda", "bfloat16")
+    assert loaded.cache_room_bytes
+    tokens = loaded.tokenizer.encode("It was the best of times, it was the worst of times, it was the age of")
+    exact = tiny.all_logits(Llama(LlamaReader(real_file), torch.float32), tokens).log_softmax(-1)
+    rough = tiny.all_logits(loaded.model, tokens).log_softmax(-1)
+    assert (exact.exp() * (exact - rough)).sum(-1).mean() < 0.01
 
 
 def test_int8_on_a_gpu_is_refused_by_name() -> None:

@@ -34,6 +34,16 @@ class BatchedLlama(Llama):
         super().__init__(reader, dtype, device)
         self.workspace_bytes = workspace_bytes(self.config, dtype)
 
+    @property
+    def path(self) -> str:
+        """As in `LoadedModel.path`."""
+        return "torch" if self.device.type == "cpu" else f"torch/{self.device.type}"
+
+    @property
+    def cache_room_bytes(self) -> int | None:
+        """Bytes of GPU memory left for a KV cache beside a step's workspace; None on a CPU."""
+        return max(0, gpu_memory(self.device).free - self.workspace_bytes) if self.device.type == "cuda" else None
+
     def new_cache(self, num_blocks: int) -> PagedCache:
         """Raises ModelError, with the numbers, if the cache and a step's workspace are more than the GPU has free."""
         if self.device.type == "cuda":

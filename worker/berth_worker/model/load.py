@@ -10,10 +10,11 @@ import torch
 
 from berth_worker.kernels import KernelsUnavailableError
 from berth_worker.kernels.cpus import usable_cpus
+from berth_worker.model.batched import BatchedLlama
+from berth_worker.model.device import check_weights_fit, choose_device, gpu_memory
 from berth_worker.model.gguf_file import GgufFile
 from berth_worker.model.int8 import Int8Llama
 from berth_worker.model.interface import BLOCK_TOKENS, LoadedModel, ModelError, Quantization, Tokenizer
-from berth_worker.model.llama import Llama
 from berth_worker.model.llama_gguf import LlamaReader
 from berth_worker.model.llama_safetensors import SafetensorsReader
 from berth_worker.model.room import check_room
@@ -34,12 +35,14 @@ def load(
     quantization: Quantization = "Int8",
     threads: int | None = None,
     kv_cache_tokens: int | None = None,
+    device: str = "cpu",
 ) -> LoadedModel:
     """The model at `source` (see `sources.resolve`), its tokenizer and what it takes.
 
     Int8 runs in our kernels; where they are not built, in plain PyTorch in float32, with a warning.  `threads` counts
     the threads of a step; None means what the cgroup's CPU quota and affinity allow.  `kv_cache_tokens` is the cache
-    that will be asked for, if that is known: it must fit beside the weights.
+    that will be asked for, if that is known: it must fit beside the weights.  `device` is cpu, cuda or auto: see
+    `device.choose_device`.
     Raises ModelError for everything that is wrong with the source or the file, before weights are read, and for a model
     that does not fit in memory, before it is allocated.
     """
@@ -47,12 +50,16 @@ def load(
         raise ModelError(f"quantization: found {quantization!r}; supported: {', '.join(_QUANTIZATIONS)}")
     if threads is not None and threads < 1:
         raise ModelError(f"threads: found {threads}; at least 1 is right")
+    chosen = choose_device(device, quantization)
     resolved = resolve(source)
     weights, tokenizer = open_checkpoint(resolved.path)
     count = threads or usable_cpus()
     tokens = kv_cache_tokens or BLOCK_TOKENS
-    check_room(weights, quantization, threads=count, kv_tokens=tokens)
-    model = _build(weights, quantization, count, tokens)
+    if chosen.type == "cuda":  # weights go there a layer at a time: the host holds none
+        check_weights_fit(str(weights.path), weights.parameters, quantization, gpu_memory(chosen))
+    else:
+        check_room(weights, quantization, threads=count, kv_tokens=tokens)
+    model = _build(weights, quantization, count, tokens, chosen)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -60,7 +67,8 @@ def load(
         name=resolved.name,
         resident_bytes=model.resident_bytes,
         recipe=model.recipe.name if isinstance(model, Int8Llama) else str(model.dtype).removeprefix("torch."),
-        path=f"kernels/{model.isa}" if isinstance(model, Int8Llama) else "torch",
+        path=f"kernels/{model.isa}" if isinstance(model, Int8Llama) else model.path,
+        cache_room_bytes=None if isinstance(model, Int8Llama) else model.cache_room_bytes,
     )
 
 
@@ -79,7 +87,9 @@ def open_checkpoint(path: Path) -> tuple[LlamaWeights, Tokenizer]:
     return reader, tokenizer
 
 
-def _build(weights: LlamaWeights, quantization: Quantization, threads: int, kv_tokens: int) -> Int8Llama | Llama:
+def _build(
+    weights: LlamaWeights, quantization: Quantization, threads: int, kv_tokens: int, device: torch.device
+) -> Int8Llama | BatchedLlama:
     reader = cast("LlamaReader", weights)  # what the models use of it, every LlamaWeights has
     if quantization == "Int8":
         # Torch's own thread pool would spin beside the kernels'; beside them torch only copies a few numbers a step.
@@ -90,4 +100,4 @@ def _build(weights: LlamaWeights, quantization: Quantization, threads: int, kv_t
             _log.warning("%s; running in plain PyTorch in float32 instead, several times slower", error)
             check_room(weights, "FP32", threads=threads, kv_tokens=kv_tokens)
     torch.set_num_threads(threads)
-    return Llama(reader, torch.bfloat16 if quantization == "BF16" else torch.float32)
+    return BatchedLlama(reader, torch.bfloat16 if quantization == "BF16" else torch.float32, device)
