@@ -89,8 +89,25 @@ class Options:
     max_batch_tokens: int | None = _option(
         None,
         _integer(1),
-        "rows of one step: larger is faster prefill, smaller is smoother decode beside it "
+        "rows of one step at most, and of a prompt's chunk while nothing else runs "
         f"(default: {DEFAULT_BATCH_TOKENS}, or twice max-concurrency if that is more)",
+    )
+    gap_seconds: float = _option(
+        0.02,
+        _seconds,
+        "while prompts are read, running streams wait at most so long for their next token, or twice as long as they "
+        "would without if that is more: larger is faster prefill beside them",
+    )
+    speculation: str = _option(
+        "prompt-lookup",
+        _choice("prompt-lookup", "off"),
+        "guess the next tokens from earlier ones where that is measured to pay, and verify several a step; the output "
+        "is the same: prompt-lookup or off",
+    )
+    session_seconds: float = _option(
+        300.0,
+        _seconds,
+        "keep the blocks of a session_id for its next turn for so long, unless requests need the memory; 0: not at all",
     )
     threads: int | None = _option(None, _integer(1, 1024), "threads of a step (default: the CPUs that are allowed)")
     drain_lag_seconds: float = _option(

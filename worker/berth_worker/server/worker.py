@@ -13,6 +13,7 @@ from berth_worker.server.options import Options
 
 if TYPE_CHECKING:
     from berth_worker.engine.engine import Engine
+    from berth_worker.engine.limits import Speculation
     from berth_worker.model.interface import LoadedModel, Quantization
 
 __all__ = ["Phase", "Worker", "build_engine"]
@@ -108,5 +109,8 @@ def engine_config(options: Options, loaded: LoadedModel, available: int) -> Engi
         max_context_tokens=context,
         kv_cache_tokens=cache,
         token_budget=options.batch_tokens,
+        gap_seconds=options.gap_seconds,
+        session_seconds=options.session_seconds,
+        speculation=cast("Speculation", options.speculation),
         stall_seconds=options.stall_seconds,
     )
