@@ -31,7 +31,7 @@ def choose_device(asked: str, quantization: Quantization) -> torch.device:
         raise ModelError(f"device: found {asked!r}; supported: {', '.join(DEVICES)}")
     if asked == "cpu" or (asked == "auto" and (quantization != "BF16" or not torch.cuda.is_available())):
         return torch.device("cpu")
-    if quantization == "Int8":
+    if quantization in ("Int8", "Int4"):
         raise ModelError("device cuda: found quantization Int8, whose kernels run on CPUs; BF16 is right on a GPU")
     if not torch.cuda.is_available():
         raise ModelError(f"device cuda: found no GPU: {_why_no_gpu()}; a GPU and its driver, or device cpu, is right")

@@ -25,7 +25,7 @@ __all__ = [
     "Tokenizer",
 ]
 
-Quantization = Literal["Int8", "BF16", "FP32"]
+Quantization = Literal["Int8", "Int4", "BF16", "FP32"]
 _LONGEST_MESSAGE = 600
 
 

@@ -17,6 +17,7 @@ from berth_worker.model.int8 import Int8Llama
 from berth_worker.model.interface import BLOCK_TOKENS, LoadedModel, ModelError, Quantization, Tokenizer
 from berth_worker.model.llama_gguf import LlamaReader
 from berth_worker.model.llama_safetensors import SafetensorsReader
+from berth_worker.model.quantization import Recipe
 from berth_worker.model.room import check_room
 from berth_worker.model.sources import resolve
 from berth_worker.model.tokenizer import GgufTokenizer
@@ -26,7 +27,7 @@ from berth_worker.model.weights import LlamaWeights
 __all__ = ["load", "open_checkpoint"]
 
 _log = logging.getLogger(__name__)
-_QUANTIZATIONS = ("Int8", "BF16", "FP32")
+_QUANTIZATIONS = ("Int8", "Int4", "BF16", "FP32")
 
 
 def load(
@@ -39,7 +40,7 @@ def load(
 ) -> LoadedModel:
     """The model at `source` (see `sources.resolve`), its tokenizer and what it takes.
 
-    Int8 runs in our kernels; where they are not built, in plain PyTorch in float32, with a warning.  `threads` counts
+    Int8 and Int4 run in our kernels; Int4 keeps the 4-bit grid of a checkpoint that has one, and refuses others.  Where they are not built, in plain PyTorch in float32, with a warning.  `threads` counts
     the threads of a step; None means what the cgroup's CPU quota and affinity allow.  `kv_cache_tokens` is the cache
     that will be asked for, if that is known: it must fit beside the weights.  `device` is cpu, cuda or auto: see
     `device.choose_device`.
@@ -91,13 +92,24 @@ def _build(
     weights: LlamaWeights, quantization: Quantization, threads: int, kv_tokens: int, device: torch.device
 ) -> Int8Llama | BatchedLlama:
     reader = cast("LlamaReader", weights)  # what the models use of it, every LlamaWeights has
-    if quantization == "Int8":
+    if quantization in ("Int8", "Int4"):
         # Torch's own thread pool would spin beside the kernels'; beside them torch only copies a few numbers a step.
         torch.set_num_threads(1)
         try:
-            return Int8Llama(reader, threads)
+            return Int8Llama(weights, threads, _recipe(weights, quantization))
         except KernelsUnavailableError as error:
             _log.warning("%s; running in plain PyTorch in float32 instead, several times slower", error)
             check_room(weights, "FP32", threads=threads, kv_tokens=kv_tokens)
     torch.set_num_threads(threads)
     return BatchedLlama(reader, torch.bfloat16 if quantization == "BF16" else torch.float32, device)
+
+
+def _recipe(weights: LlamaWeights, quantization: Quantization) -> Recipe:
+    if quantization == "Int8":
+        return Recipe()
+    if not any(grid is not None for grid in weights.grids(0).values()):
+        raise ModelError(
+            f"{weights.path}: quantization: found Int4 for weights that are not in 4 bits; rounding them to 4 bits here "
+            "would cost more than a quarter of their perplexity: choose Int8, or a Q4_1, Q4_K, GPTQ or AWQ checkpoint"
+        )
+    return Recipe.own_grid()

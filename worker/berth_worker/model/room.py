@@ -18,6 +18,7 @@ __all__ = ["Room", "check_room", "packing_bytes", "room", "weight_bytes"]
 
 _BYTES_PER_WEIGHT: dict[Quantization, float] = {
     "Int8": 1 + 2 / 32,
+    "Int4": 1 + 2 / 32,  # at most: matrices that have no 4-bit grid are held in int8
     "BF16": 2,
     "FP32": 4,
 }  # Int8: bfloat16 scales per 32
@@ -72,7 +73,12 @@ def packing_bytes(config: LlamaConfig, threads: int) -> int:
 def kv_bytes(config: LlamaConfig, tokens: int, quantization: Quantization) -> int:
     """Bytes of a KV cache of `tokens` tokens: int8 with two float32 scales a head, or two or four bytes a value."""
     blocks = -(-tokens // BLOCK_TOKENS)
-    value = {"Int8": config.head_dim + 4, "BF16": 2 * config.head_dim, "FP32": 4 * config.head_dim}[quantization]
+    value = {
+        "Int8": config.head_dim + 4,
+        "Int4": config.head_dim + 4,
+        "BF16": 2 * config.head_dim,
+        "FP32": 4 * config.head_dim,
+    }[quantization]
     return blocks * BLOCK_TOKENS * config.num_layers * config.num_kv_heads * 2 * value
 
 
