@@ -163,6 +163,35 @@ def test_rows_without_logits_and_repeated_rows_are_as_asked(tiny: Any, whole: An
     assert torch.equal(found, expected[[299, 100, 299]])
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_blocks_that_sequences_share_are_read_together_with_the_same_bits(
+    tiny: Any, build: Callable[..., Int8Llama], isa: str
+) -> None:
+    """Streams over a common prefix of two whole chunks of attention and a half, at depths of their own."""
+    model, common = build(isa=isa), 640
+    prefix = prompt(tiny, common, seed=8)
+    tails = [prompt(tiny, 5 + 9 * i, seed=20 + i) for i in range(12)]
+
+    def streams(shared: bool, count: int) -> torch.Tensor:
+        cache, own = model.new_cache(12 * 48), 48
+        tables = [list(range(i * own, (i + 1) * own)) for i in range(count)]
+        for i, table in enumerate(tables):
+            if shared:
+                table[: common // BLOCK_TOKENS] = tables[0][: common // BLOCK_TOKENS]
+            if i == 0 or not shared:
+                model.forward(tiny.single(prefix, 0, table, rows=[]), cache)
+        for table, tail in zip(tables, tails, strict=False):
+            model.forward(tiny.single(tail, common, table, rows=[]), cache)
+        lengths = [common + len(tail) + 1 for tail in tails[:count]]
+        starts = list(range(count + 1))
+        step = Batch([7] * count, [n - 1 for n in lengths], starts, lengths, tables, starts[:-1])
+        return model.forward(step, cache)
+
+    expected = streams(shared=False, count=12)
+    assert torch.equal(streams(shared=True, count=12), expected)
+    assert torch.equal(streams(shared=True, count=1), expected[:1])
+
+
 def test_rotation_is_orthogonal_and_hadamard_is_sylvesters() -> None:
     for size in (48, 64, 96, 576, 4096):
         rotation = Rotation(size)(torch.eye(size))

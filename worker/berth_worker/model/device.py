@@ -32,7 +32,9 @@ def choose_device(asked: str, quantization: Quantization) -> torch.device:
     if asked == "cpu" or (asked == "auto" and (quantization != "BF16" or not torch.cuda.is_available())):
         return torch.device("cpu")
     if quantization in ("Int8", "Int4"):
-        raise ModelError("device cuda: found quantization Int8, whose kernels run on CPUs; BF16 is right on a GPU")
+        raise ModelError(
+            f"device cuda: found quantization {quantization}, whose kernels run on CPUs; BF16 is right on a GPU"
+        )
     if not torch.cuda.is_available():
         raise ModelError(f"device cuda: found no GPU: {_why_no_gpu()}; a GPU and its driver, or device cpu, is right")
     device = torch.device("cuda", torch.cuda.current_device())

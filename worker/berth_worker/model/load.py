@@ -40,9 +40,10 @@ def load(
 ) -> LoadedModel:
     """The model at `source` (see `sources.resolve`), its tokenizer and what it takes.
 
-    Int8 and Int4 run in our kernels; Int4 keeps the 4-bit grid of a checkpoint that has one, and refuses others.  Where they are not built, in plain PyTorch in float32, with a warning.  `threads` counts
-    the threads of a step; None means what the cgroup's CPU quota and affinity allow.  `kv_cache_tokens` is the cache
-    that will be asked for, if that is known: it must fit beside the weights.  `device` is cpu, cuda or auto: see
+    Int8 and Int4 run in our kernels; where those are not built, in plain PyTorch in float32, with a warning.  Int4
+    keeps the 4-bit grid of a checkpoint that has one, and refuses others.  `threads` counts the threads of a step; None means
+    what the cgroup's CPU quota and affinity allow.  `kv_cache_tokens` is the cache that will be asked for, if that is
+    known: it must fit beside the weights.  `device` is cpu, cuda or auto: see
     `device.choose_device`.
     Raises ModelError for everything that is wrong with the source or the file, before weights are read, and for a model
     that does not fit in memory, before it is allocated.
@@ -109,7 +110,7 @@ def _recipe(weights: LlamaWeights, quantization: Quantization) -> Recipe:
         return Recipe()
     if not any(grid is not None for grid in weights.grids(0).values()):
         raise ModelError(
-            f"{weights.path}: quantization: found Int4 for weights that are not in 4 bits; rounding them to 4 bits here "
+            f"{weights.path}: quantization: found Int4 for weights that are not in 4 bits; rounding them here "
             "would cost more than a quarter of their perplexity: choose Int8, or a Q4_1, Q4_K, GPTQ or AWQ checkpoint"
         )
     return Recipe.own_grid()
