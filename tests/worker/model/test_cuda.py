@@ -23,11 +23,14 @@ from berth_worker.model.device import (
     choose_device,
     gpu_memory,
 )
-from berth_worker.model.interface import ModelError
+from berth_worker.model.interface import LoadedModel, ModelError
 from berth_worker.model.llama import Llama
 from berth_worker.model.llama_gguf import LlamaReader
 from berth_worker.model.paged_attention import Layout, Piece, Step, group_pieces, split_into_pieces
 from berth_worker.model.tokenizer import GgufTokenizer
+from berth_worker.server.memory import GPU_KV_SHARE
+from berth_worker.server.options import parse
+from berth_worker.server.worker import engine_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -285,6 +288,23 @@ def test_the_real_model_loads_onto_the_gpu_and_says_what_the_oracle_says(tiny: A
     exact = tiny.all_logits(Llama(LlamaReader(real_file), torch.float32), tokens).log_softmax(-1)
     rough = tiny.all_logits(loaded.model, tokens).log_softmax(-1)
     assert (exact.exp() * (exact - rough)).sum(-1).mean() < 0.01
+
+
+@pytest.mark.parametrize(("flags", "room"), [([], 1 << 40), (["--device", "cuda"], 8 << 20)])
+def test_a_worker_on_a_gpu_sizes_its_cache_by_what_the_gpu_has_left(
+    tiny: Any, tiny_reader: Any, flags: list[str], room: int
+) -> None:
+    reader = tiny_reader(tiny.Shape())
+    model = BatchedLlama(reader, torch.bfloat16)
+    tokenizer = GgufTokenizer(reader.file)
+    left = room if flags else None
+    loaded = LoadedModel(model, tokenizer, reader.config, "tiny", 0, "bfloat16", "torch", cache_room_bytes=left)
+    config = engine_config(
+        parse(["--max-concurrency", "4000", "--max-batch-tokens", "4000", *flags], {}), loaded, 1 << 40
+    )
+    per_token = model.kv_bytes_per_block // BLOCK_TOKENS
+    whole = 4000 * reader.config.max_context
+    assert config.kv_cache_tokens == (int(GPU_KV_SHARE * room) // per_token if flags else whole)
 
 
 def test_int8_on_a_gpu_is_refused_by_name() -> None:

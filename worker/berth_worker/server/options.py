@@ -71,6 +71,11 @@ class Options:
     quantization: str = _option(
         "Int8", _choice("Int8", "BF16", "FP32"), "how weights are held and multiplied: Int8, BF16 or FP32"
     )
+    device: str = _option(
+        "cpu",
+        _choice("cpu", "cuda", "auto"),
+        "where the model runs: cpu, cuda (BF16 or FP32), or auto: a GPU for BF16 if one is there, else the CPU",
+    )
     host: str = _option("0.0.0.0", _word, "address to listen on")  # noqa: S104 - a pod's address is not known before
     grpc_port: int = _option(9000, _integer(0, 65535), "gRPC port; 0: any free one, printed when ready")
     http_port: int = _option(
