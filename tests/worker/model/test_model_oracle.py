@@ -12,8 +12,6 @@ from berth_worker.model.gguf_file import GgufFile
 from berth_worker.model.llama import Llama, check_batch
 from berth_worker.model.llama_gguf import LlamaReader
 
-TEXT = Path(__file__).parents[1] / "data" / "scandal_in_bohemia.txt"
-
 
 @pytest.fixture(autouse=True)
 def one_torch_thread() -> Iterator[None]:
