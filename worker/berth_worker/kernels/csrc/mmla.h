@@ -1,6 +1,6 @@
 // How does smmla multiply many rows by a panel?  It takes 2 rows x 8 of depth times 2 channels x 8 of depth, 32 multiply-adds, twice
 // sdot's, and leaves [row 0: c, c'; row 1: c, c'].  Two granules of weights, one below the other in depth, become its operands by two
-// shuffles; the more rows share them, the less they cost, so tiles are tall: up to 16 rows by as few as 4 channels.
+// shuffles, trn1 for channels 0 and 2, trn2 for 1 and 3 (they, unlike zip, stay within 128 bits of a longer vector); the more rows share them, the less they cost, so tiles are tall: up to 16 rows by as few as 4 channels.
 //
 // This is what surrounds the inner loop, for any width of vectors.  A call packs its rows once, in pairs, as smmla wants them; all its
 // panels use them.  Sums stay in smmla's order, as integers and as floats, until a tile is done.
@@ -16,7 +16,7 @@ constexpr int kFewRows = 4;             // below, the shuffles cost what smmla s
 constexpr int kTallRows = 16;           // rows of a tile
 constexpr int kPackedRows = 64;         // rows packed at once
 constexpr int64_t kBlockDepth = 512;    // 8 KB of a panel and of 16 rows: what is read again, for the next channels, is in the L1 cache
-constexpr int kPairFloats = 2 * kPanel;  // sums of a pair of rows: [even channel pairs, odd ones][granule][2 rows][2 channels]
+constexpr int kPairFloats = 2 * kPanel;  // sums of a pair of rows: [even channels, odd ones][granule][2 rows][2 channels]
 
 // Part of a unit, at most kBlockDepth of it, for a panel and a tile's rows.
 struct Block {
@@ -106,9 +106,8 @@ inline void pack_rows(const Activations& a, const TallRows& t) {
 // 16 channels' floats, in the order of smmla's sums.
 inline void spread(const float32x4_t (&x)[4], float* to) {
   for (int g = 0; g < 4; ++g) {
-    const float64x2_t both = vreinterpretq_f64_f32(x[g]);
-    vst1q_f32(to + 4 * g, vreinterpretq_f32_f64(vzip1q_f64(both, both)));
-    vst1q_f32(to + kPanel + 4 * g, vreinterpretq_f32_f64(vzip2q_f64(both, both)));
+    vst1q_f32(to + 4 * g, vuzp1q_f32(x[g], x[g]));
+    vst1q_f32(to + kPanel + 4 * g, vuzp2q_f32(x[g], x[g]));
   }
 }
 
@@ -147,10 +146,9 @@ inline void store_row(float* to, const float* x, int64_t n, bool add) {
 // Sums of a pair of rows, in the order of channels.
 inline void unspread(const float* sums, float (&rows)[2][kPanel]) {
   for (int g = 0; g < 4; ++g) {
-    const float64x2_t even = vreinterpretq_f64_f32(vld1q_f32(sums + 4 * g));
-    const float64x2_t odd = vreinterpretq_f64_f32(vld1q_f32(sums + kPanel + 4 * g));
-    vst1q_f32(rows[0] + 4 * g, vreinterpretq_f32_f64(vzip1q_f64(even, odd)));
-    vst1q_f32(rows[1] + 4 * g, vreinterpretq_f32_f64(vzip2q_f64(even, odd)));
+    const float32x4_t even = vld1q_f32(sums + 4 * g), odd = vld1q_f32(sums + kPanel + 4 * g);
+    vst1q_f32(rows[0] + 4 * g, vzip1q_f32(even, odd));
+    vst1q_f32(rows[1] + 4 * g, vzip2q_f32(even, odd));
   }
 }
 

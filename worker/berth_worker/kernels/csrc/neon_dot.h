@@ -10,19 +10,6 @@ namespace {
 
 constexpr int kDotRows = 4;  // 16 sums, 4 registers of activations and the weights fit the 32 registers
 
-// What a loop asks for while it computes: nothing; a line at `ahead` for each line that it reads (attention, whose blocks lie anywhere);
-// or one line in four a page ahead, which brings the page's translation and starts the processor's own prefetcher in it: weights are
-// read in order, and asking for each line would take a fifth of the load pipes.
-enum class Ask { nothing, each_line, next_page };
-constexpr int64_t kNextPage = 4096;
-
-template <Ask ask>
-BERTH_INLINE void ask_for(const int8_t* w, const int8_t* ahead, int64_t offset, int line) {
-  if constexpr (ask == Ask::each_line) __builtin_prefetch(ahead + offset + line * 64);
-  if constexpr (ask == Ask::next_page)
-    if (line == 0) __builtin_prefetch(w + offset + kNextPage);
-}
-
 template <int lane, int Rows>
 BERTH_INLINE void add_line(const int8x16_t (&w)[4], const int8x16_t (&x)[Rows], int32x4_t (&sums)[Rows][4]) {
 #pragma GCC unroll 4
