@@ -88,6 +88,21 @@ async def test_a_second_turn_finds_the_first_in_the_cache_and_says_the_same_as_w
     assert (warm.text, cold.finish.cached_prompt_tokens) == (cold.text, 0)
 
 
+async def test_a_session_stays_in_the_cache_while_other_traffic_passes(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_context_tokens=256, kv_cache_tokens=256)
+    encode = engine.tokenizer.encode
+    params = dataclasses.replace(GREEDY, max_tokens=4)
+    history = encode(" ".join(PROMPTS))
+    first = await asyncio.to_thread(engine.generate, history, params, session_id="agent")
+    stats = engine.stats()
+    assert (stats.sessions_retained, stats.blocks_retained, stats.blocks_held) == (1, (len(history) + 3) // 16, 0)
+    for prompt in PROMPTS[:5]:
+        await asyncio.to_thread(engine.generate, encode(prompt * 6), params)
+    turn = [*history, *first.token_ids, *encode(" Then")]
+    warm = await asyncio.to_thread(engine.generate, turn, params, session_id="agent")
+    assert warm.finish.cached_prompt_tokens == (len(history) + 3) // 16 * 16
+
+
 async def test_a_seeded_sample_does_not_depend_on_its_neighbours(make_engine: MakeEngine) -> None:
     params = SamplingParams(max_tokens=12, temperature=1.0, top_p=0.95, seed=11)
     engine = make_engine()

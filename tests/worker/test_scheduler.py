@@ -12,12 +12,15 @@ from collections.abc import Sequence
 import hypothesis.strategies as st
 import pytest
 from berth_worker.engine.blocks import BlockManager, OutOfBlocksError, blocks_for, extend_digests
+from berth_worker.engine.cost import Load, Pace, StepCost
 from berth_worker.engine.request import InvalidRequestError, Request, SamplingParams, State
 from berth_worker.engine.scheduler import QueueFullError, Scheduled, Scheduler
 from hypothesis import given, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 BLOCK = 16
+TTL = 100.0
+"""Seconds on a clock that tests set."""
 COMMON = [zlib.crc32(bytes([i, 7])) % 97 for i in range(256)]
 
 
@@ -32,9 +35,15 @@ def expected(prompt: Sequence[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def request(prompt: Sequence[int], max_tokens: int = 4, priority: int = 0) -> Request:
+def request(prompt: Sequence[int], max_tokens: int = 4, priority: int = 0, session: str = "") -> Request:
     params = SamplingParams(max_tokens=max_tokens)
-    return Request(id="r", tokens=list(prompt), params=params, max_tokens=max_tokens, priority=priority)
+    return Request("r", list(prompt), params, max_tokens, priority, session)
+
+
+def draft(r: Request, right: int, wrong: int) -> list[int]:
+    room = r.max_tokens - r.generated - 1
+    coming = expected(r.tokens, right + wrong)
+    return [*coming[:right], *((token + 1) % 97 for token in coming[right:])][:room]
 
 
 class Harness:
@@ -43,17 +52,24 @@ class Harness:
     def __init__(self, num_blocks: int, max_running: int, max_waiting: int, token_budget: int) -> None:
         self.blocks = BlockManager(num_blocks)
         self.scheduler = Scheduler(
-            self.blocks, max_running=max_running, max_waiting=max_waiting, token_budget=token_budget
+            self.blocks,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            token_budget=token_budget,
+            session_seconds=TTL,
         )
         self.cells: list[list[int | None]] = [[None] * BLOCK for _ in range(num_blocks)]
         self.done: list[Request] = []
 
-    def step(self) -> list[Scheduled]:
+    def step(self, right: int = 0, wrong: int = 0, pace: Pace | None = None) -> list[Scheduled]:
+        """One step; requests that decode get a draft of so many tokens that will come and so many that will not."""
         scheduler = self.scheduler
         before = [r for r in scheduler.running if r.decoding]
-        work = scheduler.schedule()
+        drafts = {r: draft(r, right, wrong) for r in before}
+        work = scheduler.schedule(drafts, pace)
         assert bool(work) != scheduler.idle, "a step runs something unless nothing is there"
-        assert sum(item.count for item in work) <= scheduler.token_budget
+        assert sum(item.rows for item in work) <= scheduler.token_budget
+        assert all(list(item.draft) == drafts.get(item.request, [])[: len(item.draft)] for item in work)
         assert len(scheduler.running) <= scheduler.max_running
         assert len({id(item.request) for item in work}) == len(work)
         scheduled = {id(item.request) for item in work}
@@ -61,10 +77,10 @@ class Harness:
             assert id(r) in scheduled or r.state is State.WAITING, "a decoding request gets its row or is preempted"
         for item in work:
             self._write(item)
-        sampled = [(item.request, next_token(self._read(item.request))) for item in work if item.samples]
+        for item in work:
+            self._sample(item)
         scheduler.complete(work)
-        for r, token in sampled:
-            r.tokens.append(token)
+        for r in [item.request for item in work]:
             if r.generated == r.max_tokens:
                 scheduler.finish(r)
                 self.done.append(r)
@@ -72,16 +88,24 @@ class Harness:
 
     def _write(self, item: Scheduled) -> None:
         assert item.count > 0
-        for position in range(item.start, item.start + item.count):
+        tokens = [*item.request.tokens[: item.start + item.count], *item.draft]
+        for position in range(item.start, item.start + item.rows):
             block = item.request.blocks[position // BLOCK]
             assert self.blocks.references(block) == 1, "nobody writes into a block that others hold"
             assert not self.blocks.published(block), "nobody writes into a block that others can find"
-            self.cells[block][position % BLOCK] = item.request.tokens[position]
+            self.cells[block][position % BLOCK] = tokens[position]
 
-    def _read(self, r: Request) -> list[int]:
-        context = [self.cells[r.blocks[p // BLOCK]][p % BLOCK] for p in range(len(r.tokens))]
-        assert context == r.tokens, "the blocks hold exactly the request's own tokens"
-        return r.tokens
+    def _sample(self, item: Scheduled) -> None:
+        """As the engine does: row by row, for as long as the draft is what comes."""
+        if not item.samples:
+            return
+        r = item.request
+        for drafted in (*item.draft, None):
+            context = [self.cells[r.blocks[p // BLOCK]][p % BLOCK] for p in range(len(r.tokens))]
+            assert context == r.tokens, "the blocks hold exactly the request's own tokens"
+            r.tokens.append(next_token(r.tokens))
+            if r.tokens[-1] != drafted:
+                break
 
     def check(self) -> None:
         held = [0] * self.blocks.num_blocks
@@ -89,17 +113,24 @@ class Harness:
             for block in r.blocks:
                 held[block] += 1
         assert [self.blocks.references(b) for b in range(self.blocks.num_blocks)] == held
-        assert self.blocks.free == sum(count == 0 for count in held)
+        kept = {block for blocks, _ in self.scheduler.sessions._kept.values() for block in blocks}
+        assert self.blocks.retained == sum(not held[block] for block in kept)
+        assert self.blocks.free == sum(count == 0 for count in held) - self.blocks.retained
+        assert self.blocks.held == sum(count > 0 for count in held)
+        assert all(self.blocks.published(block) for block in kept), "what is kept can be found"
         assert not any(r.blocks or r.computed for r in self.scheduler.waiting)
+        for r in self.scheduler.running:
+            assert r.computed < len(r.tokens), "the last token is always computed for its logits"
+            assert len(r.blocks) <= blocks_for(len(r.tokens)), "a rejected draft leaves no block behind"
 
-    def drain(self) -> None:
+    def drain(self, right: int = 0, wrong: int = 0) -> None:
         steps = 0
         while not self.scheduler.idle:
-            self.step()
+            self.step(right, wrong)
             self.check()
             steps += 1
             assert steps < 20_000, "requests make progress"
-        assert self.blocks.free == self.blocks.num_blocks, "no block is leaked"
+        assert self.blocks.free + self.blocks.retained == self.blocks.num_blocks, "no block is leaked"
 
 
 prompts = st.builds(
@@ -125,11 +156,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.prompts: dict[int, list[int]] = {}
         self.cancelled: set[int] = set()
 
-    @rule(target=requests, prompt=prompts, count=st.integers(1, 24), priority=st.integers(-1, 1))
-    def submit(self, prompt: list[int], count: int, priority: int) -> Request | None:
+    @rule(
+        target=requests,
+        prompt=prompts,
+        count=st.integers(1, 24),
+        priority=st.integers(-1, 1),
+        session=st.sampled_from(["", "a", "b", "c"]),
+    )
+    def submit(self, prompt: list[int], count: int, priority: int, session: str) -> Request | None:
         scheduler = self.harness.scheduler
         inside = len(scheduler.running) + len(scheduler.waiting)
-        r = request(prompt, count, priority)
+        r = request(prompt, count, priority, session)
         if inside >= scheduler.max_running + scheduler.max_waiting:
             with pytest.raises(QueueFullError):
                 scheduler.add(r)
@@ -138,10 +175,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.prompts[id(r)] = prompt
         return r
 
-    @rule(times=st.integers(1, 6))
-    def step(self, times: int) -> None:
+    @rule(times=st.integers(1, 6), right=st.integers(0, 20), wrong=st.integers(0, 20))
+    def step(self, times: int, right: int, wrong: int) -> None:
         for _ in range(times):
-            self.harness.step()
+            self.harness.step(right, wrong)
+
+    @rule(seconds=st.sampled_from([1.0, 60.0, 200.0]))
+    def wait(self, seconds: float) -> None:
+        self.harness.scheduler.tick(self.harness.scheduler.now + seconds)
 
     @rule(r=requests)
     def cancel(self, r: Request | None) -> None:
@@ -159,6 +200,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "harness"):
             return
         self.harness.drain()
+        self.harness.scheduler.tick(self.harness.scheduler.now + 2 * TTL)
+        assert self.harness.blocks.free == self.harness.blocks.num_blocks, "no session stays for ever"
         assert len(self.harness.done) == len(self.prompts) - len(self.cancelled), "every request finishes"
         for r in self.harness.done:
             assert list(r.output_tokens) == expected(self.prompts[id(r)], r.max_tokens)
@@ -243,6 +286,162 @@ def test_decoding_requests_get_a_row_in_every_step_while_a_long_prompt_is_prefil
         assert decoding.generated == before + 1
 
 
+def test_a_draft_that_comes_true_saves_its_steps_and_one_that_does_not_changes_nothing() -> None:
+    outputs, steps = [], []
+    for right, wrong in [(0, 0), (7, 0), (0, 7), (3, 4)]:
+        harness = Harness(32, 4, 4, 64)
+        many = [request([i, 1, 2], max_tokens=33) for i in range(3)]
+        for r in many:
+            harness.scheduler.add(r)
+        harness.step()
+        count = 1
+        while not harness.scheduler.idle:
+            harness.step(right, wrong)
+            harness.check()
+            count += 1
+        outputs.append([list(r.output_tokens) for r in many])
+        steps.append(count)
+    assert all(o == outputs[0] == [expected([i, 1, 2], 33) for i in range(3)] for o in outputs)
+    assert steps == [33, 1 + 32 // 8, 33, 1 + 32 // 4]
+
+
+def test_drafts_share_the_steps_rows_with_prompts_and_push_nobody_out() -> None:
+    harness = Harness(6, 4, 4, 20)
+    small, large = request([1], max_tokens=40), request(COMMON[:48], max_tokens=9)
+    harness.scheduler.add(small)
+    harness.step()
+    harness.scheduler.add(large)
+    first = harness.step(right=10)
+    assert [(item.rows, len(item.draft)) for item in first] == [(11, 10), (9, 0)]
+    harness.drain(right=10)
+
+
+def test_a_draft_takes_no_block_that_is_not_free() -> None:
+    harness = Harness(3, 4, 4, 64)
+    many = [request([i], max_tokens=20) for i in range(2)]
+    for r in many:
+        harness.scheduler.add(r)
+    harness.step()
+    work = harness.step(right=18)
+    assert [len(item.draft) for item in work] == [18, 14], "the first takes the free block, the second fills its own"
+    assert harness.scheduler.preemptions == 0
+    harness.drain()
+
+
+def known_cost(fixed: float, row: float, attended: float = 0.0) -> StepCost:
+    """What it has learned from steps of a machine that takes exactly so long."""
+    cost = StepCost()
+    for i in range(3000):
+        load = Load(i % 40 + 1, 0, i * 37 % 5000)
+        cost.observe(load, fixed + row * load.rows + attended * load.attended)
+    cost.lateness = 1.0
+    return cost
+
+
+def test_beside_running_streams_a_prompt_takes_the_time_that_the_pace_leaves_and_alone_all_rows() -> None:
+    pace = Pace(known_cost(0.004, 0.001), 0.0205)
+    harness = Harness(64, 4, 4, 200)
+    stream = request([1, 2], max_tokens=30)
+    harness.scheduler.add(stream)
+    harness.step(pace=pace)
+    harness.scheduler.add(request(COMMON[:200], max_tokens=1))
+    assert [item.rows for item in harness.step(pace=pace)] == [1, 15], "4 + 16 x 1 ms fit into 20.5"
+    assert [item.rows for item in harness.step(right=5, pace=pace)] == [6, 10], "a draft takes of the same time"
+    harness.scheduler.finish(stream)
+    assert [item.rows for item in harness.step(pace=pace)] == [175]
+    harness.drain()
+
+
+def test_a_prompt_gets_on_even_where_there_is_no_time() -> None:
+    pace = Pace(known_cost(0.004, 0.001), 0.001)
+    harness = Harness(64, 4, 4, 200)
+    harness.scheduler.add(request([1, 2], max_tokens=60))
+    harness.step(pace=pace)
+    harness.scheduler.add(prompt := request(COMMON[:30], max_tokens=1))
+    harness.scheduler.add(behind := request(COMMON[:31], max_tokens=1))
+    steps = 0
+    while prompt.state is not State.FINISHED:
+        assert [item.rows for item in harness.step(pace=pace)][:2] == [1, min(4, 30 - 4 * steps)]
+        steps += 1
+    assert behind.cached_tokens == 16, "what it waited for was computed meanwhile"
+    harness.drain()
+
+
+def other_traffic(harness: Harness, count: int, start: int = 0) -> None:
+    """Requests without a session, one after the other, that have nothing in common."""
+    for index in range(start, start + count):
+        run_all(harness, [request([index] * 40, max_tokens=20)])
+
+
+@pytest.mark.parametrize(("session", "found"), [("agent", 64), ("", 0)])
+def test_a_sessions_next_turn_finds_its_blocks_though_other_traffic_has_passed(session: str, found: int) -> None:
+    harness = Harness(10, 4, 4, 64)
+    turn = request(COMMON[:40], max_tokens=30, session=session)
+    run_all(harness, [turn])
+    assert (harness.blocks.retained, harness.blocks.held) == (found // BLOCK, 0)
+    other_traffic(harness, 8)
+    following = request([*turn.tokens, 5, 6, 7], session=session)
+    run_all(harness, [following])
+    assert following.cached_tokens == found
+
+
+def test_a_session_that_stays_away_too_long_is_reused_like_any_other_block() -> None:
+    harness = Harness(10, 4, 4, 64)
+    turn = request(COMMON[:40], max_tokens=30, session="agent")
+    run_all(harness, [turn])
+    harness.scheduler.tick(TTL)
+    assert len(harness.scheduler.sessions) == 1
+    harness.scheduler.tick(TTL + 1)
+    assert (len(harness.scheduler.sessions), harness.blocks.retained) == (0, 0)
+    run_all(harness, [again := request([*turn.tokens, 5], session="agent")])
+    assert again.cached_tokens == 64, "nobody has taken them yet"
+
+
+def test_under_pressure_the_least_recently_used_session_goes_first_and_whole() -> None:
+    harness = Harness(12, 4, 4, 64)
+    turns = {name: request([i] * 40, max_tokens=10, session=name) for i, name in enumerate("abc")}
+    for turn in turns.values():
+        run_all(harness, [turn])
+    run_all(harness, [request([*turns["a"].tokens, 1], max_tokens=1, session="a")])
+    assert harness.blocks.retained == 9
+    run_all(harness, [request([9] * 60, max_tokens=4)])  # 4 blocks, with 3 that are free
+    assert list(harness.scheduler.sessions._kept) == ["c", "a"]
+    cached = []
+    for name in "ac":
+        run_all(harness, [again := request([*turns[name].tokens, 2], max_tokens=1)])
+        cached.append(again.cached_tokens)
+    assert cached == [48, 48]
+
+
+def test_sessions_make_room_before_anyone_is_preempted_or_kept_waiting() -> None:
+    harness = Harness(8, 4, 4, 64)
+    for i, name in enumerate("ab"):
+        run_all(harness, [request([i] * 50, max_tokens=12, session=name)])
+    assert harness.blocks.retained == 6
+    outputs = run_all(harness, [request([7] * 40, max_tokens=80, session="c")])
+    assert outputs == [expected([7] * 40, 80)]
+    assert (harness.scheduler.preemptions, len(harness.scheduler.sessions)) == (0, 1)
+
+
+def test_a_request_that_fits_only_without_those_that_run_costs_no_session() -> None:
+    harness = Harness(8, 4, 4, 64)
+    run_all(harness, [request([1] * 30, session="a")])
+    running, large = request([2] * 40, max_tokens=8), request([3] * 100, max_tokens=1)
+    harness.scheduler.add(running)
+    harness.step()
+    harness.scheduler.add(large)
+    harness.step()
+    assert (large.state, len(harness.scheduler.sessions)) == (State.WAITING, 1)
+    harness.drain()
+
+
+def test_sessions_that_share_all_their_blocks_are_bounded_too() -> None:
+    harness = Harness(8, 4, 4, 64)
+    for index in range(20):
+        run_all(harness, [request([*COMMON[:16], index], max_tokens=1, session=str(index))])
+    assert (len(harness.scheduler.sessions), harness.blocks.retained) == (8, 1)
+
+
 def test_a_higher_priority_goes_in_first_and_equal_ones_by_arrival() -> None:
     harness = Harness(32, 1, 8, 64)
     order = [request([i], priority=p) for i, p in enumerate([0, 0, 5, 0])]
@@ -324,6 +523,10 @@ def test_misuse_of_blocks_is_refused_by_name() -> None:
         blocks.release([block])
     with pytest.raises(ValueError, match=f"block {block} is published by nobody"):
         blocks.publish(block, b"x")
+    with pytest.raises(ValueError, match=f"block {block} was not published: nobody would find it"):
+        blocks.pin([block])
+    with pytest.raises(ValueError, match=f"block {block} is unpinned by nobody"):
+        blocks.unpin([block])
 
 
 def test_limits_that_would_starve_someone_are_refused() -> None:

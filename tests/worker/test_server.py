@@ -46,6 +46,8 @@ CONTRACT = {
     "vllm:prefix_cache_queries_total": "counter",
     "vllm:prefix_cache_hits_total": "counter",
     "vllm:num_preemptions_total": "counter",
+    "vllm:spec_decode_num_draft_tokens_total": "counter",
+    "vllm:spec_decode_num_accepted_tokens_total": "counter",
     "vllm:time_to_first_token_seconds": "histogram",
     "vllm:inter_token_latency_seconds": "histogram",
     "vllm:e2e_request_latency_seconds": "histogram",
@@ -54,6 +56,8 @@ CONTRACT = {
     "vllm:request_decode_time_seconds": "histogram",
     "vllm:iteration_tokens_total": "histogram",
     "vllm:cache_config_info": "gauge",
+    "berth:sessions_retained": "gauge",
+    "berth:kv_blocks_retained": "gauge",
 }
 
 

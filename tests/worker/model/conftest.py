@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,18 +32,19 @@ class TinyShape:
     layers: int = 2
     tied: bool = True
     llama3_rope: bool = False
+    hidden: int = HIDDEN
 
 
-def transformers_llama(shape: TinyShape, seed: int = 0) -> Any:
+def transformers_llama(shape: TinyShape, seed: int = 0, rope: dict[str, Any] | None = None) -> Any:
     """A random LlamaForCausalLM in float32."""
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - takes seconds: only where it is the judge
 
-    rope: dict[str, Any] = {"rope_theta": 10000.0, "rope_type": "default"}
+    rope = rope or {"rope_theta": 10000.0, "rope_type": "default"}
     if shape.llama3_rope:
         rope = {"rope_theta": 10000.0, "rope_type": "llama3", **LLAMA3_ROPE}
     config = LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=HIDDEN,
+        hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
@@ -72,24 +74,24 @@ def random_state(shape: TinyShape, seed: int = 0) -> dict[str, torch.Tensor]:
     def matrix(name: str, *size: int) -> None:
         state[name] = torch.randn(*size, generator=generator) * 0.15
 
-    matrix("model.embed_tokens.weight", VOCAB, HIDDEN)
+    matrix("model.embed_tokens.weight", VOCAB, shape.hidden)
     if not shape.tied:
-        matrix("lm_head.weight", VOCAB, HIDDEN)
-    state["model.norm.weight"] = torch.rand(HIDDEN, generator=generator) + 0.5
+        matrix("lm_head.weight", VOCAB, shape.hidden)
+    state["model.norm.weight"] = torch.rand(shape.hidden, generator=generator) + 0.5
     for index in range(shape.layers):
         prefix = f"model.layers.{index}."
         for name, rows, columns in (
-            ("self_attn.q_proj", q, HIDDEN),
-            ("self_attn.k_proj", kv, HIDDEN),
-            ("self_attn.v_proj", kv, HIDDEN),
-            ("self_attn.o_proj", HIDDEN, q),
-            ("mlp.gate_proj", shape.intermediate, HIDDEN),
-            ("mlp.up_proj", shape.intermediate, HIDDEN),
-            ("mlp.down_proj", HIDDEN, shape.intermediate),
+            ("self_attn.q_proj", q, shape.hidden),
+            ("self_attn.k_proj", kv, shape.hidden),
+            ("self_attn.v_proj", kv, shape.hidden),
+            ("self_attn.o_proj", shape.hidden, q),
+            ("mlp.gate_proj", shape.intermediate, shape.hidden),
+            ("mlp.up_proj", shape.intermediate, shape.hidden),
+            ("mlp.down_proj", shape.hidden, shape.intermediate),
         ):
             matrix(f"{prefix}{name}.weight", rows, columns)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            state[f"{prefix}{name}.weight"] = torch.rand(HIDDEN, generator=generator) + 0.5
+            state[f"{prefix}{name}.weight"] = torch.rand(shape.hidden, generator=generator) + 0.5
     return state
 
 
@@ -108,7 +110,7 @@ def write_gguf(
         "general.architecture": "llama",
         "llama.block_count": shape.layers,
         "llama.context_length": 512,
-        "llama.embedding_length": HIDDEN,
+        "llama.embedding_length": shape.hidden,
         "llama.feed_forward_length": shape.intermediate,
         "llama.attention.head_count": shape.heads,
         "llama.attention.head_count_kv": shape.kv_heads,
@@ -146,6 +148,64 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_folder(
+    path: Path,
+    shape: TinyShape,
+    state: dict[str, torch.Tensor],
+    *,
+    config: dict[str, Any] | None = None,
+    files: dict[str, Any] | None = None,
+) -> Path:
+    """Write a Llama as a Hugging Face folder; `config` adds or replaces fields of config.json (None drops one), `files`
+    adds or replaces other JSON files."""
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    path.mkdir(exist_ok=True)
+    values: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "vocab_size": VOCAB,
+        "tie_word_embeddings": shape.tied,
+        "hidden_act": "silu",
+        "eos_token_id": VOCAB - 1,
+    }
+    if shape.llama3_rope:
+        values["rope_scaling"] = {"rope_type": "llama3", **LLAMA3_ROPE}
+    values = {name: value for name, value in (values | (config or {})).items() if value is not None}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path / "model.safetensors")
+    others = {"tokenizer.json": tiny_tokenizer_json(), "tokenizer_config.json": {"eos_token": "<end>"}} | (files or {})
+    for name, content in {"config.json": values, **others}.items():
+        (path / name).write_text(json.dumps(content))
+    return path
+
+
+def tiny_tokenizer_json() -> dict[str, Any]:
+    """The tokenizer of write_gguf, as a tokenizer.json."""
+    vocabulary = {chr(ord("!") + i): i for i in range(VOCAB - 2)} | {"ab": VOCAB - 2}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    end = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "padding": None,
+        "added_tokens": [{"id": VOCAB - 1, "content": "<end>", **end}],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": None, "vocab": vocabulary, "merges": [["a", "b"]]},
+    }
 
 
 def gguf_tensors(shape: TinyShape, state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -229,6 +289,8 @@ class _Tiny:
     transformers_llama = staticmethod(transformers_llama)
     random_state = staticmethod(random_state)
     write_gguf = staticmethod(write_gguf)
+    write_folder = staticmethod(write_folder)
+    tokenizer_json = staticmethod(tiny_tokenizer_json)
     all_logits = staticmethod(all_logits)
     single = staticmethod(single)
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 ISAS = kernels.available_isas()
 
 
-def products(values: np.ndarray, weights: np.ndarray, isa: str) -> np.ndarray:
+def products(values: np.ndarray, weights: np.ndarray, isa: str, *, positive: bool = False) -> np.ndarray:
     """The kernels' values @ weights.T, int32; depth padded with zeros."""
     packed = pack_values(torch.from_numpy(weights))
     padded = np.pad(values, ((0, 0), (0, -values.shape[1] % 4)))
-    return kernels.int8_dots(packed, torch.from_numpy(padded), isa)[:, : weights.shape[0]].numpy()
+    return kernels.int8_dots(packed, torch.from_numpy(padded), isa, positive=positive)[:, : weights.shape[0]].numpy()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -45,6 +45,8 @@ def test_products_are_exact_at_any_size_and_at_the_extremes(
     values, weights = draw(rows, depth), draw(channels, depth)
     expected = values.astype(np.int64) @ weights.astype(np.int64).T
     assert np.array_equal(products(values, weights, isa), expected)
+    expected = np.abs(values).astype(np.int64) @ weights.astype(np.int64).T
+    assert np.array_equal(products(np.abs(values), weights, isa, positive=True), expected)
 
 
 def test_padding_and_order_of_the_packed_layout() -> None:

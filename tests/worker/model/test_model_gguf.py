@@ -189,19 +189,6 @@ def test_a_message_stays_one_short_line_whatever_the_file_calls_its_tensors(tiny
     assert len(str(ModelError("x" * 10_000))) <= 600
 
 
-def test_a_model_larger_than_the_machine_is_refused_before_anything_is_allocated(
-    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import os  # noqa: PLC0415
-
-    shape = tiny.Shape(layers=1)
-    path = tiny.write_gguf(tmp_path / "tiny.gguf", shape, tiny.random_state(shape))
-    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 4, "SC_AVPHYS_PAGES": 4}
-    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
-    with pytest.raises(ModelError, match=r"weights need .* GiB as Int8; this machine has"):
-        load(str(path))
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [({"quantization": "Int3"}, "quantization: found 'Int3'"), ({"threads": 0}, "threads: found 0")],

@@ -79,12 +79,65 @@ def test_the_hub_gives_the_only_gguf_file_of_a_repository(tmp_path: Path, monkey
         asked.append((repository, file))
         return str(tmp_path / file)
 
-    monkeypatch.setattr(hub, "list_repo_files", files.__getitem__)
+    monkeypatch.setattr(hub, "list_repo_files", lambda repository, **_: files[repository])
     monkeypatch.setattr(hub, "hf_hub_download", download)
     assert resolve("hf://org/one").path == tmp_path / "m.gguf"
     assert resolve("hf://org/two/b.gguf").name == "two"
     assert asked == [("org/one", "m.gguf"), ("org/two", "b.gguf")]
-    with pytest.raises(ModelError, match=r"found .gguf files: a.gguf, b.gguf; name one: hf://org/two/FILE.gguf"):
+    with pytest.raises(ModelError, match=r"found .gguf files: a.gguf, b.gguf, .* name one: hf://org/two/FILE.gguf"):
         resolve("hf://org/two")
     with pytest.raises(ModelError, match="cannot be fetched"):
         resolve("hf://org/absent")
+
+
+FOLDER = [
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "pytorch_model.bin",
+    "original/x.safetensors",
+]
+
+
+def test_the_hub_gives_a_safetensors_repository_as_a_folder_of_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    asked: list[str] = []
+
+    def download(repository: str, allow_patterns: list[str], **_: object) -> str:
+        asked.extend(hub.utils.filter_repo_objects(FOLDER, allow_patterns=allow_patterns))
+        return str(tmp_path / "snapshots" / "0123abc")
+
+    monkeypatch.setattr(hub, "list_repo_files", lambda repository, **_: FOLDER)
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    found = resolve("hf://org/My-Llama")
+    assert (found.path, found.name) == (tmp_path / "snapshots" / "0123abc", "my-llama")
+    assert asked == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("form", ["{folder}", "file://{folder}", "pvc://claim/llama"])
+@pytest.mark.parametrize("weights", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_folder_with_a_configuration_and_safetensors_is_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, weights: str
+) -> None:
+    monkeypatch.setattr(sources, "CLAIM_ROOT", tmp_path)
+    folder = tmp_path / "claim" / "llama"
+    folder.mkdir(parents=True)
+    for name in ("config.json", weights):
+        (folder / name).touch()
+    found = resolve(form.format(folder=folder))
+    assert (found.path, found.name) == (folder, "llama")
+    with pytest.raises(ModelError, match=r"name the folder, .*claim/llama: a safetensors model is several files"):
+        resolve(str(folder / "config.json"))
+
+
+def test_a_folder_of_other_weights_says_what_is_missing(tmp_path: Path) -> None:
+    for name in ("config.json", "pytorch_model.bin"):
+        (tmp_path / name).touch()
+    with pytest.raises(ModelError, match=r"has config.json, but neither model.safetensors nor"):
+        resolve(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"folder with 0 .gguf files; a .gguf file, or config.json and model"):
+        resolve(str(tmp_path))

@@ -2,7 +2,7 @@
 
 Blocks of 16 tokens with reference counts. A full block is known by a digest that chains over everything before it,
 so equal digests mean equal prefixes and such a block is shared. A block that nobody holds any more keeps its content
-until its memory is needed: least recently used goes first.
+until its memory is needed: least recently used goes first. A pinned block is not taken though nobody holds it.
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ def extend_digests(digests: list[bytes], tokens: Sequence[int], full_blocks: int
 
 
 class BlockManager:
-    """Blocks 0 ... num_blocks - 1: free (perhaps still cached), or held by one request or more."""
+    """Blocks 0 ... num_blocks - 1: free (perhaps still cached), held by requests, or else pinned and so retained."""
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 1:
             raise ValueError(f"num_blocks: {num_blocks}; at least 1")
         self.num_blocks = num_blocks
         self._references = [0] * num_blocks
+        self._pins = [0] * num_blocks
+        self.retained = 0
+        """Blocks that no request holds and that are not free, because they are pinned."""
         self._digest: list[bytes | None] = [None] * num_blocks
         self._cached: dict[bytes, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
@@ -58,7 +61,7 @@ class BlockManager:
     @property
     def held(self) -> int:
         """Blocks that some request holds."""
-        return self.num_blocks - len(self._free)
+        return self.num_blocks - len(self._free) - self.retained
 
     def references(self, block: int) -> int:
         """How many requests hold the block."""
@@ -84,6 +87,10 @@ class BlockManager:
 
     def free_among(self, blocks: Iterable[int]) -> int:
         """How many of these blocks sharing would take out of the free ones."""
+        return sum(self._references[block] == 0 and self._pins[block] == 0 for block in blocks)
+
+    def idle_among(self, blocks: Iterable[int]) -> int:
+        """How many of these blocks are held by no request."""
         return sum(self._references[block] == 0 for block in blocks)
 
     def share(self, block: int) -> None:
@@ -91,7 +98,10 @@ class BlockManager:
         if self._digest[block] is None:
             raise ValueError(f"block {block} was not published: its content belongs to its holder alone")
         if self._references[block] == 0:
-            del self._free[block]
+            if self._pins[block]:
+                self.retained -= 1
+            else:
+                del self._free[block]
         self._references[block] += 1
 
     def take(self) -> int:
@@ -124,6 +134,33 @@ class BlockManager:
                 raise ValueError(f"block {block} is released by nobody: no request holds it")
             self._references[block] -= 1
             if self._references[block] == 0:
-                self._free[block] = None
-                if self._digest[block] is None:
-                    self._free.move_to_end(block, last=False)
+                self._let_go(block)
+
+    def pin(self, blocks: Sequence[int]) -> None:
+        """Keep published blocks from being taken, held or not, until they are unpinned as often."""
+        for block in blocks:
+            if self._digest[block] is None:
+                raise ValueError(f"block {block} was not published: nobody would find it again")
+            if self._references[block] == 0 and self._pins[block] == 0:
+                del self._free[block]
+                self.retained += 1
+            self._pins[block] += 1
+
+    def unpin(self, blocks: Sequence[int]) -> None:
+        """Take back one pin of each; the last block of a sequence is forgotten first."""
+        for block in reversed(blocks):
+            if self._pins[block] < 1:
+                raise ValueError(f"block {block} is unpinned by nobody: it has no pin")
+            self._pins[block] -= 1
+            if self._pins[block] == 0 and self._references[block] == 0:
+                self.retained -= 1
+                self._let_go(block)
+
+    def _let_go(self, block: int) -> None:
+        """Nobody holds the block any more."""
+        if self._pins[block]:
+            self.retained += 1
+            return
+        self._free[block] = None
+        if self._digest[block] is None:
+            self._free.move_to_end(block, last=False)

@@ -10,31 +10,29 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from berth_worker.engine.active import Active
 from berth_worker.engine.blocks import BlockManager, blocks_for
+from berth_worker.engine.cost import Load, StepCost
 from berth_worker.engine.limits import EngineConfig, NotAcceptingError, allowed_tokens
+from berth_worker.engine.pacing import next_work
 from berth_worker.engine.report import Observer, Silent, Stats, StepReport
 from berth_worker.engine.request import FinishReason, Request, SamplingParams
-from berth_worker.engine.sampling import StopText, sample
 from berth_worker.engine.scheduler import Scheduled, Scheduler
+from berth_worker.engine.speculation import Acceptance, Drafter
 from berth_worker.engine.step import run_step, warm_up
-from berth_worker.engine.stream import AsyncStream, Chunk, Completion, Finish, SyncStream, merge
+from berth_worker.engine.stream import AsyncStream, Chunk, Completion, SyncStream, merge
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from berth_worker.model.interface import Model, Tokenizer
 
 __all__ = ["Engine"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Active:
-    request: Request
-    text: StopText
-    stream: AsyncStream | SyncStream
 
 
 class Engine:
@@ -56,12 +54,15 @@ class Engine:
             max_running=config.max_running,
             max_waiting=config.max_waiting,
             token_budget=config.token_budget,
+            session_seconds=config.session_seconds,
         )
         self._model = model
         self._cache = model.new_cache(self._blocks.num_blocks)
-        warm_up(model, self._cache)
+        self._cost = StepCost()
+        warm_up(model, self._cache, self._cost)
+        self._acceptance = Acceptance()
         self._observer: Observer = observer or Silent()
-        self._active: dict[Request, _Active] = {}
+        self._active: dict[Request, Active] = {}
         self._cancelled: set[Request] = set()
         self._lock = threading.Condition()
         """Guards the scheduler and all below; never held while the model runs."""
@@ -130,8 +131,17 @@ class Engine:
     def stats(self) -> Stats:
         """Counts of this moment."""
         with self._lock:
-            scheduler = self._scheduler
-            return Stats(len(scheduler.running), len(scheduler.waiting), self._blocks.held, self._blocks.num_blocks)
+            scheduler, blocks = self._scheduler, self._blocks
+            if self._failure is None:
+                scheduler.tick(time.monotonic())
+            return Stats(
+                running=len(scheduler.running),
+                waiting=len(scheduler.waiting),
+                blocks_held=blocks.held,
+                blocks=blocks.num_blocks,
+                sessions_retained=len(scheduler.sessions),
+                blocks_retained=blocks.retained,
+            )
 
     def unhealthy(self) -> str | None:
         """Why the engine cannot serve any more: its thread has failed, or a step is stuck. None while it can."""
@@ -158,7 +168,8 @@ class Engine:
         )
 
     def _enter(self, request: Request, stream: AsyncStream | SyncStream) -> None:
-        active = _Active(request, StopText(self.tokenizer.stream(), request.params.stop), stream)
+        drafter = Drafter(request, Acceptance(self._acceptance)) if self.config.speculation != "off" else None
+        active = Active.start(request, self.tokenizer, stream, drafter)
         with self._lock:
             if self._failure is not None:
                 raise NotAcceptingError(f"engine failed: {self._failure}")
@@ -198,105 +209,86 @@ class Engine:
                 cancelled = [self._active[request] for request in self._cancelled if request in self._active]
                 self._cancelled.clear()
                 more = not self._scheduler.idle
-            self._deliver([(active, self._end(active, FinishReason.ABORT)) for active in cancelled])
+            for active in cancelled:
+                active.ended = FinishReason.ABORT
+            self._deliver([(active, self._end(active)) for active in cancelled])
             if more:
                 return True
 
     def _step(self) -> None:
+        began = time.monotonic()
         scheduler = self._scheduler
         with self._lock:
+            scheduler.tick(began)
             before = (scheduler.preemptions, scheduler.prefix_queried, scheduler.prefix_hits)
-            work = scheduler.schedule()
+            work = next_work(scheduler, self._cost, self.config.gap_seconds, lambda r: self._active[r].drafter)
             report = StepReport(
-                rows=sum(item.count for item in work),
+                rows=sum([item.rows for item in work]),
                 preemptions=scheduler.preemptions - before[0],
                 prefix_queried=scheduler.prefix_queried - before[1],
                 prefix_hits=scheduler.prefix_hits - before[2],
             )
         if not work:
             return
-        now = time.monotonic()
+        load = Load()
+        self._step_began = now = time.monotonic()
         for item in work:
+            load.add(item.start, item.rows, 1 + len(item.draft) if item.samples else 0)
             if item.request.admitted is None:
                 item.request.admitted = now
-        self._step_began = now
         try:
             logits = run_step(self._model, self._cache, work)
         finally:
             self._step_began = None
         now = time.monotonic()
-        sampling: list[Scheduled] = [item for item in work if item.samples]
+        moved, row = [], 0
+        for item in work:
+            if item.samples:
+                rows = logits[row : row + 1 + len(item.draft)]
+                row += len(rows)
+                moved.append((item, *self._advance(item, rows, now, report)))
         with self._lock:
             scheduler.complete(work)
-        chunks = []
-        for item, row in zip(sampling, logits, strict=True):
-            active = self._active[item.request]
-            try:
-                chunk = self._advance(active, sample(row, item.request), now, report)
-            except Exception as error:  # this request's alone: the others go on
-                log.exception("request %s failed", item.request.id)
-                chunk = self._end(active, FinishReason.ERROR, error=f"{type(error).__name__}: {error}")
-            chunks.append((active, chunk))
+        chunks = [(active, self._end(active, chunk) if active.ended else chunk) for _, active, chunk in moved]
         self._observer.step(report)
         self._deliver(chunks)
+        self._cost.observe(load, time.monotonic() - began)
 
-    def _advance(self, active: _Active, token: int, now: float, report: StepReport) -> Chunk:
-        """Add a token to a request, and end it if that is its last."""
-        request = active.request
-        request.tokens.append(token)
-        report.generated += 1
-        if request.first_token is None:
-            request.first_token = now
-            report.prompt_tokens += request.prompt_tokens
-            report.first_token_seconds.append(now - request.arrived)
-        elif request.last_token is not None:
-            report.gap_seconds.append(now - request.last_token)
-        request.last_token = now
-        text = active.text.push(token)
-        ends = token in request.params.stop_token_ids or (
-            token in self.tokenizer.eos_ids and not request.params.ignore_eos
-        )
-        if ends or active.text.stopped:
-            return self._end(active, FinishReason.STOP, text=text, token=token)
-        if request.generated >= request.max_tokens:
-            return self._end(active, FinishReason.LENGTH, text=text, token=token)
-        return Chunk(text, (token,))
+    def _advance(
+        self, item: Scheduled, logits: NDArray[np.float32], now: float, report: StepReport
+    ) -> tuple[Active, Chunk]:
+        """What comes next of a request; one that fails ends alone, the others go on."""
+        active = self._active[item.request]
+        try:
+            return active, Chunk(*active.advance(logits, item.draft, now, report))
+        except Exception as error:
+            log.exception("request %s failed", item.request.id)
+            active.ended = FinishReason.ERROR
+            active.error = f"{type(error).__name__}: {error}"
+            return active, Chunk("", ())
 
-    def _end(
-        self, active: _Active, reason: FinishReason, *, text: str = "", token: int | None = None, error: str = ""
-    ) -> Chunk:
+    def _end(self, active: Active, last: Chunk | None = None) -> Chunk:
         """Take a request out, free its blocks, and make its last chunk."""
         request = active.request
-        request.finish_reason = reason
-        text += active.text.flush() if reason in {FinishReason.STOP, FinishReason.LENGTH} else ""
         with self._lock:
             if self._failure is None:  # else the scheduler may be in the middle of a step
                 self._scheduler.finish(request)
             self._active.pop(request, None)
             self._lock.notify_all()
         now = time.monotonic()
-        admitted = now if request.admitted is None else request.admitted
-        first = admitted if request.first_token is None else request.first_token
-        finish = Finish(
-            reason=reason,
-            prompt_tokens=request.prompt_tokens,
-            cached_prompt_tokens=request.cached_tokens,
-            completion_tokens=request.generated,
-            queue_seconds=admitted - request.arrived,
-            prefill_seconds=first - admitted,
-            decode_seconds=(first if request.last_token is None else request.last_token) - first,
-            error=error,
-        )
+        finish = active.finish(now)
         self._observer.finished(finish, now - request.arrived)
-        return Chunk(text, () if token is None else (token,), finish)
+        return Chunk("", (), finish) if last is None else Chunk(last.text, last.token_ids, finish)
 
     def _end_all(self, reason: FinishReason, error: str) -> None:
         with self._lock:
             self._accepting = False
             left = list(self._active.values())
-        self._deliver([(active, self._end(active, reason, error=error)) for active in left])
+        for active in left:
+            active.ended, active.error = reason, error
+        self._deliver([(active, self._end(active)) for active in left])
 
-    def _deliver(self, chunks: Sequence[tuple[_Active, Chunk]]) -> None:
+    def _deliver(self, chunks: Sequence[tuple[Active, Chunk]]) -> None:
         """Hand chunks to their readers: one wake-up of each event loop, however many of its streams move."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[AsyncStream, Chunk]]] = defaultdict(list)
         for active, chunk in chunks:

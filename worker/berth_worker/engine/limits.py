@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from berth_worker.engine.request import InvalidRequestError, SamplingParams
 
-__all__ = ["EngineConfig", "NotAcceptingError", "allowed_tokens"]
+__all__ = ["SPECULATIONS", "EngineConfig", "NotAcceptingError", "Speculation", "allowed_tokens"]
+
+Speculation = Literal["prompt-lookup", "off"]
+SPECULATIONS: tuple[Speculation, ...] = get_args(Speculation)
 
 
 class NotAcceptingError(RuntimeError):
@@ -27,11 +31,23 @@ class EngineConfig:
     kv_cache_tokens: int = 16 * 4096
     """Tokens whose keys and values all requests and the prefix cache share; rounded up to blocks."""
     token_budget: int = 256
-    """Rows of one step: bounds how long a prompt's chunk keeps the running streams waiting."""
+    """Rows of one step at most, and of a prompt's chunk while no stream runs beside it."""
+    gap_seconds: float = 0.02
+    """Running streams wait for their next token at most so long while prompts are read, or twice as long as they would
+    without, if that is more."""
+    speculation: Speculation = "prompt-lookup"
+    """Whether the next tokens are guessed from earlier ones and verified several a step. Changes no output."""
+    session_seconds: float = 300.0
+    """A session's blocks are kept for its next turn for so long, unless requests need the memory; 0: not at all."""
     stall_seconds: float = 120.0
     """A step that takes longer counts as stuck."""
 
     def __post_init__(self) -> None:
+        if self.speculation not in SPECULATIONS:
+            raise ValueError(f"speculation: {self.speculation!r}; one of {', '.join(SPECULATIONS)}")
+        for name in ("gap_seconds", "session_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: {getattr(self, name)}; 0 or more")
         if self.max_context_tokens < 2:
             raise ValueError(f"max_context_tokens: {self.max_context_tokens}; at least 2: a prompt and an answer")
         if self.max_context_tokens > self.kv_cache_tokens:

@@ -26,7 +26,11 @@ class StepReport:
     first_token_seconds: list[float] = field(default_factory=list)
     """Arrival to first token."""
     gap_seconds: list[float] = field(default_factory=list)
-    """Token to token of one request."""
+    """Token to token of one request; tokens of one step arrive together and count as one."""
+    drafted: int = 0
+    """Drafted tokens that ran."""
+    accepted: int = 0
+    """Of those, tokens that came."""
 
 
 class Observer(Protocol):
@@ -54,4 +58,8 @@ class Stats:
     running: int
     waiting: int
     blocks_held: int
+    """By requests."""
     blocks: int
+    sessions_retained: int
+    blocks_retained: int
+    """Held by no request, kept for a session's next turn."""

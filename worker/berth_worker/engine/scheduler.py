@@ -1,7 +1,8 @@
 """Which tokens run in the next step?
 
-Continuous batching with chunked prefill: every request that decodes gets its row, then prefills share what is left
-of the step's token budget, then waiting requests are let in while there is a slot and room for their whole prompt.
+Continuous batching with chunked prefill: every request that decodes gets its row and those of its draft, then prefills
+share what is left of the step's token budget and, beside running streams, of the time that these may be kept waiting,
+then waiting requests are let in while there is a slot and room for their whole prompt.
 When a decoding request finds no block, the request that goes last gives all of its own up and is recomputed later.
 Pure and single-threaded: the engine's lock is the only guard.
 """
@@ -9,14 +10,19 @@ Pure and single-threaded: the engine's lock is the only guard.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from berth_worker.engine.batch import BLOCK_TOKENS
 from berth_worker.engine.blocks import BlockManager, blocks_for, extend_digests
+from berth_worker.engine.cost import Load, Pace
 from berth_worker.engine.request import Request, State
+from berth_worker.engine.sessions import Sessions
 
 __all__ = ["QueueFullError", "Scheduled", "Scheduler"]
+
+LEAST_CHUNK = 4
+"""Rows of a prompt that a step runs at least, whatever the pace: a prompt always gets on."""
 
 
 class QueueFullError(RuntimeError):
@@ -25,11 +31,17 @@ class QueueFullError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """Tokens start ... start + count - 1 of a request run in this step."""
+    """Tokens start ... start + count - 1 of a request run in this step, and after them a draft of what comes next."""
 
     request: Request
     start: int
     count: int
+    draft: Sequence[int] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the step, those of the draft included."""
+        return self.count + len(self.draft)
 
     @property
     def samples(self) -> bool:
@@ -40,8 +52,17 @@ class Scheduled:
 class Scheduler:
     """Requests that wait and run, over one BlockManager."""
 
-    def __init__(self, blocks: BlockManager, *, max_running: int, max_waiting: int, token_budget: int) -> None:
-        """max_running: requests in one step; max_waiting: beyond them; token_budget: rows of one step."""
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        max_running: int,
+        max_waiting: int,
+        token_budget: int,
+        session_seconds: float = 0.0,
+    ) -> None:
+        """max_running: requests in one step; max_waiting: beyond them; token_budget: rows of one step;
+        session_seconds: how long a session's blocks are kept for its next turn."""
         if max_running < 1:
             raise ValueError(f"max_running: {max_running}; at least 1")
         if max_waiting < 0:
@@ -52,6 +73,8 @@ class Scheduler:
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.token_budget = token_budget
+        self.sessions = Sessions(blocks, session_seconds)
+        self.now = 0.0
         self.waiting: list[Request] = []
         """Sorted by rank."""
         self.running: list[Request] = []
@@ -80,35 +103,63 @@ class Scheduler:
             raise ValueError(f"{most} tokens never fit in {self.blocks.num_blocks} blocks of {BLOCK_TOKENS}")
         insort(self.waiting, request, key=lambda r: r.rank)
 
-    def schedule(self) -> list[Scheduled]:
-        """The next step's work, blocks included; empty only when idle. After the step, call `complete`."""
+    def tick(self, now: float) -> None:
+        """Seconds on a clock that never goes back: sessions that stayed away too long are let go of."""
+        self.now = now
+        self.sessions.expire(now)
+
+    def schedule(
+        self, drafts: Mapping[Request, Sequence[int]] | None = None, pace: Pace | None = None
+    ) -> list[Scheduled]:
+        """The next step's work, blocks included; empty only when idle. After the step, call `complete`.
+
+        drafts: tokens to try after those of requests that decode; left out where rows or free blocks are short.
+        pace: how long the step may keep streams waiting; without one, prompts take all that the token budget leaves.
+        """
         before = self.preemptions
         work = self._decodes()
         budget = self.token_budget - len(work)
+        if drafts:
+            for index, item in enumerate(work):
+                work[index] = self._with_draft(item, drafts.get(item.request, ()), budget)
+                budget -= len(work[index].draft)
+        chunks = _Chunks(work, budget, pace if work else None)
         for request in self.running:
-            if budget > 0 and not request.decoding:
+            if chunks.room > 0 and not request.decoding:
                 self._catch_up(request)
-                budget -= self._prefill(request, budget, work)
+                chunks.add(request)
         if self.preemptions == before:
-            while budget > 0 and (admitted := self._admit()):
-                budget -= self._prefill(admitted, budget, work)
+            while chunks.room > 0 and (admitted := self._admit()):
+                chunks.add(admitted)
         return work
 
     def complete(self, work: Sequence[Scheduled]) -> None:
-        """The step ran: its tokens' KV is in the blocks, and full blocks can be shared."""
+        """The step ran, and what was sampled is in `tokens`: KV that stands for these is in the blocks.
+
+        Full blocks can be shared from now on. The KV of draft tokens that did not come is forgotten: it stands beyond
+        `computed`, where the next step writes before it reads, and blocks that hold nothing else are given back.
+        """
         for item in work:
             request = item.request
             before = request.computed // BLOCK_TOKENS
-            request.computed = item.start + item.count
+            request.computed = min(item.start + item.rows, len(request.tokens) - 1)
             full = request.computed // BLOCK_TOKENS
             extend_digests(request.digests, request.tokens, full)
             for index in range(before, full):
                 self.blocks.publish(request.blocks[index], request.digests[index])
+            needed = blocks_for(len(request.tokens))
+            if len(request.blocks) > needed:
+                self.blocks.release(request.blocks[needed:])
+                del request.blocks[needed:]
 
     def finish(self, request: Request) -> None:
-        """Let go of a request, wherever it stands; a second call does nothing. Never between schedule and complete."""
+        """Let go of a request, wherever it stands, and keep its blocks for its session.
+
+        A second call does nothing. Never between schedule and complete.
+        """
         if request.state is State.RUNNING:
             self.running.remove(request)
+            self.sessions.retain(request, request.computed // BLOCK_TOKENS, self.now)
             self._release(request)
         elif request.state is State.WAITING and request in self.waiting:
             self.waiting.remove(request)
@@ -121,7 +172,7 @@ class Scheduler:
             if not request.decoding:
                 continue
             while request.state is State.RUNNING and len(request.blocks) < blocks_for(len(request.tokens)):
-                if self.blocks.free:
+                if self._make_free(1):
                     request.blocks.append(self.blocks.take())
                 else:
                     self._preempt(self.running[-1])  # never one that has its row already: they come in order of rank
@@ -129,17 +180,16 @@ class Scheduler:
                 work.append(Scheduled(request, request.computed, 1))
         return work
 
-    def _prefill(self, request: Request, budget: int, work: list[Scheduled]) -> int:
-        """Schedule a chunk of at most budget tokens, and return its size.
-
-        A chunk that does not reach the end stops at the end of a block, where another request's copy can take over.
-        """
-        count = min(request.missing, budget)
-        if count < request.missing:
-            past_block = (request.computed + count) % BLOCK_TOKENS
-            count -= past_block if past_block < count else 0
-        work.append(Scheduled(request, request.computed, count))
-        return count
+    def _with_draft(self, item: Scheduled, draft: Sequence[int], budget: int) -> Scheduled:
+        """The item and as much of the draft as rows and free blocks allow: a draft pushes nobody out."""
+        request = item.request
+        known = len(request.tokens)
+        length = min(len(draft), budget, (len(request.blocks) + self.blocks.free) * BLOCK_TOKENS - known)
+        if length < 1:
+            return item
+        while len(request.blocks) < blocks_for(known + length):
+            request.blocks.append(self.blocks.take())
+        return Scheduled(request, item.start, item.count, draft[:length])
 
     def _admit(self) -> Request | None:
         """Let the first waiting request in, with blocks for all of its tokens, or None."""
@@ -151,11 +201,13 @@ class Scheduler:
         shared = self.blocks.find_prefix(request.digests[: (len(request.tokens) - 1) // BLOCK_TOKENS])
         own = blocks_for(len(request.tokens)) - len(shared)
         reserve = len(self.running)  # a block for each to grow into, so that letting one in does not push one out
-        if own + self.blocks.free_among(shared) + reserve > self.blocks.free:
+        if own + self.blocks.idle_among(shared) + reserve > self.blocks.free + self.blocks.retained:
             return None
         del self.waiting[0]
+        self.sessions.touch(request.session_id, self.now)
         for block in shared:
             self.blocks.share(block)
+        self._make_free(own + reserve)
         request.blocks = shared + [self.blocks.take() for _ in range(own)]
         request.computed = len(shared) * BLOCK_TOKENS
         request.state = State.RUNNING
@@ -172,17 +224,24 @@ class Scheduler:
         Sessions that start together with one system prompt compute it once and not once each.
         """
         last = (len(request.tokens) - 1) // BLOCK_TOKENS
-        while request.computed % BLOCK_TOKENS == 0 and (index := request.computed // BLOCK_TOKENS) < last:
+        while (index := request.computed // BLOCK_TOKENS) < last:
             found = self.blocks.find(request.digests[index])
             if found is None:
                 return
             self.blocks.share(found)
             self.blocks.release([request.blocks[index]])
             request.blocks[index] = found
-            request.computed += BLOCK_TOKENS
+            spared = (index + 1) * BLOCK_TOKENS - request.computed
+            request.computed += spared
             if request.preemptions == 0:
-                request.cached_tokens += BLOCK_TOKENS
-                self.prefix_hits += BLOCK_TOKENS
+                request.cached_tokens += spared
+                self.prefix_hits += spared
+
+    def _make_free(self, count: int) -> bool:
+        """Let go of sessions until so many blocks are free; False if even without them fewer are."""
+        while self.blocks.free < count and self.sessions.reclaim():
+            pass
+        return self.blocks.free >= count
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
@@ -196,3 +255,39 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         self.blocks.release(request.blocks)
         request.blocks = []
+
+
+class _Chunks:
+    """Cuts prompts into what one step has room for."""
+
+    def __init__(self, work: list[Scheduled], room: int, pace: Pace | None) -> None:
+        """work: what the step runs already, added to by `add`; room: rows that are left."""
+        self.room = room
+        self._work = work
+        self._pace = pace
+        self._least = LEAST_CHUNK
+        self._load = Load()
+        if pace is not None:
+            for item in work:
+                self._load.add(item.start, item.rows, item.rows)
+
+    def add(self, request: Request) -> None:
+        """Schedule as much of the request's missing tokens as there is room for.
+
+        A chunk that does not reach the end stops at the end of a block, unless a pace sets its size: a chunk is then
+        about as small as a block, and cut to whole ones it would waste much of the time that there is.
+        """
+        start, count = request.computed, min(request.missing, self.room)
+        if self._pace is not None:
+            fits = max(self._pace.room(self._load, start, count), min(self._least, count))
+            if fits < count:
+                count = self.room = fits
+            self._least = 0
+            if count == 0:
+                return
+            self._load.add(start, count, 1)
+        elif count < request.missing:
+            past_block = (start + count) % BLOCK_TOKENS
+            count -= past_block if past_block < count else 0
+        self._work.append(Scheduled(request, start, count))
+        self.room -= count

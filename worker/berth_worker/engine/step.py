@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from berth_worker.engine.batch import Batch
+from berth_worker.engine.batch import BLOCK_TOKENS, Batch
+from berth_worker.engine.cost import Load, StepCost
 from berth_worker.engine.scheduler import Scheduled
 
 if TYPE_CHECKING:
@@ -19,37 +21,52 @@ __all__ = ["run_step", "to_batch", "warm_up"]
 
 
 def to_batch(work: Sequence[Scheduled]) -> Batch:
-    """The batch of T tokens of len(work) sequences; logits are wanted of those that sample, in the order of work."""
+    """The batch of T tokens of len(work) sequences.
+
+    Logits are wanted of those that sample, in the order of work: of the last known token, then of each drafted one.
+    """
     tokens: list[int] = []
     positions: list[int] = []
     starts = [0]
     outputs: list[int] = []
     for item in work:
-        end = item.start + item.count
-        tokens += item.request.tokens[item.start : end]
+        end = item.start + item.rows
+        tokens += item.request.tokens[item.start : item.start + item.count]
+        tokens += item.draft
         positions += range(item.start, end)
-        starts.append(len(tokens))
         if item.samples:
-            outputs.append(len(tokens) - 1)
+            outputs += range(len(tokens) - len(item.draft) - 1, len(tokens))
+        starts.append(len(tokens))
     return Batch(
         tokens=tokens,
         positions=positions,
         sequence_starts=starts,
-        context_lengths=[item.start + item.count for item in work],
+        context_lengths=[item.start + item.rows for item in work],
         block_tables=[item.request.blocks for item in work],
         output_rows=outputs,
     )
 
 
 def run_step(model: Model, cache: KVCache, work: Sequence[Scheduled]) -> NDArray[np.float32]:
-    """Run the model once; float32 [N, vocab] logits, a row for each item of work that samples, in order."""
+    """Run the model once; float32 [N, vocab] logits, the rows of `to_batch`."""
     with torch.inference_mode():
         logits = model.forward(to_batch(work), cache)
     rows: NDArray[np.float32] = logits.numpy(force=True)
     return rows
 
 
-def warm_up(model: Model, cache: KVCache) -> None:
-    """Run one token once, so that what is set up at first use is not paid by the first request."""
+def warm_up(model: Model, cache: KVCache, cost: StepCost) -> None:
+    """Run a token, so that what is set up at first use is not paid by the first request; then measure two steps.
+
+    A token and a block of them are a first idea of what steps cost, which the engine's own steps refine.
+    """
+
+    def run(rows: int) -> float:
+        began = time.monotonic()
+        model.forward(Batch([0] * rows, range(rows), [0, rows], [rows], [[0]], [rows - 1]), cache)
+        return time.monotonic() - began
+
     with torch.inference_mode():
-        model.forward(Batch([0], [0], [0, 1], [1], [[0]], [0]), cache)
+        run(1)
+        for rows in (1, BLOCK_TOKENS):
+            cost.observe(Load().plus(0, rows, 1), run(rows))

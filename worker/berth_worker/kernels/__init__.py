@@ -73,11 +73,14 @@ def step(weights: Tensor, plan: Tensor, cache: Tensor, batch: Tensor, logits: Te
     torch.ops.berth.step(weights, plan, cache, batch, logits, threads, isa)
 
 
-def int8_dots(packed: Tensor, values: Tensor, isa: str) -> Tensor:
-    """Exact products: int8 [rows, depth] times packed [panels, depth / 4, 16, 4] -> int32 [rows, channels]."""
+def int8_dots(packed: Tensor, values: Tensor, isa: str, *, positive: bool = False) -> Tensor:
+    """Exact products: int8 [rows, depth] times packed [panels, depth / 4, 16, 4] -> int32 [rows, channels].
+
+    `positive`: the sets' way for values that are not negative.
+    """
     load_kernels()
     out = torch.empty(values.shape[0], packed.shape[0] * packed.shape[2], dtype=torch.int32)
-    torch.ops.berth.dots(packed, values, out, isa)
+    torch.ops.berth.dots(packed, values, out, positive, isa)
     return out
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from berth_worker.kernels.memory import huge_zeros
 
-__all__ = ["PANEL", "WeightStore", "interleave", "pack_scales", "pack_values"]
+__all__ = ["PANEL", "WeightStore", "interleave", "pack_grid_scales", "pack_nibbles", "pack_scales", "pack_values"]
 
 PANEL = 16
 _ALIGNMENT = 64
@@ -26,7 +26,7 @@ def pack_values(values: Tensor) -> Tensor:
 
 
 def pack_scales(scales: Tensor) -> Tensor:
-    """bfloat16 [channels, groups] -> [ceil(channels / 16), groups, 16], padded with zeros."""
+    """bfloat16 or float16 [channels, groups] -> [ceil(channels / 16), groups, 16], padded with zeros."""
     channels, groups = scales.shape
     return (
         torch.nn.functional.pad(scales, (0, 0, 0, -channels % PANEL))
@@ -34,6 +34,22 @@ def pack_scales(scales: Tensor) -> Tensor:
         .transpose(1, 2)
         .contiguous()
     )
+
+
+def pack_nibbles(values: Tensor) -> Tensor:
+    """uint8 [channels, depth], each 0 to 15 -> [ceil(channels / 16), ceil(depth / 8), 16, 4], padded with zeros.
+
+    The low half of a byte is one of depths 8i ... 8i + 3, the high half the one 4 further.
+    """
+    channels, depth = values.shape
+    padded = torch.nn.functional.pad(values, (0, -depth % 8, 0, -channels % PANEL))
+    halves = padded.reshape(-1, PANEL, padded.shape[1] // 8, 2, 4).permute(0, 2, 3, 1, 4)
+    return (halves[:, :, 0] | halves[:, :, 1] << 4).contiguous()
+
+
+def pack_grid_scales(scales: Tensor, minima: Tensor) -> Tensor:
+    """float16 [channels, groups] twice -> [ceil(channels / 16), groups, 2, 16], padded with zeros."""
+    return torch.stack([pack_scales(scales), pack_scales(minima)], dim=2).contiguous()
 
 
 def interleave(gate: Tensor, up: Tensor) -> Tensor:

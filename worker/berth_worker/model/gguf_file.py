@@ -71,9 +71,13 @@ class GgufFile:
         self.tensors: dict[str, TensorInfo] = {}
         self._parse()
 
+    def raw(self, info: TensorInfo) -> npt.NDArray[np.uint8]:
+        """One tensor's bytes as they lie in the file, mapped, read-only: uint8 [info.nbytes]."""
+        return np.frombuffer(self._map, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+
     def dequantize(self, info: TensorInfo) -> npt.NDArray[np.float32]:
         """One tensor as a fresh float32 array of info.shape.  Raises ModelError if it holds infinities or NaN."""
-        raw = np.frombuffer(self._map, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+        raw = self.raw(info)
         if info.type_name == "F32":
             values = raw.view(np.float32).copy()
         else:
@@ -87,6 +91,10 @@ class GgufFile:
                 f"{self.path}: tensor {info.name}: found infinite or NaN values; every weight must be finite"
             )
         return values.reshape(info.shape)
+
+    def header(self) -> bytes:
+        """Everything before the tensors' data: metadata, names, shapes and offsets."""
+        return self._map[: self._position]
 
     # -- parsing -----------------------------------------------------------------------------------------------------
 
@@ -122,7 +130,7 @@ class GgufFile:
                 raise ModelError(
                     f"{self.path}: {self._context}: found an array of {count} strings, more than the file can hold"
                 )
-            return [self._string() for _ in range(count)]
+            return self._strings(count)
         if element not in _SCALARS:
             raise ModelError(
                 f"{self.path}: {self._context}: found an array of element type {element}; unknown or nested"
@@ -130,6 +138,25 @@ class GgufFile:
         dtype = np.dtype("<" + _SCALARS[element])
         start = self._take(count * dtype.itemsize)
         return np.frombuffer(self._map, dtype=dtype, count=count, offset=start).copy()
+
+    def _strings(self, count: int) -> list[str]:
+        """_string() `count` times, without its calls: a vocabulary and its merges are hundreds of thousands."""
+        content, position, end = self._map, self._position, self.size
+        length_at = struct.Struct("<Q").unpack_from
+        found = []
+        for _ in range(count):
+            start = position + 8
+            if start > end or length_at(content, position)[0] > end - start:
+                self._position = position
+                found.append(self._string())  # raises: it is truncated
+            position = start + length_at(content, position)[0]
+            try:
+                found.append(content[start:position].decode())
+            except UnicodeDecodeError:
+                self._position = start - 8
+                found.append(self._string())  # raises
+        self._position = position
+        return found
 
     def _parse(self) -> None:
         magic = self._map[self._take(4) : 4]

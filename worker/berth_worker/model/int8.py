@@ -1,9 +1,8 @@
-"""How does a Llama run in int8?  Quantized and packed once at load; then one call into the kernels a step."""
+"""How does a Llama run in int8 kernels?  Quantized and packed once, kept on disk; then one call a step."""
 
 from __future__ import annotations
 
 from array import array
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -11,24 +10,15 @@ from torch import Tensor
 from berth_worker import kernels
 from berth_worker.engine.batch import BLOCK_TOKENS, Batch
 from berth_worker.kernels.memory import huge_zeros
-from berth_worker.kernels.packing import PANEL, WeightStore, interleave, pack_scales, pack_values
+from berth_worker.kernels.packing import PANEL
 from berth_worker.model.config import LlamaConfig
 from berth_worker.model.interface import KVCache, ModelError
-from berth_worker.model.llama import check_batch, rotary_frequencies
-from berth_worker.model.llama_gguf import LlamaReader
-from berth_worker.model.quantization import (
-    Quantized,
-    Recipe,
-    quantize_rows,
-    rotated_embedding,
-    rotated_layer,
-    rotated_output,
-)
-from berth_worker.model.rotation import Rotation
+from berth_worker.model.llama import check_batch
+from berth_worker.model.packed_weights import packed_weights
+from berth_worker.model.quantization import Recipe
+from berth_worker.model.weights import LlamaWeights
 
 __all__ = ["Int8Cache", "Int8Llama", "unsupported_shape"]
-
-_PLAN_VERSION = 1
 
 
 def unsupported_shape(config: LlamaConfig) -> str | None:
@@ -58,11 +48,11 @@ class Int8Llama:
     run here, and KernelsUnavailableError if the kernels are not built.
     """
 
-    def __init__(self, reader: LlamaReader, threads: int, recipe: Recipe | None = None, isa: str = "") -> None:
+    def __init__(self, reader: LlamaWeights, threads: int, recipe: Recipe | None = None, isa: str = "") -> None:
         kernels.load_kernels()
         self.config, self.threads, self.recipe = reader.config, threads, recipe or Recipe()
         if reason := unsupported_shape(self.config):
-            raise ModelError(f"{reader.file.path}: the int8 kernels cannot run it: {reason}; choose BF16 or FP32")
+            raise ModelError(f"{reader.path}: the int8 kernels cannot run it: {reason}; choose BF16 or FP32")
         try:
             self.isa = isa or kernels.selected_isa()
         except RuntimeError as error:
@@ -72,7 +62,7 @@ class Int8Llama:
         self._block_bytes = config.num_kv_heads * 2 * BLOCK_TOKENS * (config.head_dim + 4)
         self.kv_bytes_per_block = config.num_layers * self._block_bytes
         self._padded_vocab = -(-config.vocab_size // PANEL) * PANEL
-        self._weights, self._plan = _pack(reader, self.recipe, threads)
+        self._weights, self._plan = packed_weights(reader, self.recipe, threads)
 
     @property
     def resident_bytes(self) -> int:
@@ -102,38 +92,3 @@ def _flatten(batch: Batch) -> Tensor:
         flat.extend(table)
         flat.extend([0] * (width - len(table)))
     return torch.frombuffer(flat, dtype=torch.int32)
-
-
-def _pack(reader: LlamaReader, recipe: Recipe, threads: int) -> tuple[Tensor, Tensor]:
-    config, group = reader.config, recipe.group
-    # int8, and scales of 2 bytes a group; padding of the vocabulary and of cache lines
-    store = WeightStore(int(reader.parameters * (1 + 2 / group) * 1.01) + (1 << 22))
-    rotation = Rotation(config.hidden_size)
-    store.integer(_PLAN_VERSION, config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers)
-    store.integer(config.num_heads, config.num_kv_heads, config.head_dim)
-    store.integer(recipe.head_block(config), recipe.ffn_block(config), rotation.odd, int(config.tie_embeddings))
-    store.real(config.rms_norm_eps)
-    store.integer(group)
-    store.tensor(rotary_frequencies(config))
-    if config.tie_embeddings:
-        store.tensor(torch.from_numpy(reader.output_norm()) / rotation.power)
-        store.tensor(rotation.odd_matrix)
-
-    def put(quantized: Quantized) -> None:
-        store.tensor(pack_values(quantized.values))
-        store.tensor(pack_scales(quantized.scales))
-
-    def layer(index: int) -> list[Quantized]:
-        w = rotated_layer(reader, rotation, index)
-        matrices = (w["qkv"], w["o"], interleave(w["gate"], w["up"]), w["down"])
-        return [quantize_rows(matrix, group) for matrix in matrices]
-
-    put(quantize_rows(rotated_embedding(reader, rotation), group))
-    if not config.tie_embeddings:
-        put(quantize_rows(rotated_output(reader, rotation), group))
-    with ThreadPoolExecutor(threads) as pool:  # a few layers at a time: their float32 copies are large
-        for start in range(0, config.num_layers, threads):
-            for matrices in pool.map(layer, range(start, min(start + threads, config.num_layers))):
-                for quantized in matrices:
-                    put(quantized)
-    return store.finish()

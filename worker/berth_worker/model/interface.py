@@ -13,9 +13,19 @@ if TYPE_CHECKING:
 
     from berth_worker.model.config import LlamaConfig
 
-__all__ = ["BLOCK_TOKENS", "Batch", "KVCache", "LoadedModel", "Model", "ModelError", "Quantization", "TokenStream"]
+__all__ = [
+    "BLOCK_TOKENS",
+    "Batch",
+    "KVCache",
+    "LoadedModel",
+    "Model",
+    "ModelError",
+    "Quantization",
+    "TokenStream",
+    "Tokenizer",
+]
 
-Quantization = Literal["Int8", "BF16", "FP32"]
+Quantization = Literal["Int8", "Int4", "BF16", "FP32"]
 _LONGEST_MESSAGE = 600
 
 
@@ -111,4 +121,6 @@ class LoadedModel:
     recipe: str
     """What the weights and activations were quantized to, in words, such as "w8-g64-a8-g32-kv8" or "fp32"."""
     path: str
-    """Which path runs them: "kernels/avx2", "kernels/scalar" or "torch"."""
+    """Which path runs them: "kernels/avx2", "kernels/scalar", "torch" or "torch/cuda"."""
+    cache_room_bytes: int | None = None
+    """Bytes of GPU memory left for a KV cache once loaded; None: the cache is in the host's memory."""

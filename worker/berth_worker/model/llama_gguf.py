@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,22 @@ import numpy.typing as npt
 
 from berth_worker.model.config import LlamaConfig
 from berth_worker.model.gguf_file import GgufFile
+from berth_worker.model.grid import FloatArray, Grid4, gguf_grid
+from berth_worker.model.identity import Identity
 from berth_worker.model.interface import ModelError
 
 __all__ = ["LlamaReader", "read_config"]
 
-FloatArray = npt.NDArray[np.float32]
+_MATRICES = {
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "o": "attn_output",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+_NORMS = {"attn_norm": "attn_norm", "ffn_norm": "ffn_norm"}
 
 
 def read_config(file: GgufFile) -> LlamaConfig:
@@ -94,6 +106,11 @@ class LlamaReader:
             )
 
     @property
+    def path(self) -> Path:
+        """For messages."""
+        return self.file.path
+
+    @property
     def parameters(self) -> int:
         return sum(math.prod(shape) for _, shape in _expected_shapes(self.config))
 
@@ -112,29 +129,43 @@ class LlamaReader:
     def layer(self, index: int) -> dict[str, FloatArray]:
         """attn_norm, ffn_norm: [hidden]; q: [q_size, hidden]; k, v: [kv_size, hidden]; o: [hidden, q_size];
         gate, up: [intermediate, hidden]; down: [hidden, intermediate]."""
-        names = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
-        names |= {
-            "gate": "ffn_gate",
-            "up": "ffn_up",
-            "down": "ffn_down",
-            "attn_norm": "attn_norm",
-            "ffn_norm": "ffn_norm",
-        }
-        layer = {key: self._read(f"blk.{index}.{name}.weight") for key, name in names.items()}
-        layer["q"] = _halves(layer["q"], self.config.num_heads)
-        layer["k"] = _halves(layer["k"], self.config.num_kv_heads)
+        layer = {}
+        for key, name in (_MATRICES | _NORMS).items():
+            values = self._read(f"blk.{index}.{name}.weight")
+            order = self._row_order(key)
+            layer[key] = values if order is None else values[order]
         return layer
+
+    def grids(self, index: int) -> dict[str, Grid4 | None]:
+        """The 4-bit grid of each matrix of a layer (q, k, v, o, gate, up, down), rows in the order of layer(); None for
+        a matrix that the file stores otherwise.  Grid4.dequantize() is what layer() gives."""
+        return {key: self._grid(key, f"blk.{index}.{name}.weight") for key, name in _MATRICES.items()}
+
+    def identity(self) -> str:
+        """See `berth_worker.model.identity`."""
+        identity = Identity()
+        tensors = self.file.tensors.values()
+        identity.add_file(self.path, self.file.header(), [(info.offset, info.nbytes) for info in tensors])
+        return identity.digest()
+
+    def _grid(self, key: str, name: str) -> Grid4 | None:
+        info = self.file.tensors[name]
+        grid = gguf_grid(self.file.raw(info), info.type_name, *info.shape)
+        if grid is None:
+            return None
+        order = self._row_order(key)
+        return (grid if order is None else grid.rows(order)).check(f"{self.path}: tensor {name}")
+
+    def _row_order(self, key: str) -> npt.NDArray[np.intp] | None:
+        """Which row of the file is row 0, 1, ... of matrix `key`, where they differ: GGUF's Llama has the rotary pairs
+        (2i, 2i+1) of q and k side by side, LlamaForCausalLM has halves (i, i + head_dim/2)."""
+        if key not in ("q", "k"):
+            return None
+        heads, size = (self.config.num_heads if key == "q" else self.config.num_kv_heads), self.config.head_dim
+        return np.arange(heads * size).reshape(heads, size // 2, 2).swapaxes(1, 2).reshape(-1)
 
     def _read(self, name: str) -> FloatArray:
         return self.file.dequantize(self.file.tensors[name])
-
-
-def _halves(weight: FloatArray, heads: int) -> FloatArray:
-    """Rows of each head from rotary pairs (2i, 2i+1), as GGUF's Llama has them, to halves (i, i + head_dim/2)."""
-    rows, columns = weight.shape
-    return np.ascontiguousarray(
-        weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-    )
 
 
 def _expected_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

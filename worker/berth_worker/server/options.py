@@ -71,6 +71,11 @@ class Options:
     quantization: str = _option(
         "Int8", _choice("Int8", "BF16", "FP32"), "how weights are held and multiplied: Int8, BF16 or FP32"
     )
+    device: str = _option(
+        "cpu",
+        _choice("cpu", "cuda", "auto"),
+        "where the model runs: cpu, cuda (BF16 or FP32), or auto: a GPU for BF16 if one is there, else the CPU",
+    )
     host: str = _option("0.0.0.0", _word, "address to listen on")  # noqa: S104 - a pod's address is not known before
     grpc_port: int = _option(9000, _integer(0, 65535), "gRPC port; 0: any free one, printed when ready")
     http_port: int = _option(
@@ -89,8 +94,25 @@ class Options:
     max_batch_tokens: int | None = _option(
         None,
         _integer(1),
-        "rows of one step: larger is faster prefill, smaller is smoother decode beside it "
+        "rows of one step at most, and of a prompt's chunk while nothing else runs "
         f"(default: {DEFAULT_BATCH_TOKENS}, or twice max-concurrency if that is more)",
+    )
+    gap_seconds: float = _option(
+        0.02,
+        _seconds,
+        "while prompts are read, running streams wait at most so long for their next token, or twice as long as they "
+        "would without if that is more: larger is faster prefill beside them",
+    )
+    speculation: str = _option(
+        "prompt-lookup",
+        _choice("prompt-lookup", "off"),
+        "guess the next tokens from earlier ones where that is measured to pay, and verify several a step; the output "
+        "is the same: prompt-lookup or off",
+    )
+    session_seconds: float = _option(
+        300.0,
+        _seconds,
+        "keep the blocks of a session_id for its next turn for so long, unless requests need the memory; 0: not at all",
     )
     threads: int | None = _option(None, _integer(1, 1024), "threads of a step (default: the CPUs that are allowed)")
     drain_lag_seconds: float = _option(

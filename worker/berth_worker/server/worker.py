@@ -7,12 +7,13 @@ import logging
 from typing import TYPE_CHECKING, cast
 
 from berth_worker.engine.limits import EngineConfig
-from berth_worker.server.memory import available_bytes, kv_cache_tokens
+from berth_worker.server.memory import GPU_KV_SHARE, KV_SHARE, available_bytes, kv_cache_tokens
 from berth_worker.server.metrics import Metrics
 from berth_worker.server.options import Options
 
 if TYPE_CHECKING:
     from berth_worker.engine.engine import Engine
+    from berth_worker.engine.limits import Speculation
     from berth_worker.model.interface import LoadedModel, Quantization
 
 __all__ = ["Phase", "Worker", "build_engine"]
@@ -61,7 +62,12 @@ def build_engine(options: Options) -> tuple[Engine, str, Metrics]:
     from berth_worker.engine.engine import Engine  # noqa: PLC0415 - imports torch, seconds that /healthz need not wait
     from berth_worker.model import load  # noqa: PLC0415
 
-    loaded = load(options.model, quantization=cast("Quantization", options.quantization), threads=options.threads)
+    loaded = load(
+        options.model,
+        quantization=cast("Quantization", options.quantization),
+        threads=options.threads,
+        device=options.device,
+    )
     name = options.served_model_name or loaded.name
     config = engine_config(options, loaded, available_bytes())
     metrics = Metrics(name, config)
@@ -81,7 +87,8 @@ def build_engine(options: Options) -> tuple[Engine, str, Metrics]:
 
 
 def engine_config(options: Options, loaded: LoadedModel, available: int) -> EngineConfig:
-    """The engine's limits, from the options where they say, else from the model and `available` bytes of memory.
+    """The engine's limits, from the options where they say, else from the model and `available` bytes of memory, or
+    what the model says of its GPU's.
 
     Raises ValueError, naming the option, for limits that the model or the memory does not allow.
     """
@@ -92,7 +99,10 @@ def engine_config(options: Options, loaded: LoadedModel, available: int) -> Engi
     cache = options.kv_cache_tokens
     if cache is None:
         per_token = loaded.model.kv_bytes_per_block / 16
-        cache = kv_cache_tokens(per_token, options.max_concurrency * context, available)
+        share = KV_SHARE
+        if loaded.cache_room_bytes is not None:
+            available, share = loaded.cache_room_bytes, GPU_KV_SHARE
+        cache = kv_cache_tokens(per_token, options.max_concurrency * context, available, share)
         if cache < 16:
             raise ValueError(
                 f"no room for a KV cache: {available / 2**20:.0f} MiB are free and a token takes {per_token:.0f} bytes"
@@ -108,5 +118,8 @@ def engine_config(options: Options, loaded: LoadedModel, available: int) -> Engi
         max_context_tokens=context,
         kv_cache_tokens=cache,
         token_budget=options.batch_tokens,
+        gap_seconds=options.gap_seconds,
+        session_seconds=options.session_seconds,
+        speculation=cast("Speculation", options.speculation),
         stall_seconds=options.stall_seconds,
     )

@@ -1,5 +1,6 @@
 // AVX2.  vpmaddubsw multiplies unsigned by signed bytes and saturates at 16 bits; with |a| <= 127 and w carrying the sign of a, the
-// largest sum of two products is 2 * 127 * 127 = 32258, so nothing saturates and the result is exact ("the sign trick").
+// largest sum of two products is 2 * 127 * 127 = 32258, so nothing saturates and the result is exact ("the sign trick").  Where one side
+// is not negative anyway (4-bit weights, attention weights), it is the unsigned operand and needs no trick.
 #include <immintrin.h>
 
 #include "isa.h"
@@ -7,107 +8,164 @@
 namespace berth {
 namespace {
 
+constexpr int kRows = 4;
 constexpr int64_t kPrefetchBytes = 4096;  // of weights, in the order of reading
+
+enum class Kind { kSigned, kPositive, kNibbles };  // 8-bit weights, 8-bit weights by values that are not negative, 4-bit weights
 
 inline __m256i broadcast4(const void* p) {
   int32_t x;
   __builtin_memcpy(&x, p, 4);
   return _mm256_set1_epi32(x);
 }
+inline __m256i load(const int8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+inline __m256i pairs(__m256i products) { return _mm256_madd_epi16(products, _mm256_set1_epi16(1)); }
 
 // Adds the products of `depth` values of each row with a panel to low (channels 0-7) and high (8-15).  Each step asks for one cache line
 // at `ahead`: spread like this, reading what comes next overlaps with computing; in bursts it would not.
-template <int Rows, bool Prefetch>
+template <int Rows, Kind kind, bool Prefetch>
 inline void accumulate(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride,
                        const int8_t* ahead, __m256i (&low)[Rows], __m256i (&high)[Rows]) {
-  const __m256i ones = _mm256_set1_epi16(1);
+  if constexpr (kind == Kind::kNibbles) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    for (int64_t k = 0; k < depth; k += 8) {
+      const __m256i b0 = load(panel + k * kPanel / 2), b1 = load(panel + k * kPanel / 2 + 32);
+      if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(ahead + k * kPanel / 2), _MM_HINT_T0);
+      const __m256i w0 = _mm256_and_si256(b0, mask), w1 = _mm256_and_si256(b1, mask);
+      const __m256i v0 = _mm256_and_si256(_mm256_srli_epi16(b0, 4), mask), v1 = _mm256_and_si256(_mm256_srli_epi16(b1, 4), mask);
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        const __m256i a = broadcast4(values + r * stride + k), b = broadcast4(values + r * stride + k + 4);
+        // at most 4 * 15 * 127 in 16 bits
+        low[r] = _mm256_add_epi32(low[r], pairs(_mm256_add_epi16(_mm256_maddubs_epi16(w0, a), _mm256_maddubs_epi16(v0, b))));
+        high[r] = _mm256_add_epi32(high[r], pairs(_mm256_add_epi16(_mm256_maddubs_epi16(w1, a), _mm256_maddubs_epi16(v1, b))));
+      }
+    }
+    return;
+  }
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; k += 4) {
-    const __m256i w0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(panel + k * kPanel));
-    const __m256i w1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(panel + k * kPanel + 32));
+    const __m256i w0 = load(panel + k * kPanel), w1 = load(panel + k * kPanel + 32);
     if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(ahead + k * kPanel), _MM_HINT_T0);
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) {
       const __m256i a = broadcast4(values + r * stride + k);
-      const __m256i m = broadcast4(magnitudes + r * stride + k);
-      low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(_mm256_maddubs_epi16(m, _mm256_sign_epi8(w0, a)), ones));
-      high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(_mm256_maddubs_epi16(m, _mm256_sign_epi8(w1, a)), ones));
+      if constexpr (kind == Kind::kPositive) {
+        low[r] = _mm256_add_epi32(low[r], pairs(_mm256_maddubs_epi16(a, w0)));
+        high[r] = _mm256_add_epi32(high[r], pairs(_mm256_maddubs_epi16(a, w1)));
+      } else {
+        const __m256i m = broadcast4(magnitudes + r * stride + k);
+        low[r] = _mm256_add_epi32(low[r], pairs(_mm256_maddubs_epi16(m, _mm256_sign_epi8(w0, a))));
+        high[r] = _mm256_add_epi32(high[r], pairs(_mm256_maddubs_epi16(m, _mm256_sign_epi8(w1, a))));
+      }
     }
   }
 }
 
-template <int Rows, bool Prefetch>
+template <int Rows, Kind kind, bool Prefetch>
 void dot_rows(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, const int8_t* ahead,
               int32_t* out) {
   __m256i low[Rows], high[Rows];
   for (int r = 0; r < Rows; ++r) low[r] = high[r] = _mm256_setzero_si256();
-  accumulate<Rows, Prefetch>(panel, depth, values, magnitudes, stride, ahead, low, high);
+  accumulate<Rows, kind, Prefetch>(panel, depth, values, magnitudes, stride, ahead, low, high);
   for (int r = 0; r < Rows; ++r) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(out + r * kPanel), low[r]);
     _mm256_store_si256(reinterpret_cast<__m256i*>(out + r * kPanel + 8), high[r]);
   }
 }
 
-template <bool Prefetch>
-inline void dot_prefetching(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, int rows,
-                            const int8_t* ahead, int32_t* out) {
+template <Kind kind, bool Prefetch>
+inline void dot_kind(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, int rows,
+                     const int8_t* ahead, int32_t* out) {
   switch (rows) {
-    case 1: return dot_rows<1, Prefetch>(panel, depth, values, magnitudes, stride, ahead, out);
-    case 2: return dot_rows<2, Prefetch>(panel, depth, values, magnitudes, stride, ahead, out);
-    case 3: return dot_rows<3, Prefetch>(panel, depth, values, magnitudes, stride, ahead, out);
-    default: return dot_rows<4, Prefetch>(panel, depth, values, magnitudes, stride, ahead, out);
+    case 1: return dot_rows<1, kind, Prefetch>(panel, depth, values, magnitudes, stride, ahead, out);
+    case 2: return dot_rows<2, kind, Prefetch>(panel, depth, values, magnitudes, stride, ahead, out);
+    case 3: return dot_rows<3, kind, Prefetch>(panel, depth, values, magnitudes, stride, ahead, out);
+    default: return dot_rows<4, kind, Prefetch>(panel, depth, values, magnitudes, stride, ahead, out);
   }
 }
 
-inline void dot(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, int rows,
-                const int8_t* ahead, int32_t* out) {
-  if (ahead != nullptr) return dot_prefetching<true>(panel, depth, values, magnitudes, stride, rows, ahead, out);
-  dot_prefetching<false>(panel, depth, values, magnitudes, stride, rows, nullptr, out);
+inline void dot(const int8_t* panel, int64_t depth, const DotRows& of, int rows, const int8_t* ahead, int32_t* out) {
+  if (ahead != nullptr) return dot_kind<Kind::kSigned, true>(panel, depth, of.values, of.magnitudes, of.stride, rows, ahead, out);
+  dot_kind<Kind::kSigned, false>(panel, depth, of.values, of.magnitudes, of.stride, rows, nullptr, out);
+}
+inline void dot_positive(const int8_t* panel, int64_t depth, const int8_t* values, int64_t stride, int rows, const int8_t* ahead,
+                         int32_t* out) {
+  if (ahead != nullptr) return dot_kind<Kind::kPositive, true>(panel, depth, values, nullptr, stride, rows, ahead, out);
+  dot_kind<Kind::kPositive, false>(panel, depth, values, nullptr, stride, rows, nullptr, out);
 }
 
-inline __m256 scales_of(const uint16_t* p) {
+inline __m256 bf16_scales(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
+inline __m256 fp16_scales(const uint16_t* p) { return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(p))); }
 
-template <int Rows, bool Prefetch>
+// See tile in body.h for the order of operations.
+template <int Rows, int Bits, bool RowScale, bool Prefetch>
 void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row, float (&sums)[kRows][kPanel]) {
-  const int64_t groups = m.groups();
-  const int8_t* weights = m.weights + panel * m.depth * kPanel;
-  const uint16_t* scales = m.scales + panel * groups * kPanel;
+  const int64_t units = a.units();
+  const int8_t* weights = m.weights + panel * m.panel_bytes();
+  const uint16_t* scales = m.scales + panel * m.panel_scales();
   const int8_t* values = a.values + row * a.depth;
   const uint8_t* magnitudes = a.magnitudes + row * a.depth;
-  const float* row_scales = a.scales + row * groups;
+  const float* row_scales = a.scales + row * units;
   __m256 low[Rows], high[Rows];
   for (int r = 0; r < Rows; ++r) low[r] = high[r] = _mm256_setzero_ps();
-  for (int64_t g = 0, start = 0; g < groups; ++g, start += m.group) {
-    const int64_t depth = m.depth - start < m.group ? m.depth - start : m.group;
+  for (int64_t u = 0, start = 0; u < units; ++u, start += a.unit) {
+    const int64_t depth = a.depth - start < a.unit ? a.depth - start : a.unit, group = start / m.group;
     __m256i low_dots[Rows], high_dots[Rows];
     for (int r = 0; r < Rows; ++r) low_dots[r] = high_dots[r] = _mm256_setzero_si256();
-    const int8_t* w = weights + start * kPanel;
-    accumulate<Rows, Prefetch>(w, depth, values + start, magnitudes + start, a.depth, w + kPrefetchBytes, low_dots, high_dots);
-    const __m256 w0 = scales_of(scales + g * kPanel), w1 = scales_of(scales + g * kPanel + 8);
+    const int8_t* w = weights + start * kPanel * Bits / 8;
+    accumulate<Rows, Bits == 4 ? Kind::kNibbles : Kind::kSigned, Prefetch>(w, depth, values + start, magnitudes + start, a.depth,
+                                                                            w + kPrefetchBytes, low_dots, high_dots);
+    __m256 w0, w1, m0, m1;
+    if constexpr (Bits == 8) {
+      w0 = bf16_scales(scales + group * kPanel), w1 = bf16_scales(scales + group * kPanel + 8);
+    } else {
+      const uint16_t* s = scales + 2 * group * kPanel;
+      w0 = fp16_scales(s), w1 = fp16_scales(s + 8), m0 = fp16_scales(s + 16), m1 = fp16_scales(s + 24);
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) {
-      const __m256 s = _mm256_broadcast_ss(reinterpret_cast<const float*>(row_scales + r * groups + g));
-      low[r] = _mm256_add_ps(low[r], _mm256_mul_ps(_mm256_cvtepi32_ps(low_dots[r]), _mm256_mul_ps(s, w0)));
-      high[r] = _mm256_add_ps(high[r], _mm256_mul_ps(_mm256_cvtepi32_ps(high_dots[r]), _mm256_mul_ps(s, w1)));
+      const __m256 x0 = _mm256_cvtepi32_ps(low_dots[r]), x1 = _mm256_cvtepi32_ps(high_dots[r]);
+      if constexpr (RowScale) {
+        low[r] = _mm256_fmadd_ps(x0, w0, low[r]);
+        high[r] = _mm256_fmadd_ps(x1, w1, high[r]);
+      } else {
+        const __m256 s = _mm256_broadcast_ss(row_scales + r * units + u);
+        low[r] = _mm256_fmadd_ps(x0, _mm256_mul_ps(s, w0), low[r]);
+        high[r] = _mm256_fmadd_ps(x1, _mm256_mul_ps(s, w1), high[r]);
+      }
+      if constexpr (Bits == 4) {
+        const __m256 sum = _mm256_broadcast_ss(a.weighted_sums + (row + r) * units + u);
+        low[r] = _mm256_fmadd_ps(sum, m0, low[r]);
+        high[r] = _mm256_fmadd_ps(sum, m1, high[r]);
+      }
     }
   }
   for (int r = 0; r < Rows; ++r) {
-    _mm256_store_ps(sums[r], low[r]);
-    _mm256_store_ps(sums[r] + 8, high[r]);
+    const __m256 s = RowScale ? _mm256_broadcast_ss(a.scales + row + r) : _mm256_setzero_ps();
+    _mm256_store_ps(sums[r], RowScale ? _mm256_mul_ps(low[r], s) : low[r]);
+    _mm256_store_ps(sums[r] + 8, RowScale ? _mm256_mul_ps(high[r], s) : high[r]);
+  }
+}
+
+template <int Bits, bool RowScale, bool Prefetch>
+inline void tile_of(const Matrix& m, int64_t panel, const Activations& a, int64_t row, int rows, float (&sums)[kRows][kPanel]) {
+  switch (rows) {
+    case 1: return tile_rows<1, Bits, RowScale, Prefetch>(m, panel, a, row, sums);
+    case 2: return tile_rows<2, Bits, RowScale, Prefetch>(m, panel, a, row, sums);
+    case 3: return tile_rows<3, Bits, RowScale, Prefetch>(m, panel, a, row, sums);
+    default: return tile_rows<4, Bits, RowScale, Prefetch>(m, panel, a, row, sums);
   }
 }
 
 // The first rows of a batch read a panel from memory and ask ahead for what follows; the others find it in the cache.
 template <bool Prefetch>
 inline void tile_prefetching(const Matrix& m, int64_t panel, const Activations& a, int64_t row, int rows, float (&sums)[kRows][kPanel]) {
-  switch (rows) {
-    case 1: return tile_rows<1, Prefetch>(m, panel, a, row, sums);
-    case 2: return tile_rows<2, Prefetch>(m, panel, a, row, sums);
-    case 3: return tile_rows<3, Prefetch>(m, panel, a, row, sums);
-    default: return tile_rows<4, Prefetch>(m, panel, a, row, sums);
-  }
+  if (m.bits == 4) return tile_of<4, false, Prefetch>(m, panel, a, row, rows, sums);
+  if (a.row_scale) return tile_of<8, true, Prefetch>(m, panel, a, row, rows, sums);
+  tile_of<8, false, Prefetch>(m, panel, a, row, rows, sums);
 }
 
 inline void tile(const Matrix& m, int64_t panel, const Activations& a, int64_t row, int rows, float (&sums)[kRows][kPanel]) {
@@ -141,6 +199,7 @@ inline void store_rounded4(int8_t* to, __m256 x, __m256 y, __m256 z, __m256 w) {
 }  // namespace
 }  // namespace berth
 
+#define BERTH_READS_MAGNITUDES
 #define BERTH_OWN_ROUNDING
 #define BERTH_OWN_TILE
 #include "body.h"

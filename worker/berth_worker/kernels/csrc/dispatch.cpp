@@ -38,8 +38,12 @@ void detect_arm(std::vector<const Isa*>& sets) {
 
 std::vector<const Isa*> detect() {
   std::vector<const Isa*> sets;
-#if defined(BERTH_HAS_AVX2)
-  if (__builtin_cpu_supports("avx2")) sets.push_back(&avx2_isa);
+#if defined(BERTH_X86)
+  const auto avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vnni"))
+    sets.push_back(&avx512vnni_isa);
+  if (avx2) sets.push_back(&avx2_isa);
 #endif
 #if defined(BERTH_AARCH64)
   detect_arm(sets);

@@ -7,7 +7,7 @@
 namespace berth {
 namespace {
 
-constexpr int64_t kPlanVersion = 1;
+constexpr int64_t kPlanVersion = 2;
 
 class Reader {
  public:
@@ -27,10 +27,14 @@ class Reader {
       throw std::runtime_error("plan: " + std::string(what) + " does not fit the weights");
     return reinterpret_cast<const T*>(weights_ + offset);
   }
-  Matrix matrix(const char* what, int64_t channels, int64_t depth, int64_t group) {
-    Matrix m{nullptr, nullptr, channels, depth, group};
-    m.weights = array<int8_t>(what, channels * depth);
-    m.scales = array<uint16_t>(what, channels * m.groups());
+  // Its bits, the depth that shares a scale, and where its weights and scales lie.
+  Matrix matrix(const char* what, int64_t channels, int64_t depth, int64_t unit) {
+    Matrix m{static_cast<int>(integer(what, 4, 8)), nullptr, nullptr, channels, depth, 0};
+    if (m.bits != 4 && m.bits != 8) throw std::runtime_error("plan: " + std::string(what) + ": 4 or 8 bits");
+    m.group = integer(what, unit, int64_t{1} << 31);
+    if (m.group % unit != 0) throw std::runtime_error("plan: " + std::string(what) + ": group is not a multiple of the unit");
+    m.weights = array<int8_t>(what, channels / kPanel * m.panel_bytes());
+    m.scales = array<uint16_t>(what, channels / kPanel * m.panel_scales());
     return m;
   }
 
@@ -61,29 +65,37 @@ Model::Model(const int64_t* plan, int64_t length, const uint8_t* weights, int64_
   kv_heads = in.integer("kv heads", 1, heads);
   head_dim = in.integer("head size", 16, 1 << 12);
   head_block = in.integer("head block", 1, head_dim);
-  ffn_block = in.integer("ffn block", 16, intermediate);
+  value_block = in.integer("value block", 1, head_dim);
+  ffn_block = in.integer("ffn block", 1, intermediate);
   odd = in.integer("odd", 1, hidden);
+  rotated = in.integer("rotated", 0, 1) == 1;
   tied = in.integer("tied", 0, 1) == 1;
   epsilon = std::bit_cast<float>(static_cast<int32_t>(in.integer("epsilon", 0, 0x7F800000)));
-  const int64_t group = in.integer("group", 4, kMost);
+  unit = in.integer("unit", 8, 64);
   require(hidden % 16 == 0 && intermediate % 16 == 0 && head_dim % 16 == 0, "plan: sizes must be multiples of 16");
   require(heads % kv_heads == 0, "plan: kv heads must divide heads");
   require(heads / kv_heads <= kAttentionRows, "plan: too many heads share a kv head");
-  require(head_dim % head_block == 0 && std::has_single_bit(static_cast<uint64_t>(head_block)), "plan: head block");
-  require(intermediate % ffn_block == 0 && std::has_single_bit(static_cast<uint64_t>(ffn_block)), "plan: ffn block");
+  const auto block_of = [](int64_t block, int64_t size) { return size % block == 0 && std::has_single_bit(static_cast<uint64_t>(block)); };
+  require(block_of(head_block, head_dim) && block_of(value_block, head_dim), "plan: head or value block");
+  require(block_of(ffn_block, intermediate), "plan: ffn block");
   require(hidden % odd == 0 && std::has_single_bit(static_cast<uint64_t>(hidden / odd)), "plan: odd");
-  require(group % 4 == 0, "plan: group must be a multiple of 4");
+  require(unit % 8 == 0, "plan: unit must be a multiple of 8");
   frequencies = in.array<float>("frequencies", head_dim / 2);
-  gain = tied ? in.array<float>("gain", hidden) : nullptr;
-  odd_rotation = tied ? in.array<float>("odd rotation", odd * odd) : nullptr;
-  embedding = in.matrix("embedding", padded(vocab), hidden, group);
-  output = tied ? embedding : in.matrix("output", padded(vocab), hidden, group);
+  gain = tied || !rotated ? in.array<float>("gain", hidden) : nullptr;
+  odd_rotation = tied && rotated ? in.array<float>("odd rotation", odd * odd) : nullptr;
+  embedding = in.matrix("embedding", padded(vocab), hidden, unit);
+  require(embedding.bits == 8, "plan: the embedding has 8 bits");
+  output = tied ? embedding : in.matrix("output", padded(vocab), hidden, unit);
   for (int64_t i = 0; i < layers; ++i) {
     Layer l;
-    l.qkv = in.matrix("qkv", (heads + 2 * kv_heads) * head_dim, hidden, group);
-    l.o = in.matrix("o", hidden, heads * head_dim, group);
-    l.gate_up = in.matrix("gate_up", 2 * intermediate, hidden, group);
-    l.down = in.matrix("down", hidden, intermediate, group);
+    l.q = in.matrix("q", heads * head_dim, hidden, unit);
+    l.k = in.matrix("k", kv_heads * head_dim, hidden, unit);
+    l.v = in.matrix("v", kv_heads * head_dim, hidden, unit);
+    l.o = in.matrix("o", hidden, heads * head_dim, unit);
+    l.gate_up = in.matrix("gate_up", 2 * intermediate, hidden, unit);
+    l.down = in.matrix("down", hidden, intermediate, unit);
+    l.attention_gain = rotated ? nullptr : in.array<float>("attention gain", hidden);
+    l.ffn_gain = rotated ? nullptr : in.array<float>("ffn gain", hidden);
     layer.push_back(l);
   }
 }

@@ -8,22 +8,26 @@
 namespace berth {
 
 struct Layer {
-  Matrix qkv;      // [q heads | k heads | v heads] x hidden
-  Matrix o;        // hidden x q heads
-  Matrix gate_up;  // panels alternate: 16 gate channels, the same 16 up channels
-  Matrix down;     // hidden x intermediate
+  Matrix q, k, v;     // heads x hidden, kv heads x hidden (twice)
+  Matrix o;           // hidden x q heads
+  Matrix gate_up;     // panels alternate: 16 gate channels, the same 16 up channels
+  Matrix down;        // hidden x intermediate
+  const float *attention_gain, *ffn_gain;  // [hidden] of the norms; null where they are in the weights
 };
 
 struct Model {
   int64_t vocab, hidden, intermediate, layers, heads, kv_heads, head_dim;
-  int64_t head_block;  // order of the Hadamard matrix that q and k are multiplied by after the rotary embedding
-  int64_t ffn_block;   // order of the one that the input of `down` is multiplied by
-  int64_t odd;         // the residual stream is rotated by Q (x) H: Q orthogonal of this odd order, H Hadamard of hidden / odd
-  bool tied;           // output is the embedding: the last norm's gain is applied at run time, in the unrotated basis
+  int64_t head_block;   // order of the Hadamard matrix that q and k are multiplied by after the rotary embedding
+  int64_t value_block;  // order of the one that v is multiplied by before it is quantized, and what attention gives after; 1: none
+  int64_t ffn_block;    // order of the one that the input of `down` is multiplied by; 1: none
+  int64_t odd;          // the residual stream is rotated by Q (x) H: Q orthogonal of this odd order, H Hadamard of hidden / odd
+  bool rotated;         // or not: then norms have gains at run time, and activations a scale for each unit
+  bool tied;            // output is the embedding: the last norm's gain is applied at run time, in the unrotated basis
   float epsilon;
+  int64_t unit;               // of activations
   const float* frequencies;   // [head_dim / 2] radians a position
-  const float* gain;          // [hidden] last norm's gain / (hidden / odd); tied only
-  const float* odd_rotation;  // [odd][odd] Q; tied only
+  const float* gain;          // [hidden] last norm's gain (rotated: / (hidden / odd)); null where it is in the output matrix
+  const float* odd_rotation;  // [odd][odd] Q; rotated and tied only
   Matrix embedding, output;
   std::vector<Layer> layer;
 

@@ -50,7 +50,7 @@ void step(Tensor weights, Tensor plan, Tensor cache, Tensor batch, Tensor logits
 }
 
 // out[r][c] = values[r] . channel c of packed [channels / 16][depth / 4][16][4], integers: for tests of the instruction sets.
-void dots(Tensor packed, Tensor values, Tensor out, std::string isa) {
+void dots(Tensor packed, Tensor values, Tensor out, bool positive, std::string isa) {
   require_plain(packed, 1, "packed");
   require_plain(values, 1, "values");
   require_plain(out, 4, "out");
@@ -61,13 +61,21 @@ void dots(Tensor packed, Tensor values, Tensor out, std::string isa) {
   const auto* a = static_cast<const int8_t*>(values.const_data_ptr());
   auto* to = static_cast<int32_t*>(out.mutable_data_ptr());
   std::vector<uint8_t> magnitudes(static_cast<size_t>(rows * depth));
-  for (size_t i = 0; i < magnitudes.size(); ++i) magnitudes[i] = static_cast<uint8_t>(a[i] < 0 ? -a[i] : a[i]);
+  std::vector<int32_t> biases(static_cast<size_t>(rows));
+  for (int64_t i = 0; i < rows * depth; ++i) {
+    magnitudes[static_cast<size_t>(i)] = static_cast<uint8_t>(a[i] < 0 ? -a[i] : a[i]);
+    biases[static_cast<size_t>(i / depth)] -= 128 * a[i];
+  }
   const berth::Isa& set = isa_named(isa);
   for (int64_t panel = 0; panel < channels / berth::kPanel; ++panel)
-    for (int64_t row = 0; row < rows; row += berth::kRows) {
-      const int n = static_cast<int>(rows - row < berth::kRows ? rows - row : berth::kRows);
-      alignas(64) int32_t sums[berth::kRows * berth::kPanel];
-      set.dot(weights + panel * depth * berth::kPanel, depth, a + row * depth, magnitudes.data() + row * depth, depth, n, nullptr, sums);
+    for (int64_t row = 0; row < rows; row += set.dot_rows) {
+      const int n = static_cast<int>(std::min<int64_t>(rows - row, set.dot_rows));
+      alignas(64) int32_t sums[berth::kMostRows * berth::kPanel];
+      const int8_t* w = weights + panel * depth * berth::kPanel;
+      if (positive)
+        set.dot_positive(w, depth, a + row * depth, depth, n, nullptr, sums);
+      else
+        set.dot(w, depth, {a + row * depth, magnitudes.data() + row * depth, biases.data() + row, depth}, n, nullptr, sums);
       for (int r = 0; r < n; ++r)
         for (int c = 0; c < berth::kPanel; ++c) to[(row + r) * channels + panel * berth::kPanel + c] = sums[r * berth::kPanel + c];
     }
@@ -102,7 +110,7 @@ std::string selected_isa() { return berth::select_isa().name; }
 
 STABLE_TORCH_LIBRARY(berth, m) {
   m.def("step(Tensor weights, Tensor plan, Tensor(a!) cache, Tensor batch, Tensor(b!) logits, int threads, str isa) -> ()");
-  m.def("dots(Tensor packed, Tensor values, Tensor(a!) out, str isa) -> ()");
+  m.def("dots(Tensor packed, Tensor values, Tensor(a!) out, bool positive, str isa) -> ()");
   m.def("read_bytes(Tensor bytes, int threads) -> int");
   m.def("isas() -> str");
   m.def("selected_isa() -> str");

@@ -4,9 +4,11 @@
 // row's logits are the same bits for any number of threads, any batch and any cut of the prompt into steps.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <unordered_map>
 #include <vector>
 
 #include "arena.h"
@@ -16,17 +18,21 @@
 namespace berth {
 namespace {
 
-constexpr int64_t kTileRows = 32;   // rows that an item of QKV or gate/up takes through its float buffer at once
+constexpr int64_t kTileRows = 48;   // rows that an item of QKV or gate/up takes through its float buffer at once
+constexpr int64_t kFfnItem = 256;   // inner channels of the feed-forward that an item computes, about
 constexpr int64_t kSerialRows = 2;  // up to this many rows, the last thread of a phase does the work between two matrices alone
 
-// One item of attention: the queries of consecutive tokens of a sequence, over some of its chunks of context.
+// The queries of consecutive tokens of a sequence, for one KV head after the other.
 struct Tile {
   int64_t sequence, first, tokens;  // rows of the batch
-  int64_t chunks;                   // chunks that its last token sees
-  int64_t partial;                  // index of its first partial result, if split
+  int64_t chunks;                   // chunks of context that its last token sees
+  int64_t partial = -1;             // index of its first partial result, if its chunks are separate items
 };
+// One item of attention: all chunks of one tile (chunk -1), or one chunk of one tile or more whose blocks there are the same: they are
+// read once for all.
 struct Item {
-  int64_t tile, chunk;  // chunk -1: all of them
+  int64_t chunk;
+  std::vector<int64_t> tiles;
 };
 
 class Step {
@@ -40,6 +46,7 @@ class Step {
     gated_ = activations(arena, t, m_.intermediate);
     final_ = activations(arena, b_.outputs, m_.hidden);
     attended_ = arena.take<float>(t * m_.heads * d);
+    query_biases_ = arena.take<int32_t>(t * m_.heads);
     h_ = arena.take<float>(t * m_.intermediate);
     cos_ = arena.take<float>(t * d / 2);
     sin_ = arena.take<float>(t * d / 2);
@@ -57,14 +64,15 @@ class Step {
     for (int64_t l = 0; l < m_.layers; ++l) {
       const Layer& layer = m_.layer[static_cast<size_t>(l)];
       int8_t* cache = cache_ + l * num_blocks_ * m_.kv_block_bytes();
-      team.phase(m_.heads + 2 * m_.kv_heads, [&](int64_t head) { project_head(layer.qkv, head, cache); });
+      team.phase(m_.heads + 2 * m_.kv_heads, [&](int64_t head) { project_head(layer, head, cache); });
       attention(team, cache);
-      add_product(team, layer.o, mixed_, [&](int64_t t) { norm_row(t); });
-      const int64_t blocks = m_.intermediate / m_.ffn_block;
-      then_rows(team, blocks, [&](int64_t block) { feed_forward(layer.gate_up, block); }, b_.total,
-                [&](int64_t t) { isa_.quantize(h_ + t * m_.intermediate, 1.0f, gated_, t); });
+      add_product(team, layer.o, mixed_, [&](int64_t t) { norm_row(t, layer.ffn_gain); });
+      const int64_t each = std::max<int64_t>(1, kFfnItem / m_.ffn_block) * std::max<int64_t>(m_.ffn_block, kPanel);
+      then_rows(team, (m_.intermediate + each - 1) / each,
+                [&](int64_t item) { feed_forward(layer.gate_up, item * each, std::min(each, m_.intermediate - item * each)); }, b_.total,
+                [&](int64_t t) { isa_.quantize(h_ + t * m_.intermediate, 1.0f, nullptr, gated_, t); });
       if (l + 1 < m_.layers)
-        add_product(team, layer.down, gated_, [&](int64_t t) { norm_row(t); });
+        add_product(team, layer.down, gated_, [&](int64_t t) { norm_row(t, m_.layer[static_cast<size_t>(l + 1)].attention_gain); });
       else
         add_product(team, layer.down, gated_, [](int64_t) {});
     }
@@ -78,10 +86,12 @@ class Step {
 
  private:
   Activations activations(Arena& arena, int64_t rows, int64_t depth) const {
-    Activations a{nullptr, nullptr, nullptr, depth, m_.embedding.group};
+    Activations a{nullptr, nullptr, nullptr, nullptr, nullptr, depth, m_.unit, m_.rotated};
     a.values = arena.take<int8_t>(rows * depth);
     a.magnitudes = arena.take<uint8_t>(rows * depth);
-    a.scales = arena.take<float>(rows * a.groups());
+    a.biases = arena.take<int32_t>(rows * a.units());
+    a.scales = arena.take<float>(rows * (a.row_scale ? 1 : a.units()));
+    a.weighted_sums = a.row_scale ? nullptr : arena.take<float>(rows * a.units());
     return a;
   }
 
@@ -96,29 +106,74 @@ class Step {
       }
   }
 
+  // Work is split by chunk where there would be too few items for the threads, and where sequences share blocks.
   void plan_attention(Arena& arena) {
-    const int64_t most = std::max<int64_t>(1, kAttentionRows / m_.group_heads());
+    const int64_t shared = m_.group_heads(), most = std::max<int64_t>(1, kAttentionRows / shared);
     for (int64_t s = 0; s < b_.sequences; ++s)
       for (int64_t t = b_.starts[s]; t < b_.starts[s + 1]; t += most) {
         const int64_t tokens = std::min<int64_t>(most, b_.starts[s + 1] - t);
-        const int64_t last = ages_[(t + tokens - 1) * m_.group_heads()];
-        tiles_.push_back({s, t, tokens, last / (kPanel * kChunkBlocks) + 1, 0});
+        const int64_t last = ages_[(t + tokens - 1) * shared];
+        tiles_.push_back({s, t, tokens, last / (kPanel * kChunkBlocks) + 1});
       }
-    split_ = static_cast<int64_t>(tiles_.size()) * m_.kv_heads < 4 * threads_;
+    const bool few = static_cast<int64_t>(tiles_.size()) * m_.kv_heads < 4 * threads_;
+    share_chunks(most);
     int64_t partials = 0;
     for (size_t i = 0; i < tiles_.size(); ++i) {
       Tile& tile = tiles_[i];
-      if (split_ && tile.chunks > 1) {
-        tile.partial = partials;
-        partials += tile.chunks;
-        for (int64_t c = 0; c < tile.chunks; ++c) items_.push_back({static_cast<int64_t>(i), c});
-        merges_.push_back(static_cast<int64_t>(i));
-      } else {
-        items_.push_back({static_cast<int64_t>(i), -1});
+      const bool in_company = !shared_chunks_.empty() && shared_chunks_[i] > 0;
+      if (!in_company && (tile.chunks == 1 || !few)) {
+        items_.push_back({-1, {static_cast<int64_t>(i)}});
+        continue;
       }
+      tile.partial = partials;
+      partials += tile.chunks;
+      for (int64_t c = in_company ? shared_chunks_[i] : 0; c < tile.chunks; ++c) items_.push_back({c, {static_cast<int64_t>(i)}});
+      merges_.push_back(static_cast<int64_t>(i));
     }
-    partials_ = partials == 0 ? nullptr : arena.take<float>(partials * m_.kv_heads * kAttentionRows * (m_.head_dim + 2));
+    partials_ = partials == 0 ? nullptr : arena.take<float>(partials * m_.kv_heads * partial_size());
   }
+
+  // Finds the tiles of different sequences that begin with the same whole chunks, and makes them items together.
+  void share_chunks(int64_t most) {
+    if (b_.sequences < 2) return;
+    shared_chunks_.assign(tiles_.size(), 0);
+    std::vector<std::vector<int64_t>> together(1);  // tiles that are the same up to here, and have room for company
+    for (size_t i = 0; i < tiles_.size(); ++i)
+      if (2 * tiles_[i].tokens <= most) together[0].push_back(static_cast<int64_t>(i));
+    for (int64_t chunk = 0; !together.empty(); ++chunk) {
+      std::vector<std::vector<int64_t>> next;
+      for (const auto& group : together) {
+        std::unordered_map<int32_t, std::vector<int64_t>> by_first;  // block of the chunk: equal prefixes share it
+        for (const int64_t i : group) {
+          const Tile& tile = tiles_[static_cast<size_t>(i)];
+          if (ages_[tile.first * m_.group_heads()] >= (chunk + 1) * kChunkBlocks * kPanel - 1) by_first[blocks_of(tile, chunk)[0]].push_back(i);
+        }
+        for (auto& [first, same] : by_first) {
+          const int32_t* blocks = blocks_of(tiles_[static_cast<size_t>(same[0])], chunk);
+          std::erase_if(same, [&](int64_t i) { return !std::equal(blocks, blocks + kChunkBlocks, blocks_of(tiles_[static_cast<size_t>(i)], chunk)); });
+          if (same.size() < 2) continue;
+          Item item{chunk, {}};
+          int64_t tokens = 0;
+          for (const int64_t i : same) {
+            const Tile& tile = tiles_[static_cast<size_t>(i)];
+            if (tokens + tile.tokens > most) {
+              items_.push_back(std::move(item));
+              item = {chunk, {}};
+              tokens = 0;
+            }
+            item.tiles.push_back(i);
+            tokens += tile.tokens;
+            shared_chunks_[static_cast<size_t>(i)] = chunk + 1;
+          }
+          items_.push_back(std::move(item));
+          next.push_back(std::move(same));
+        }
+      }
+      together = std::move(next);
+    }
+  }
+
+  const int32_t* blocks_of(const Tile& tile, int64_t chunk) const { return b_.tables + tile.sequence * b_.width + chunk * kChunkBlocks; }
 
   // -- phases -----------------------------------------------------------------------------------------------------------------------------
 
@@ -148,7 +203,7 @@ class Step {
     const Matrix& e = m_.embedding;
     const int64_t token = b_.tokens[t], panel = token / kPanel, channel = token % kPanel;
     const int8_t* weights = e.weights + panel * e.depth * kPanel + channel * 4;
-    const uint16_t* scales = e.scales + panel * e.groups() * kPanel + channel;
+    const uint16_t* scales = e.scales + panel * e.panel_scales() + channel;
     for (int64_t k = 0; k < e.depth; ++k) {
       const uint32_t bits = static_cast<uint32_t>(scales[k / e.group * kPanel]) << 16;
       float scale;
@@ -160,56 +215,65 @@ class Step {
       cos_[t * m_.head_dim / 2 + i] = std::cos(position * m_.frequencies[i]);
       sin_[t * m_.head_dim / 2 + i] = std::sin(position * m_.frequencies[i]);
     }
-    norm_row(t);
+    norm_row(t, m_.layer[0].attention_gain);
   }
 
-  // RMSNorm; its gain is in the weights that follow.
-  void norm_row(int64_t t) {
+  // RMSNorm; a rotated model has its gain in the weights that follow.
+  void norm_row(int64_t t, const float* gain) {
     const float* x = x_ + t * m_.hidden;
-    isa_.quantize(x, isa_.inverse_rms(x, m_.hidden, m_.epsilon), normed_, t);
+    isa_.quantize(x, isa_.inverse_rms(x, m_.hidden, m_.epsilon), gain, normed_, t);
   }
 
   // One head of q, k or v for all rows: project, rotate, quantize; keys and values go into the cache.
-  void project_head(const Matrix& qkv, int64_t head, int8_t* cache) {
+  void project_head(const Layer& layer, int64_t head, int8_t* cache) {
     const int64_t d = m_.head_dim, panels = d / kPanel, shared = m_.group_heads();
-    alignas(64) float buffer[kTileRows * 256];
-    std::vector<float> large;
-    float* out = buffer;
-    if (d > 256) large.resize(static_cast<size_t>(kTileRows * d)), out = large.data();
-    alignas(64) int8_t packed[4096];
-    alignas(64) uint8_t unused[4096];
+    const bool query = head < m_.heads, value = head >= m_.heads + m_.kv_heads;
+    const int64_t own = query ? head : value ? head - m_.heads - m_.kv_heads : head - m_.heads;
+    const Matrix& m = query ? layer.q : value ? layer.v : layer.k;
+    static thread_local std::vector<float> buffer;
+    static thread_local std::vector<int8_t> packed;
+    static thread_local std::vector<uint8_t> unused;
+    buffer.resize(static_cast<size_t>(kTileRows * d));
+    packed.resize(static_cast<size_t>(d));
+    unused.resize(static_cast<size_t>(d));
+    float* out = buffer.data();
     const float softmax_divisor = std::sqrt(static_cast<float>(d)) * static_cast<float>(m_.head_block);
     for (int64_t row = 0; row < b_.total; row += kTileRows) {
       const int64_t rows = std::min(kTileRows, b_.total - row);
-      isa_.matmul(qkv, head * panels, (head + 1) * panels, from(normed_, row), rows, out, d, false);
+      isa_.matmul(m, own * panels, (own + 1) * panels, from(normed_, row), rows, out, d, false);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t t = row + r;
         float* x = out + r * d;
-        if (head < m_.heads + m_.kv_heads) {
-          isa_.rotate(x, cos_ + t * d / 2, sin_ + t * d / 2, d);
-          for (int64_t i = 0; i < d; i += m_.head_block) isa_.hadamard(x + i, m_.head_block);
-        }
-        if (head < m_.heads) {
+        if (!value) isa_.rotate(x, cos_ + t * d / 2, sin_ + t * d / 2, d);
+        turn(x, d, value ? m_.value_block : m_.head_block);
+        if (query) {
           // [kv head][token][query head of the group]: the rows of an attention tile are consecutive
           const int64_t place = (head / shared * b_.total + t) * shared + head % shared;
-          query_scales_[place] = isa_.quantize_head(x, d, queries_ + place * d, query_magnitudes_ + place * d) / softmax_divisor;
+          query_scales_[place] =
+              isa_.quantize_head(x, d, queries_ + place * d, query_magnitudes_ + place * d, query_biases_ + place) / softmax_divisor;
         } else {
-          const bool value = head >= m_.heads + m_.kv_heads;
-          const int64_t kv = head - m_.heads - (value ? m_.kv_heads : 0), slot = slots_[t] % kPanel;
-          int8_t* to = cache + slots_[t] / kPanel * m_.kv_block_bytes() + kv * kv_head_bytes(d);
+          const int64_t slot = slots_[t] % kPanel;
+          int8_t* to = cache + slots_[t] / kPanel * m_.kv_block_bytes() + own * kv_head_bytes(d);
           float* scales = reinterpret_cast<float*>(to + 2 * kPanel * d);
-          scales[(value ? kPanel : 0) + slot] = isa_.quantize_head(x, d, packed, unused);
+          int32_t bias;
+          scales[(value ? kPanel : 0) + slot] = isa_.quantize_head(x, d, packed.data(), unused.data(), &bias);
           if (value)
-            for (int64_t i = 0; i < d; ++i) to[kPanel * d + i / 16 * 256 + slot / 4 * 64 + i % 16 * 4 + slot % 4] = packed[i];
+            for (int64_t i = 0; i < d; ++i) to[kPanel * d + i / 16 * 256 + slot / 4 * 64 + i % 16 * 4 + slot % 4] = packed[static_cast<size_t>(i)];
           else
-            for (int64_t i = 0; i < d; ++i) to[i / 4 * 64 + slot * 4 + i % 4] = packed[i];
+            for (int64_t i = 0; i < d; i += 4) __builtin_memcpy(to + i * kPanel + slot * 4, packed.data() + i, 4);
         }
       }
     }
   }
 
+  // x[0..n) in blocks times Hadamard's matrix
+  void turn(float* x, int64_t n, int64_t block) const {
+    if (block > 1)
+      for (int64_t i = 0; i < n; i += block) isa_.hadamard(x + i, block);
+  }
+
   void attention(Member& team, const int8_t* cache) {
-    const auto quantize = [&](int64_t t) { isa_.quantize(attended_ + t * m_.heads * m_.head_dim, 1.0f, mixed_, t); };
+    const auto quantize = [&](int64_t t) { isa_.quantize(attended_ + t * m_.heads * m_.head_dim, 1.0f, nullptr, mixed_, t); };
     const auto attend = [&](int64_t i) { attend_item(items_[static_cast<size_t>(i / m_.kv_heads)], i % m_.kv_heads, cache); };
     const auto count = static_cast<int64_t>(items_.size()) * m_.kv_heads;
     if (merges_.empty()) return then_rows(team, count, attend, b_.total, quantize);
@@ -220,26 +284,71 @@ class Step {
   }
 
   void attend_item(const Item& item, int64_t kv, const int8_t* cache) {
-    const Tile& tile = tiles_[static_cast<size_t>(item.tile)];
-    const int64_t d = m_.head_dim, rows = tile.tokens * m_.group_heads();
+    const int64_t d = m_.head_dim;
+    const Tile& first = tiles_[static_cast<size_t>(item.tiles[0])];
+    if (item.tiles.size() > 1) return attend_together(item, kv, cache);
     if (item.chunk >= 0) {
-      float* p = partial(tile, item.chunk, kv);
-      return attend_chunk(tile, item.chunk, kv, cache, p, p + kAttentionRows, p + 2 * kAttentionRows);
+      float* p = partial(first, item.chunk, kv);
+      return attend_chunk(first, item.chunk, kv, cache, p, p + kAttentionRows, p + 2 * kAttentionRows);
     }
     static thread_local std::vector<float> buffer;
     buffer.resize(static_cast<size_t>(2 * kAttentionRows * (d + 2)));
-    float *first = buffer.data(), *later = first + kAttentionRows * (d + 2);
-    for (int64_t chunk = 0; chunk < tile.chunks; ++chunk) {
-      float* p = chunk == 0 ? first : later;
-      attend_chunk(tile, chunk, kv, cache, p, p + kAttentionRows, p + 2 * kAttentionRows);
-      if (chunk > 0) merge_rows(first, later, rows);
+    float *result = buffer.data(), *later = result + kAttentionRows * (d + 2);
+    for (int64_t chunk = 0; chunk < first.chunks; ++chunk) {
+      float* p = chunk == 0 ? result : later;
+      attend_chunk(first, chunk, kv, cache, p, p + kAttentionRows, p + 2 * kAttentionRows);
+      if (chunk > 0) merge_rows(result, later, first.tokens * m_.group_heads());
     }
-    write_tile(tile, kv, first);
+    write_tile(first, kv, result);
+  }
+
+  // One chunk that several tiles see whole: their queries side by side, the results to each tile's partials.
+  void attend_together(const Item& item, int64_t kv, const int8_t* cache) {
+    const int64_t d = m_.head_dim, shared = m_.group_heads();
+    struct Rows {
+      alignas(64) float maximum[kAttentionRows], sum[kAttentionRows], scales[kAttentionRows];
+      int32_t biases[kAttentionRows];
+      int64_t ages[kAttentionRows];
+      std::vector<int8_t> values;
+      std::vector<uint8_t> magnitudes;
+      std::vector<float> out;
+    };
+    static thread_local Rows rows;
+    rows.values.resize(static_cast<size_t>(kAttentionRows * d));
+    rows.magnitudes.resize(static_cast<size_t>(kAttentionRows * d));
+    rows.out.resize(static_cast<size_t>(kAttentionRows * d));
+    int64_t count = 0;
+    for (const int64_t i : item.tiles) {
+      const Tile& tile = tiles_[static_cast<size_t>(i)];
+      const int64_t n = tile.tokens * shared, place = (kv * b_.total + tile.first) * shared;
+      std::copy_n(queries_ + place * d, n * d, rows.values.data() + count * d);
+      std::copy_n(query_magnitudes_ + place * d, n * d, rows.magnitudes.data() + count * d);
+      std::copy_n(query_biases_ + place, n, rows.biases + count);
+      std::copy_n(query_scales_ + place, n, rows.scales + count);
+      std::copy_n(ages_ + tile.first * shared, n, rows.ages + count);
+      count += n;
+    }
+    AttentionChunk c = chunk_of(tiles_[static_cast<size_t>(item.tiles[0])], item.chunk, kv, cache);
+    c.rows = count;
+    c.values = rows.values.data(), c.magnitudes = rows.magnitudes.data(), c.biases = rows.biases, c.scales = rows.scales, c.ages = rows.ages;
+    c.maximum = rows.maximum, c.sum = rows.sum, c.out = rows.out.data();
+    isa_.attend(c);
+    count = 0;
+    for (const int64_t i : item.tiles) {
+      const Tile& tile = tiles_[static_cast<size_t>(i)];
+      const int64_t n = tile.tokens * shared;
+      float* p = partial(tile, item.chunk, kv);
+      std::copy_n(rows.maximum + count, n, p);
+      std::copy_n(rows.sum + count, n, p + kAttentionRows);
+      std::copy_n(rows.out.data() + count * d, n * d, p + 2 * kAttentionRows);
+      count += n;
+    }
   }
 
   // A partial result: maximum [kAttentionRows], sum [kAttentionRows], out [kAttentionRows][head_dim].
+  int64_t partial_size() const { return kAttentionRows * (m_.head_dim + 2); }
   float* partial(const Tile& tile, int64_t chunk, int64_t kv) const {
-    return partials_ + ((tile.partial + chunk) * m_.kv_heads + kv) * kAttentionRows * (m_.head_dim + 2);
+    return partials_ + ((tile.partial + chunk) * m_.kv_heads + kv) * partial_size();
   }
 
   void merge_rows(float* into, const float* later, int64_t rows) const {
@@ -258,27 +367,35 @@ class Step {
   void write_tile(const Tile& tile, int64_t kv, const float* result) {
     const int64_t d = m_.head_dim, shared = m_.group_heads();
     for (int64_t r = 0; r < tile.tokens * shared; ++r) {
-      const float inverse = 1.0f / result[kAttentionRows + r];
+      // a Hadamard matrix not normalized, twice, multiplies by its order
+      const float inverse = 1.0f / (result[kAttentionRows + r] * static_cast<float>(m_.value_block));
       const float* from = result + 2 * kAttentionRows + r * d;
       float* to = attended_ + ((tile.first + r / shared) * m_.heads + kv * shared + r % shared) * d;
       for (int64_t i = 0; i < d; ++i) to[i] = from[i] * inverse;
+      turn(to, d, m_.value_block);
     }
   }
 
-  void attend_chunk(const Tile& tile, int64_t chunk, int64_t kv, const int8_t* cache, float* maximum, float* sum, float* out) {
-    const int64_t shared = m_.group_heads(), place = (kv * b_.total + tile.first) * shared;
-    const int64_t last = ages_[(tile.first + tile.tokens - 1) * shared], first_block = chunk * kChunkBlocks;
+  AttentionChunk chunk_of(const Tile& tile, int64_t chunk, int64_t kv, const int8_t* cache) const {
+    const int64_t last = ages_[(tile.first + tile.tokens - 1) * m_.group_heads()], first_block = chunk * kChunkBlocks;
     AttentionChunk c{};
     c.cache = cache + kv * kv_head_bytes(m_.head_dim);
     c.block_stride = m_.kv_block_bytes();
-    c.table = b_.tables + tile.sequence * b_.width + first_block;
+    c.table = blocks_of(tile, chunk);
     c.blocks = std::min<int64_t>(kChunkBlocks, last / kPanel + 1 - first_block);
     c.blocks_after = last / kPanel + 1 - first_block - c.blocks;
     c.position = first_block * kPanel;
     c.head_dim = m_.head_dim;
+    return c;
+  }
+
+  void attend_chunk(const Tile& tile, int64_t chunk, int64_t kv, const int8_t* cache, float* maximum, float* sum, float* out) {
+    const int64_t shared = m_.group_heads(), place = (kv * b_.total + tile.first) * shared;
+    AttentionChunk c = chunk_of(tile, chunk, kv, cache);
     c.rows = tile.tokens * shared;
     c.values = queries_ + place * m_.head_dim;
     c.magnitudes = query_magnitudes_ + place * m_.head_dim;
+    c.biases = query_biases_ + place;
     c.scales = query_scales_ + place;
     c.ages = ages_ + tile.first * shared;
     c.maximum = maximum;
@@ -287,21 +404,20 @@ class Step {
     isa_.attend(c);
   }
 
-  // One Hadamard block of the feed-forward's inner channels for all rows: gate, up, SiLU, product, Hadamard.
-  void feed_forward(const Matrix& gate_up, int64_t block) {
-    const int64_t n = m_.ffn_block, panels = 2 * n / kPanel;
+  // Inner channels first..first + n of the feed-forward for all rows: gate, up, SiLU, product, Hadamard.
+  void feed_forward(const Matrix& gate_up, int64_t first, int64_t n) {
     static thread_local std::vector<float> buffer;
     buffer.resize(static_cast<size_t>(kTileRows * 2 * n));
     for (int64_t row = 0; row < b_.total; row += kTileRows) {
       const int64_t rows = std::min(kTileRows, b_.total - row);
-      isa_.matmul(gate_up, block * panels, (block + 1) * panels, from(normed_, row), rows, buffer.data(), 2 * n, false);
+      isa_.matmul(gate_up, 2 * first / kPanel, 2 * (first + n) / kPanel, from(normed_, row), rows, buffer.data(), 2 * n, false);
       for (int64_t r = 0; r < rows; ++r) {
-        float* to = h_ + (row + r) * m_.intermediate + block * n;
+        float* to = h_ + (row + r) * m_.intermediate + first;
         for (int64_t i = 0; i < n; i += kPanel) {
           const float* gate = buffer.data() + r * 2 * n + 2 * i;
           isa_.swiglu(gate, gate + kPanel, to + i, kPanel);
         }
-        isa_.hadamard(to, n);
+        turn(to, n, m_.ffn_block);
       }
     }
   }
@@ -311,32 +427,34 @@ class Step {
   void finish_row(int64_t n) {
     const float* x = x_ + static_cast<int64_t>(b_.rows[n]) * m_.hidden;
     const float scale = isa_.inverse_rms(x, m_.hidden, m_.epsilon);
-    if (!m_.tied) return isa_.quantize(x, scale, final_, n);
+    if (!m_.rotated || !m_.tied) return isa_.quantize(x, scale, m_.gain, final_, n);
     static thread_local std::vector<float> plain, mixed;
     plain.assign(x, x + m_.hidden);
     mixed.resize(static_cast<size_t>(m_.hidden));
     const int64_t odd = m_.odd, p = m_.hidden / odd;
-    const auto turn = [&](const std::vector<float>& from, std::vector<float>& to, bool back) {
-      for (int64_t i = 0; i < odd; ++i)
-        for (int64_t k = 0; k < p; ++k) {
-          float sum = 0.0f;
-          for (int64_t j = 0; j < odd; ++j)
-            sum += m_.odd_rotation[back ? i * odd + j : j * odd + i] * from[static_cast<size_t>(j * p + k)];
-          to[static_cast<size_t>(i * p + k)] = sum;
+    const auto rotate = [&](const float* from, float* to, bool back) {
+      for (int64_t i = 0; i < odd; ++i) {
+        std::fill_n(to + i * p, p, 0.0f);
+        for (int64_t j = 0; j < odd; ++j) {
+          const float q = m_.odd_rotation[back ? i * odd + j : j * odd + i];
+          for (int64_t k = 0; k < p; ++k) to[i * p + k] += q * from[j * p + k];
         }
-      for (int64_t i = 0; i < odd; ++i) isa_.hadamard(to.data() + i * p, p);
+        isa_.hadamard(to + i * p, p);
+      }
     };
-    turn(plain, mixed, true);
+    rotate(plain.data(), mixed.data(), true);
     for (int64_t i = 0; i < m_.hidden; ++i) mixed[static_cast<size_t>(i)] *= m_.gain[i];
-    turn(mixed, plain, false);
-    isa_.quantize(plain.data(), scale, final_, n);
+    rotate(mixed.data(), plain.data(), false);
+    isa_.quantize(plain.data(), scale, nullptr, final_, n);
   }
 
   static Activations from(const Activations& a, int64_t row) {
     Activations b = a;
     b.values += row * a.depth;
     b.magnitudes += row * a.depth;
-    b.scales += row * a.groups();
+    b.biases += row * a.units();
+    b.scales += row * (a.row_scale ? 1 : a.units());
+    if (!a.row_scale) b.weighted_sums += row * a.units();
     return b;
   }
 
@@ -355,13 +473,14 @@ class Step {
   float *cos_, *sin_;                              // [T][head_dim / 2]
   int8_t* queries_;                                // [kv_heads][T][group heads][head_dim]
   uint8_t* query_magnitudes_;
+  int32_t* query_biases_;                          // [kv_heads][T][group heads]
   float* query_scales_;                            // [kv_heads][T][group heads]
   int64_t* ages_;                                  // [T][group heads] position
   int64_t* slots_;                                 // [T] block * 16 + offset
-  bool split_ = false;
   std::vector<Tile> tiles_;
   std::vector<Item> items_;
-  std::vector<int64_t> merges_;                    // tiles that were split
+  std::vector<int64_t> shared_chunks_;             // of each tile: its first ones, read with other sequences'
+  std::vector<int64_t> merges_;                    // tiles whose chunks are separate items
   float* partials_ = nullptr;
 };
 

@@ -1,0 +1,103 @@
+"""What happens to one request in a step?  Its next tokens are sampled, become text, and may end it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from berth_worker.engine.report import StepReport
+from berth_worker.engine.request import FinishReason, Request
+from berth_worker.engine.sampling import StopText, sample
+from berth_worker.engine.speculation import Drafter
+from berth_worker.engine.stream import AsyncStream, Finish, SyncStream
+
+if TYPE_CHECKING:
+    from berth_worker.model.interface import Tokenizer
+
+__all__ = ["Active"]
+
+
+@dataclass(slots=True, eq=False)
+class Active:
+    """A request that waits or runs, and who reads it."""
+
+    request: Request
+    text: StopText
+    stream: AsyncStream | SyncStream
+    eos_ids: frozenset[int]
+    drafter: Drafter | None = None
+    ended: FinishReason | None = None
+    """Why generation has come to its end, once it has."""
+    error: str = ""
+
+    @staticmethod
+    def start(
+        request: Request, tokenizer: Tokenizer, stream: AsyncStream | SyncStream, drafter: Drafter | None
+    ) -> Active:
+        """A request whose stream is about to be read."""
+        params = request.params
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokenizer.eos_ids)
+        return Active(request, StopText(tokenizer.stream(), params.stop), stream, ends, drafter)
+
+    def advance(
+        self, logits: NDArray[np.float32], draft: Sequence[int], now: float, report: StepReport
+    ) -> tuple[str, tuple[int, ...]]:
+        """Add what comes next to the request's tokens; returns it as text and as tokens.
+
+        logits: float32 [1 + len(draft), vocab], of the request's last token and of each drafted one. Row by row the
+        token is sampled as if there were no draft; the first that differs from it, or that ends the request, is the
+        last. Raises NonFiniteLogitsError.
+        """
+        request, came, text = self.request, [], ""
+        for row, drafted in zip(logits, (*draft, None), strict=True):
+            token = sample(row, request)
+            request.tokens.append(token)
+            came.append(token)
+            text += self.text.push(token)
+            if token in self.eos_ids or self.text.stopped:
+                self.ended = FinishReason.STOP
+            elif request.generated >= request.max_tokens:
+                self.ended = FinishReason.LENGTH
+            if token != drafted or self.ended:
+                break
+        if self.ended:
+            text += self.text.flush()
+        if self.drafter is not None:
+            self.drafter.judge(came)
+        self._record(len(came), now, report)
+        report.drafted += len(draft)
+        report.accepted += len(came) - 1
+        return text, tuple(came)
+
+    def _record(self, count: int, now: float, report: StepReport) -> None:
+        request = self.request
+        report.generated += count
+        if request.first_token is None:
+            request.first_token = now
+            report.prompt_tokens += request.prompt_tokens
+            report.first_token_seconds.append(now - request.arrived)
+        elif request.last_token is not None:
+            report.gap_seconds.append(now - request.last_token)
+        request.last_token = now
+
+    def finish(self, now: float) -> Finish:
+        """How the request ended; `ended` is set."""
+        request = self.request
+        assert self.ended is not None  # noqa: S101
+        request.finish_reason = self.ended
+        admitted = now if request.admitted is None else request.admitted
+        first = admitted if request.first_token is None else request.first_token
+        return Finish(
+            reason=self.ended,
+            prompt_tokens=request.prompt_tokens,
+            cached_prompt_tokens=request.cached_tokens,
+            completion_tokens=request.generated,
+            queue_seconds=admitted - request.arrived,
+            prefill_seconds=first - admitted,
+            decode_seconds=(first if request.last_token is None else request.last_token) - first,
+            error=self.error,
+        )

@@ -1,0 +1,72 @@
+"""Which blocks are kept for an agent that is away, calling a tool?
+
+When a turn ends, the blocks of its prompt and output are pinned for its session: other traffic does not reuse them, and
+the session's next turn finds its prefix. They are unpinned when the session's next turn ends (which pins its own), when
+the session has not come back in time, or under memory pressure, least recently used session first and whole: a prefix
+without its beginning is worth nothing. Unpinned blocks keep their content until they are taken like all others.
+
+Full blocks alone are kept. The up to 15 tokens after them are computed again, as rows of the next turn's prompt.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from berth_worker.engine.blocks import BlockManager
+from berth_worker.engine.request import Request
+
+__all__ = ["Sessions"]
+
+
+class Sessions:
+    """Sessions that are retained, over one BlockManager. Times are seconds on the caller's clock."""
+
+    def __init__(self, blocks: BlockManager, seconds: float) -> None:
+        """seconds: how long a session is kept after its last turn began or ended; 0 keeps none."""
+        self._blocks = blocks
+        self._seconds = seconds
+        self._kept: OrderedDict[str, tuple[list[int], float]] = OrderedDict()
+        """session to (blocks, last use), least recently used first."""
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def retain(self, request: Request, computed_blocks: int, now: float) -> None:
+        """Keep the request's first blocks for its session, in place of what was kept for it before.
+
+        The request still holds them. As many sessions as there are blocks are kept at most, because sessions can share
+        all of theirs.
+        """
+        if not request.session_id or not computed_blocks or not self._seconds:
+            return
+        digests = request.digests[:computed_blocks]
+        for block, digest in zip(request.blocks, digests, strict=False):
+            self._blocks.publish(block, digest)  # another block of this content may have been reused since
+        pinned = self._blocks.find_prefix(digests)
+        self._blocks.pin(pinned)
+        self._drop(request.session_id)
+        self._kept[request.session_id] = (pinned, now)
+        if len(self._kept) > self._blocks.num_blocks:
+            self.reclaim()
+
+    def touch(self, session_id: str, now: float) -> None:
+        """The session's next turn has begun."""
+        if session_id in self._kept:
+            self._kept[session_id] = (self._kept[session_id][0], now)
+            self._kept.move_to_end(session_id)
+
+    def expire(self, now: float) -> None:
+        """Let go of sessions that did not come back in time."""
+        while self._kept and now - next(iter(self._kept.values()))[1] > self._seconds:
+            self.reclaim()
+
+    def reclaim(self) -> bool:
+        """Let go of the least recently used session; False if there is none."""
+        if not self._kept:
+            return False
+        self._drop(next(iter(self._kept)))
+        return True
+
+    def _drop(self, session_id: str) -> None:
+        if (kept := self._kept.pop(session_id, None)) is not None:
+            self._blocks.unpin(kept[0])
