@@ -210,8 +210,13 @@ void rotate(float* x, const float* cos, const float* sin, int64_t n) {
   }
 }
 
+#if defined(__aarch64__)
+using Half = __fp16;  // _Float16 is C++ only since GCC 13 there
+#else
+using Half = _Float16;
+#endif
 inline float fp16(uint16_t x) {
-  _Float16 y;
+  Half y;
   __builtin_memcpy(&y, &x, 2);
   return static_cast<float>(y);
 }

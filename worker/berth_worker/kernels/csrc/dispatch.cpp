@@ -2,6 +2,10 @@
 #if defined(BERTH_X86)
 #include <cpuid.h>
 #endif
+#if defined(BERTH_AARCH64)
+#include <sys/auxv.h>
+#include <sys/prctl.h>
+#endif
 
 #include <cstdlib>
 #include <stdexcept>
@@ -21,6 +25,28 @@ bool has_amx() {
 }
 #endif
 
+#if defined(BERTH_AARCH64)
+// Bits of getauxval, from Linux's asm/hwcap.h: the C library's header may be older than the kernel.
+constexpr unsigned long kDotprod = 1ul << 20, kSve = 1ul << 22;          // AT_HWCAP: ASIMDDP, SVE
+constexpr unsigned long kSveI8mm = 1ul << 9, kI8mm = 1ul << 13;          // AT_HWCAP2: SVEI8MM, I8MM
+constexpr int kGetVectorLength = 51, kLengthMask = 0xffff;               // prctl PR_SVE_GET_VL, PR_SVE_VL_LEN_MASK
+
+// Best first, by llvm-mca over the inner loops (benchmarks/arm_static.py).  Matrix instructions come before dot products.  With vectors
+// of 256 bits or more SVE reads more weights a cycle than NEON (Neoverse V1: 2 x 32 bytes against 3 x 16); with 128 bits the two are
+// alike in the pipes, and NEON's loops have fewer instructions and keep more granules in registers.
+void detect_arm(std::vector<const Isa*>& sets) {
+  const unsigned long caps = getauxval(AT_HWCAP), more = getauxval(AT_HWCAP2);
+  const bool dotprod = (caps & kDotprod) != 0, i8mm = dotprod && (more & kI8mm) != 0, sve = (caps & kSve) != 0;
+  const bool both = sve && i8mm && (more & kSveI8mm) != 0, wide = sve && (prctl(kGetVectorLength) & kLengthMask) >= 32;
+  if (wide && both) sets.push_back(&sve_i8mm_isa);
+  if (i8mm) sets.push_back(&i8mm_isa);
+  if (!wide && both) sets.push_back(&sve_i8mm_isa);
+  if (wide) sets.push_back(&sve_isa);
+  if (dotprod) sets.push_back(&dotprod_isa);
+  if (sve && !wide) sets.push_back(&sve_isa);
+}
+#endif
+
 std::vector<const Isa*> detect() {
   std::vector<const Isa*> sets;
 #if defined(BERTH_X86)
@@ -30,6 +56,9 @@ std::vector<const Isa*> detect() {
   if (vnni && has_amx() && amx_permitted()) sets.push_back(&amx_isa);
   if (vnni) sets.push_back(&avx512vnni_isa);
   if (avx2) sets.push_back(&avx2_isa);
+#endif
+#if defined(BERTH_AARCH64)
+  detect_arm(sets);
 #endif
   sets.push_back(&scalar_isa);
   return sets;

@@ -114,7 +114,7 @@ extern const Isa avx2_isa, avx512vnni_isa, amx_isa;
 bool amx_permitted();  // asks the system for this process's tile registers
 #endif
 #if defined(BERTH_AARCH64)
-extern const Isa dotprod_isa, i8mm_isa, sve_isa;
+extern const Isa dotprod_isa, i8mm_isa, sve_isa, sve_i8mm_isa;
 #endif
 
 // The best set that this machine has, or the one that BERTH_ISA names; throws std::runtime_error if it is unknown or not to be had.
