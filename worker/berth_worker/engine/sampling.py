@@ -23,9 +23,9 @@ __all__ = ["NonFiniteLogitsError", "Sampler", "TokenLogprobs", "sample"]
 COLDEST = 1e-5
 """Lower temperatures are greedy: float32 would overflow."""
 CUTOFFS = (1e-2, 1e-4)
-"""Weights, the greatest being 1, below which tokens are left out before sorting; the next one where too few remain."""
-DEPTHS = (4.0, 10.0, 20.0)
-"""Logits below the greatest, likewise, for log-probabilities."""
+"""Weights, the greatest being 1, below which tokens are left out at once; the next one where too few remain."""
+SORTED = 512
+"""Weights up to this number are sorted."""
 STRIDE = 256
 """Weights that are summed together before one of them is looked for."""
 
@@ -111,12 +111,7 @@ class Sampler:
         total = float(greatest) + float(np.log(np.exp(logits - greatest).sum(dtype=np.float64)))
         likely = np.arange(0)
         if top:
-            for depth in DEPTHS:
-                likely = np.flatnonzero(logits >= greatest - np.float32(depth))
-                if len(likely) >= top:
-                    break
-            else:
-                likely = np.arange(len(logits))
+            likely = np.flatnonzero(logits >= _weight_of_rank(logits, min(top, len(logits))))
             likely = likely[np.argsort(-logits[likely], kind="stable")[:top]]
         pairs = tuple((int(i), float(logits[i]) - total) for i in likely)
         return TokenLogprobs(token, float(logits[token]) - total, pairs)
@@ -181,38 +176,60 @@ def _draw(weights: Floats, uniform: float) -> int:
 
 
 def _candidates(logits: Floats, best: np.float32, params: SamplingParams) -> tuple[NDArray[np.intp] | None, Floats]:
-    """Tokens that may be drawn (None: all, in order) and their unnormalized probabilities.
+    """Tokens that may be drawn (None: all), in order of id, and their unnormalized probabilities.
 
-    The likeliest token weighs 1; those below a cutoff are left out and only the rest is sorted, where that is enough.
+    The likeliest token weighs 1. Nothing is sorted but what stands near a cut.
     """
     weights = np.exp((logits - best) * np.float32(1.0 / params.temperature))
-    tokens = None
-    if params.min_p > 0.0:
-        tokens = np.flatnonzero(weights >= np.float32(params.min_p))
-    if params.top_k == 0 and params.top_p >= 1.0:
-        return tokens, weights if tokens is None else weights[tokens]
-    if tokens is None:
-        total = float(weights.sum(dtype=np.float64)) if params.top_k == 0 else 0.0
-        tokens = _likeliest(weights, total, params)
+    if params.min_p == 0.0 and params.top_k == 0 and params.top_p >= 1.0:
+        return None, weights
+    least = _weight_of_rank(weights, params.top_k) if 0 < params.top_k < len(weights) else np.float32(0.0)
+    if params.min_p == 0.0 and params.top_k == 0:
+        total = float(weights.sum(dtype=np.float64))
+        for cutoff in CUTOFFS:
+            tokens = np.flatnonzero(weights >= cutoff)
+            if float(weights[tokens].sum(dtype=np.float64)) >= params.top_p * total:
+                break
+        else:
+            tokens = np.arange(len(weights))
     else:
-        total = float(weights[tokens].sum(dtype=np.float64))
-    tokens = tokens[np.argsort(-logits[tokens], kind="stable")]  # of equals the lowest id first
-    if params.top_k:
-        tokens = tokens[: params.top_k]
+        tokens = np.flatnonzero(weights >= max(np.float32(params.min_p), least))
+        tokens = _first_of_equals(tokens, weights, least, params.top_k) if least else tokens
         total = float(weights[tokens].sum(dtype=np.float64))
     if params.top_p < 1.0:
-        reach = np.cumsum(weights[tokens], dtype=np.float64)
-        tokens = tokens[: int(np.searchsorted(reach, params.top_p * total, side="left")) + 1]
+        tokens = tokens[_nucleus(weights[tokens], params.top_p * total)]
     return tokens, weights[tokens]
 
 
-def _likeliest(weights: Floats, total: float, params: SamplingParams) -> NDArray[np.intp]:
-    """Tokens among which are all that top-k, or else top-p of the total, can keep."""
-    for cutoff in CUTOFFS:
-        tokens = np.flatnonzero(weights >= cutoff)
-        if params.top_k:
-            if len(tokens) >= params.top_k:
-                return tokens
-        elif float(weights[tokens].sum(dtype=np.float64)) >= params.top_p * total:
-            return tokens
-    return np.arange(len(weights))
+def _weight_of_rank(weights: Floats, rank: int) -> np.float32:
+    """The weight that stands at this rank, the greatest at 1."""
+    return np.float32(np.partition(weights, -rank)[-rank])
+
+
+def _first_of_equals(tokens: NDArray[np.intp], weights: Floats, least: np.float32, most: int) -> NDArray[np.intp]:
+    """At most so many of the tokens: of those that weigh least, the highest ids are left out."""
+    if (surplus := len(tokens) - most) <= 0:
+        return tokens
+    return np.delete(tokens, np.flatnonzero(weights[tokens] == least)[-surplus:])
+
+
+def _nucleus(weights: Floats, wanted: float) -> NDArray[np.intp]:
+    """Indices of the fewest heaviest that together weigh as much as wanted; of equals the first.
+
+    Where there are many, a histogram finds the weight at which the cut is, and only those next to it are sorted. The
+    bits of a positive float32 sort as it does; the upper 16 are sign, exponent and 7 bits of mantissa.
+    """
+    near = np.arange(len(weights))
+    sure = near[:0]
+    if len(weights) > SORTED:
+        bins = (weights.view(np.uint32) >> np.uint32(16)).astype(np.intp)
+        reach = np.bincount(bins, weights=weights)[::-1].cumsum()
+        place = min(int(np.searchsorted(reach, wanted, side="left")), len(reach) - 1)
+        cut = len(reach) - 1 - place
+        near, sure = np.flatnonzero(bins == cut), np.flatnonzero(bins > cut)
+        wanted -= float(reach[place - 1]) if place else 0.0
+    near = near[np.argsort(-weights[near], kind="stable")]
+    count = int(np.searchsorted(np.cumsum(weights[near], dtype=np.float64), wanted, side="left")) + 1
+    kept = np.concatenate([sure, near[:count]])
+    kept.sort()
+    return kept
