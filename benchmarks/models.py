@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from berth_worker.model.load import open_checkpoint
 from berth_worker.model.sources import resolve
 from numpy.typing import NDArray
 from peers import llama_cpp, peers_folder
@@ -50,16 +51,45 @@ def hugging_face() -> Path:
     """A folder with the 135M in float32 as Hugging Face keeps it: for transformers and CTranslate2."""
     path = _folder() / "135m-hf"
     if not (path / "complete").exists():
-        import torch  # noqa: PLC0415
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
-
-        source = small("F32")
-        files = {"gguf_file": source.name}
-        model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **files)
-        model.save_pretrained(path)
-        AutoTokenizer.from_pretrained(source.parent, **files).save_pretrained(path)
+        _save_hugging_face(path)
         (path / "complete").touch()
     return path
+
+
+def _save_hugging_face(path: Path) -> None:
+    import torch  # noqa: PLC0415
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+
+    weights, _ = open_checkpoint(resolve(EMBEDDED).path)
+    config = weights.config
+    tokenizer = AutoTokenizer.from_pretrained(small("F32").parent, gguf_file=small("F32").name)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            rms_norm_eps=config.rms_norm_eps,
+            rope_theta=config.rope_theta,
+            max_position_embeddings=8192,
+            tie_word_embeddings=config.tie_embeddings,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    state = {"model.embed_tokens.weight": weights.embedding(), "model.norm.weight": weights.output_norm()}
+    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    names |= {name: f"self_attn.{name}_proj" for name in "qkvo"}
+    names |= {name: f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    for index in range(config.num_layers):
+        for name, value in weights.layer(index).items():
+            state[f"model.layers.{index}.{names[name]}.weight"] = value
+    state["lm_head.weight"] = weights.output()
+    model.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in state.items()})
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
 
 
 def _folder() -> Path:
