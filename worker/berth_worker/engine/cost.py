@@ -22,6 +22,8 @@ LATE = 0.005
 """Share of steps that may take longer than a pace allows."""
 EXACT = 1.05
 """No prediction is taken to be nearer than so."""
+NOISY = 1.25
+"""Nor farther: where steps vary more, somebody else uses the processor, and streams are late without prompts too."""
 LEARNING = 0.05
 """How far one step moves the estimate of how late steps are."""
 OUTLIER = 3.0
@@ -79,7 +81,7 @@ class StepCost:
         predicted = self.predict(load)
         if predicted > 0:
             late = seconds > predicted * self.lateness
-            self.lateness = min(max(self.lateness + LEARNING * (late - LATE), EXACT), 2.0)
+            self.lateness = min(max(self.lateness + LEARNING * (late - LATE), EXACT), NOISY)
             seconds = min(seconds, OUTLIER * predicted)
         weight = 1.0 / max(seconds, 1e-6)
         past = [max(0, load.rows - knee) for knee in KNEES]
