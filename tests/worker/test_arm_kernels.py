@@ -42,7 +42,9 @@ COMPARED = [
     (NO_SVE, "dotprod"),
     (NO_SVE, "i8mm"),
     (A64FX, "sve"),
-    *[(sve(bits), name) for bits in (128, 256, 512, 1024) for name in ("sve", "sve-i8mm")],
+    *[(sve(bits), name) for bits in (128, 256) for name in ("sve", "sve-i8mm")],
+    (sve(512), "sve-i8mm"),
+    (sve(1024), "sve"),
 ]
 
 
@@ -88,7 +90,10 @@ def arm(request: pytest.FixtureRequest) -> Path:
         pytest.skip(f"no {', '.join(missing)} here: apt-get install g++-aarch64-linux-gnu qemu-user")
     arm_part = CMAKE[CMAKE.index('MATCHES "aarch64') :]
     march = dict(re.findall(r'SOURCES}/(\w+)\.cpp PROPERTIES COMPILE_OPTIONS "(-march=[^"]+)"', arm_part))
-    return _built(request, CROSS, {name: [flag, "-DBERTH_AARCH64"] for name, flag in march.items()}, ["-DBERTH_AARCH64"])
+    define = "-DBERTH_AARCH64"
+    return _built(
+        request, CROSS, {name: [flag, "-DBERTH_AARCH64"] for name, flag in march.items()}, ["-DBERTH_AARCH64"]
+    )
 
 
 def run(program: Path, cpu: str, *command: str, isa: str = "") -> subprocess.CompletedProcess[str]:
@@ -109,7 +114,7 @@ def test_arm_set_gives_the_bits_of_the_scalar_one(arm: Path, cpu: str, name: str
 
 @pytest.mark.parametrize(("cpu", "names"), AVAILABLE.items())
 def test_the_best_set_that_an_arm_processor_has_is_picked(arm: Path, cpu: str, names: str) -> None:
-    assert run(arm, cpu, "sets").stdout.splitlines() == [names, names.split()[0]]
+    assert run(arm, cpu, "sets").stdout.splitlines() == [names, names.split(maxsplit=1)[0]]
 
 
 @pytest.mark.parametrize("name", AVAILABLE[sve(128)].split())
@@ -117,7 +122,10 @@ def test_berth_isa_picks_any_set_that_an_arm_processor_has(arm: Path, name: str)
     assert run(arm, sve(128), "sets", isa=name).stdout.splitlines()[-1] == name
 
 
-@pytest.mark.parametrize(("cpu", "name"), [(N1, "i8mm"), (N1, "sve"), (A64FX, "sve-i8mm"), (NO_SVE, "sve"), (N1, "avx2")])
+ABSENT = [(N1, "i8mm"), (N1, "sve"), (A64FX, "sve-i8mm"), (NO_SVE, "sve"), (N1, "avx2")]
+
+
+@pytest.mark.parametrize(("cpu", "name"), ABSENT)
 def test_a_set_that_an_arm_processor_lacks_is_refused_with_those_it_has(arm: Path, cpu: str, name: str) -> None:
     done = run(arm, cpu, "sets", isa=name)
     assert done.returncode == 2
@@ -131,6 +139,6 @@ def test_the_emulator_stops_instructions_that_a_processor_lacks(arm: Path, cpu: 
 
 
 def test_scalar_set_gives_the_same_bits_on_arm_and_here(arm: Path, request: pytest.FixtureRequest) -> None:
-    here = _built(request, "g++", {}, [])
+    here = _built(request, "g++", {}, ["-O1"])
     native = subprocess.run([here, "digest"], capture_output=True, text=True, check=True, timeout=120).stdout
     assert run(arm, N1, "digest").stdout == native
