@@ -3,15 +3,18 @@
 //   kernels_check sets          names of the sets, best first, and the one that is selected (BERTH_ISA overrides)
 //   kernels_check digest        a digest of the scalar set's results on fixed inputs, the same on every processor
 //   kernels_check compare SET   compares SET with scalar; prints what differs, exits 1 if anything does
+//   kernels_check unchecked SET the same without asking whether the processor has it
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <limits>
-#include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "check.h"
 #include "isa.h"
+#include "step_check.h"
 
 namespace {
 
@@ -19,56 +22,10 @@ using berth::Activations;
 using berth::Isa;
 using berth::kPanel;
 using berth::Matrix;
-
-uint64_t state = 1;
-uint64_t draw() {  // xorshift64*
-  state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
-  return state * 2685821657736338717ull >> 16;
-}
-int64_t below(int64_t n) { return static_cast<int64_t>(draw() % static_cast<uint64_t>(n)); }
-float uniform() { return static_cast<float>(below(1 << 24)) / (1 << 23) - 1.0f; }
-
-// 64-byte aligned, with a margin of known bytes that nothing may touch.
-template <class T>
-class Array {
- public:
-  explicit Array(int64_t n) : n_(n), bytes_(static_cast<size_t>(n) * sizeof(T)) {
-    p_.reset(static_cast<T*>(std::aligned_alloc(64, (bytes_ + 2 * kMargin) / 64 * 64)));
-    std::memset(static_cast<void*>(p_.get()), kUntouched, (bytes_ + 2 * kMargin) / 64 * 64);
-  }
-  T* get() const { return p_.get(); }
-  T& operator[](int64_t i) const { return p_.get()[i]; }
-  int64_t size() const { return n_; }
-  size_t bytes() const { return bytes_; }
-  bool same(const Array& other) const { return std::memcmp(p_.get(), other.p_.get(), bytes_ + kMargin) == 0; }
-
- private:
-  static constexpr size_t kMargin = 128;
-  static constexpr int kUntouched = 0x5A;
-  struct Free { void operator()(T* p) const { std::free(p); } };
-  int64_t n_;
-  size_t bytes_;
-  std::unique_ptr<T, Free> p_;
-};
-
-int compared = 0, different = 0;
-uint64_t digest = 1469598103934665603ull;  // FNV-1a
-
-template <class T>
-void expect_same(const std::string& what, const Array<T>& expected, const Array<T>& found) {
-  ++compared;
-  for (size_t i = 0; i < expected.bytes(); ++i)
-    digest = (digest ^ reinterpret_cast<const uint8_t*>(expected.get())[i]) * 1099511628211ull;
-  if (expected.same(found)) return;
-  if (++different > 20) return;
-  for (int64_t i = 0; i < expected.size(); ++i)
-    if (std::memcmp(&expected[i], &found[i], sizeof(T)) != 0) {
-      std::printf("%s: element %lld: expected %g, found %g\n", what.c_str(), static_cast<long long>(i),
-                  static_cast<double>(expected[i]), static_cast<double>(found[i]));
-      return;
-    }
-  std::printf("%s: wrote past the end\n", what.c_str());
-}
+using check::Array;
+using check::below;
+using check::expect_same;
+using check::uniform;
 
 enum class Values { random, ends, top, bottom };  // anything; -127 or 127; all 127; rows of 127 by weights of -127
 
@@ -313,6 +270,21 @@ void compare(const Isa& a, const Isa& b) {
   compare_attention(a, b);
 }
 
+void compare_steps(const Isa& a, const Isa& b) {
+  for (const bool rotated : {true, false})
+    for (const int threads : {1, 2}) check::compare_steps(a, b, rotated, threads);
+}
+
+const Isa* find(const std::string& name, bool anywhere) {
+  std::vector<const Isa*> sets = berth::all_isas();
+#if defined(BERTH_AARCH64)
+  if (anywhere) sets = {&berth::dotprod_isa, &berth::i8mm_isa, &berth::sve_isa, &berth::sve_i8mm_isa};
+#endif
+  for (const Isa* isa : sets)
+    if (isa->name == name) return isa;
+  throw std::runtime_error(name + " cannot run here; what can: " + berth::available_isas());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -325,23 +297,20 @@ int main(int argc, char** argv) {
     }
     if (command == "digest" && argc == 2) {
       compare(berth::scalar_isa, berth::scalar_isa);
-      std::printf("%016llx\n", static_cast<unsigned long long>(digest));
+      std::printf("%016llx\n", static_cast<unsigned long long>(check::digest));
       return 0;
     }
-    if (command == "compare" && argc == 3) {
-      for (const Isa* isa : berth::all_isas())
-        if (isa->name == std::string(argv[2])) {
-          compare(berth::scalar_isa, *isa);
-          std::printf("%s: %d results compared, %d differ\n", isa->name, compared, different);
-          return different == 0 ? 0 : 1;
-        }
-      std::fprintf(stderr, "%s cannot run here; what can: %s\n", argv[2], berth::available_isas());
-      return 2;
+    if ((command == "compare" || command == "unchecked") && argc == 3) {
+      const Isa& isa = *find(argv[2], command == "unchecked");
+      compare(berth::scalar_isa, isa);
+      compare_steps(berth::scalar_isa, isa);
+      std::printf("%s: %d results compared, %d differ\n", isa.name, check::compared, check::different);
+      return check::different == 0 ? 0 : 1;
     }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;
   }
-  std::fprintf(stderr, "usage: kernels_check sets | digest | compare SET\n");
+  std::fprintf(stderr, "usage: kernels_check sets | digest | compare SET | unchecked SET\n");
   return 2;
 }
