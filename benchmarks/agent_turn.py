@@ -1,8 +1,8 @@
-"""How long does an agent's turn take beside llama-server: a cached history, a little new text, an answer that quotes it?
+"""How long does an agent's turn take beside llama-server: a cached history, some new text, an answer that quotes it?
 
 3,000 tokens of history, which both servers have in their caches; 60 new tokens, which begin to repeat a passage of the
 history; 80 tokens out, greedy, which go on quoting it (how many do is in the figures).  A turn is timed at its client,
-from sending the request to the last token.  Every turn quotes another passage, so that nothing but the history is cached.
+from sending the request to the last token.  Every turn quotes another passage, so that only the history is cached.
 Both sides with their best speculation and both without; llama-server's settings and speculation are scanned first.
 
     python benchmarks/agent_turn.py [--quick] [--json FILE] [--threads N]
@@ -38,9 +38,7 @@ SPECULATION = {
         *("--spec-type", "ngram-map-k", "--spec-ngram-map-k-size-n", "6", "--spec-ngram-map-k-size-m", "24")
     ],
     "ngram-map-k4v": ["--spec-type", "ngram-map-k4v"],
-    "ngram-mod 8/8/64": [
-        *("--spec-type", "ngram-mod", "--spec-ngram-mod-n-match", "8", "--spec-ngram-mod-n-min", "8")
-    ],
+    "ngram-mod 8/8/64": [*("--spec-type", "ngram-mod", "--spec-ngram-mod-n-match", "8", "--spec-ngram-mod-n-min", "8")],
     "ngram-cache": ["--spec-type", "ngram-cache"],
 }
 """llama-server's kinds of speculation without a draft model, at their defaults and tuned to answers of 80 tokens."""

@@ -1,6 +1,6 @@
 """One Python peer in its own process: started by python_peers.py, it answers each line of input with a number.
 
-    python python_peer_process.py PEER HF_FOLDER THREADS STEPS
+python python_peer_process.py PEER HF_FOLDER THREADS STEPS
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def ctranslate2(folder: Path, threads: int, steps: int) -> Runs:
         converter.convert(str(converted), quantization="int8", force=True)
     # measured here: int8 is faster than int8_float32 and int8_bfloat16 or the same; intra_threads is the pool's size
     generator = ctranslate2.Generator(str(converted), intra_threads=threads, compute_type="int8")
-    words = [line for line in json.loads((converted / "vocabulary.json").read_text())]
+    words = list(json.loads((converted / "vocabulary.json").read_text()))
 
     def decode() -> float:
         one = {"beam_size": 1, "include_prompt_in_result": False, "end_token": []}

@@ -48,7 +48,7 @@ class Peer:
         )
 
     def ask(self, what: str) -> float:
-        """"ready", "decode" or "prefill": tokens a second (1 for ready).  Raises RuntimeError if the peer fails."""
+        """Of "ready", "decode" or "prefill": tokens a second (1 for ready).  Raises RuntimeError if the peer fails."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:

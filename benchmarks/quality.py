@@ -1,7 +1,7 @@
 """How much does each quantization cost in quality, ours and llama.cpp's, on the same contexts of the same English?
 
-Scored as llama-perplexity does: chunks of 512 tokens, each with the beginning-of-text token in front where the model has
-one, the last 255 predicted tokens of each counted.  Each side is compared with its own float32 run, token by token, so
+Scored as llama-perplexity does: chunks of 512 tokens, each with the beginning-of-text token in front where the model
+has one, the last 255 predicted tokens of each counted.  Each side is compared with its own float32 run, token by token, so
 that the standard error is that of the paired difference.  llama-perplexity writes its log-probabilities to a file, and
 its tokens with them: ours reads those.
 
@@ -190,15 +190,13 @@ def main() -> None:
         f"berth fp32 {identity} {hashlib.sha256(tokens.tobytes()).hexdigest()}",
         lambda: score(our_log_probabilities(exact_model.model, tokens, bos), None),
     )
-    del exact_model
     report.figure("quality_fp32_ppl", exact.perplexity)
     int8 = load(str(models.small("F32")), threads=threads)
     report.note("int8", f"{int8.recipe} {int8.path}")
     compare(report, "int8", score(our_log_probabilities(int8.model, tokens, bos), exact), exact)
-    del int8
     # The checkpoint's own dequantized weights are what "F32" holds for Q4_1, so int4 is compared with the same run.
     if "Int4" in str(interface.Quantization):
-        int4 = load(str(models.small("Q4_1")), quantization="Int4", threads=threads)  # type: ignore[arg-type]
+        int4 = load(str(models.small("Q4_1")), quantization="Int4", threads=threads)
         report.note("int4", f"{int4.recipe} {int4.path}")
         compare(report, "int4", score(our_log_probabilities(int4.model, tokens, bos), exact), exact)
     report.write(chosen.json)

@@ -1,4 +1,4 @@
-"""How does a client see a turn?  A llama-server or a berth-worker as a real process on loopback, and one turn of each."""
+"""How does a client see a turn?  llama-server or berth-worker as a real process on loopback, and one turn of it."""
 
 from __future__ import annotations
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +18,11 @@ from berth_worker.model import packed_cache
 from berth_worker.model.gguf_file import GgufFile
 from berth_worker.model.llama_gguf import LlamaReader
 from berth_worker.model.llama_safetensors import SafetensorsReader
-from berth_worker.model.packed_cache import PackedKey, cache_directory, packed
+from berth_worker.model.packed_cache import PackedKey, cache_directory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+packed = functools.partial(packed_cache.packed, smallest=0)
 KEY = PackedKey("source", "w8a8-g32", 1)
 SIZE = 2 * packed_cache._PIECE + 4099  # two pieces and a rest that is no multiple of 8
 
@@ -64,7 +67,7 @@ def test_another_source_recipe_layout_or_code_is_another_model(tmp_path: Path, o
     assert equal(packed(key, lambda: built(2), tmp_path), built(2))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_is_packed_again_and_mended(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, data: st.DataObject
@@ -140,7 +143,8 @@ def test_the_least_recently_used_model_makes_room(tmp_path: Path) -> None:
     for key in keys[:2]:
         packed(key, built, tmp_path, limit=limit)
     for age, key in enumerate(keys[:2]):
-        os.utime(tmp_path / key.file_name, (age + 1, age + 1))  # the first is the older one
+        used = time.time() - 1000 + age  # the first is the older one
+        os.utime(tmp_path / key.file_name, (used, used))
     packed(keys[0], never, tmp_path, limit=limit)  # but it was used last
     packed(keys[2], built, tmp_path, limit=limit)
     assert {path.name for path in tmp_path.iterdir()} == {keys[0].file_name, keys[2].file_name}
@@ -148,13 +152,18 @@ def test_the_least_recently_used_model_makes_room(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {keys[0].file_name, keys[2].file_name}
 
 
-def test_what_a_killed_worker_left_is_cleared_away(tmp_path: Path) -> None:
-    for name, age in ((".packing-old", 1), (".packing-new", None)):
+def test_what_a_killed_worker_left_and_what_nobody_uses_is_cleared_away(tmp_path: Path) -> None:
+    month = 31 * 24 * 3600
+    for name, age in ((".packing-old", month), (".packing-new", 0), ("old.packed", month), ("other-file", month)):
         (tmp_path / name).touch()
-        if age is not None:
-            os.utime(tmp_path / name, (age, age))
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
     packed(KEY, built, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".packing-new", KEY.file_name}
+    assert {path.name for path in tmp_path.iterdir()} == {".packing-new", "other-file", KEY.file_name}
+
+
+def test_a_model_that_is_packed_in_a_moment_is_not_kept(tmp_path: Path) -> None:
+    assert equal(packed_cache.packed(KEY, built, tmp_path / "cache"), built())
+    assert not (tmp_path / "cache").exists()
 
 
 def test_workers_that_pack_at_once_leave_one_whole_file(tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ _HEAD = struct.Struct("<8sQ16s")  # magic, bytes of the header, its blake2b
 _PAGE, _PIECE = 4096, 4 << 20
 _LONGEST_HEADER = 64 << 20
 _SUFFIX = ".packed"
-_STALE_SECONDS = 24 * 3600
+_STALE_SECONDS, _UNUSED_SECONDS = 24 * 3600, 30 * 24 * 3600  # of a file half written, and of one that nobody reads
+SMALLEST = 16 << 20
+"""Bytes of weights from which a file is worth its place: less is packed in a tenth of a second."""
 DEFAULT_LIMIT = 256 << 30
 """Bytes of packed models kept in a directory; beyond it the least recently used go."""
 DISK_RESERVE = 1 << 30
@@ -93,11 +95,13 @@ def packed(
     *,
     mapped: bool = False,
     limit: int = DEFAULT_LIMIT,
+    smallest: int = SMALLEST,
 ) -> tuple[Tensor, Tensor]:
     """Weights (uint8, page-aligned) and plan (int64): from `directory` if they are there, else built and kept there.
 
     `mapped` leaves the weights in the page cache, for machines with little memory: private pages of 4 KiB that the
-    kernel may drop and read again; slower.  A directory of None keeps nothing.
+    kernel may drop and read again; slower.  A directory of None keeps nothing; weights of less than `smallest` bytes
+    are not kept either.
     """
     if directory is None:
         return build()
@@ -105,6 +109,8 @@ def packed(
     if (found := _read(path, key, mapped=mapped)) is not None:
         return found
     weights, plan = build()
+    if len(weights) < smallest:
+        return weights, plan
     try:
         _write(path, key, weights, plan, limit)
     except OSError as error:
@@ -240,15 +246,18 @@ def _write(path: Path, key: PackedKey, weights: Tensor, plan: Tensor, limit: int
 
 
 def _make_room(path: Path, size: int, limit: int) -> None:
-    """Remove least recently used models until `size` more bytes fit limit and disk.  Raises OSError if they cannot."""
+    """Remove what nobody used for 30 days, and least recently used models until `size` more bytes fit limit and disk.  Raises OSError if they cannot."""
     if size > limit:
         raise OSError(f"{size:,} bytes are more than the limit of {limit:,}")
     entries = []
     for entry in path.parent.iterdir():
         with contextlib.suppress(FileNotFoundError):
             status = entry.stat()
-            if entry.name.startswith(".packing-") and status.st_mtime < time.time() - _STALE_SECONDS:
+            age = time.time() - status.st_mtime
+            if entry.name.startswith(".packing-") and age > _STALE_SECONDS:
                 entry.unlink()  # of a worker that was killed while it wrote
+            elif entry.suffix == _SUFFIX and age > _UNUSED_SECONDS:
+                entry.unlink()  # of a model that is gone, or packed by code that is
             elif entry.suffix == _SUFFIX:
                 entries.append((status.st_mtime_ns, status.st_size, entry))
     entries.sort()
