@@ -246,7 +246,10 @@ def _write(path: Path, key: PackedKey, weights: Tensor, plan: Tensor, limit: int
 
 
 def _make_room(path: Path, size: int, limit: int) -> None:
-    """Remove what nobody used for 30 days, and least recently used models until `size` more bytes fit limit and disk.  Raises OSError if they cannot."""
+    """Remove what nobody used for 30 days, then the least recently used until `size` more bytes fit limit and disk.
+
+    Raises OSError if they cannot.
+    """
     if size > limit:
         raise OSError(f"{size:,} bytes are more than the limit of {limit:,}")
     entries = []
