@@ -2,8 +2,8 @@
 
 Scored as llama-perplexity does: chunks of 512 tokens, each with the beginning-of-text token in front where the model
 has one, the last 255 predicted tokens of each counted.  Each side is compared with its own float32 run, token by
-token, so that the standard error is that of the paired difference.  llama-perplexity writes its log-probabilities to a file, and
-its tokens with them: ours reads those.
+token, so that the standard error is that of the paired difference.  llama-perplexity writes its log-probabilities to a
+file, and its tokens with them: ours reads those.
 
     python benchmarks/quality.py [--quick] [--json FILE] [--threads N]
 """
