@@ -23,6 +23,9 @@ from peers import LLAMA_CPP, english, llama_cpp
 from servers import BerthServer, LlamaServer, Server, Turn
 
 HISTORY, NEW, OUT = 3000, 60, 80
+_PASSAGE = 150
+_SKIPPED, _SKIPPED_TO = 12_000, 20_000  # characters: past the report's table of contents
+_RUN = 8
 
 SPECULATION = {
     "default": ["--spec-default"],
@@ -45,32 +48,37 @@ SPECULATION = {
 
 
 class Turns:
-    """Turns over one history; the same for every server that asks for the same numbers."""
+    """Turns over one history; the same for every server that asks for the same numbers.
+
+    The history is a report in numbered passages, each of which came three times, as files and logs that an agent reads
+    again do: after that even a model of 135M quotes, which it does not from a single reading.
+    """
 
     def __init__(self) -> None:
         _, self._tokenizer = open_checkpoint(resolve(models.EMBEDDED).path)
-        self._text = self._tokenizer.encode(english().read_text(), add_special_tokens=False)
-        self.history = self._text[:HISTORY]
+        words = self._encode(english().read_text()[_SKIPPED:_SKIPPED_TO])
+        self._passages = [words[begin : begin + _PASSAGE] for begin in range(0, len(words), _PASSAGE)]
+        self.history: list[int] = []
+        for index, passage in enumerate(self._passages):
+            self.history += 3 * [*self._encode(f"\n\n[{index}] "), *passage]
+        self._count = HISTORY // (len(self.history) // len(self._passages))
+        """Passages that are in the history whole."""
+        self.history = self.history[:HISTORY]
 
     def prompt(self, number: int) -> list[int]:
-        """History and new tokens: an instruction, and the first words of passage `number`."""
-        words = f"\n\nQuestion {number}: repeat one passage of the text above, word for word.\n\nAnswer:"
-        asked = self._tokenizer.encode(words, add_special_tokens=False)
-        begin = self._begin(number)
-        return self.history + asked + self._text[begin : begin + NEW - len(asked)]
+        """History and new tokens: a passage's number and its first words, each `number` beginning elsewhere."""
+        passage, skipped = number % self._count, number // self._count * 4
+        label = self._encode(f"\n\n[{passage}] ")
+        return self.history + label + self._passages[passage][skipped : skipped + NEW - len(label)]
 
-    def quoted(self, number: int, tokens: tuple[int, ...]) -> float:
-        """Share of an answer that is the passage as it goes on, position by position."""
-        words = len(self.prompt(number)) - HISTORY
-        asked = f"\n\nQuestion {number}: repeat one passage of the text above, word for word.\n\nAnswer:"
-        given = words - len(self._tokenizer.encode(asked, add_special_tokens=False))
-        begin = self._begin(number) + given
-        passage = self._text[begin : begin + len(tokens)]
-        return sum(a == b for a, b in zip(tokens, passage, strict=False)) / len(tokens)
+    def quoted(self, tokens: tuple[int, ...]) -> float:
+        """Share of an answer's tokens that stand in runs of 8 or more that the history has too."""
+        runs = {tuple(self.history[i : i + _RUN]) for i in range(len(self.history) - _RUN + 1)}
+        hits = [i for i in range(len(tokens) - _RUN + 1) if tokens[i : i + _RUN] in runs]
+        return len({i + offset for i in hits for offset in range(_RUN)}) / len(tokens)
 
-    @staticmethod
-    def _begin(number: int) -> int:
-        return 150 + number * 389 % (HISTORY - 400)
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
 
 class Client:
@@ -81,7 +89,7 @@ class Client:
         self.done: list[Turn] = []
         self.shares: list[float] = []
         server.turn(turns.history, 1)
-        server.turn(turns.prompt(99), OUT)
+        server.turn(turns.prompt(30), OUT)
 
     def run(self) -> float:
         """Turns a second: one over the time of the next turn."""
@@ -89,7 +97,7 @@ class Client:
         if len(turn.tokens) != OUT:
             raise RuntimeError(f"{len(turn.tokens)} tokens came; {OUT} were asked for")
         self.done.append(turn)
-        self.shares.append(self._turns.quoted(self._number, turn.tokens))
+        self.shares.append(self._turns.quoted(turn.tokens))
         self._number += 1
         return 1 / turn.seconds
 
