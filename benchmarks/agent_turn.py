@@ -121,22 +121,15 @@ def scan(turns: Turns, threads: int, count: int) -> tuple[Setting, str]:
         finally:
             client.close()
 
-    chosen = Setting()
-    for others in (
-        [replace(chosen, variant=variant) for variant in llama_cpp().variants],
-        [chosen, replace(chosen, flash=False), replace(chosen, kv="q8_0")],
-        [chosen, replace(chosen, huge_pages=True)],
-    ):
-        changed = [replace(chosen, **_differences(other)) for other in others]
-        chosen = max(dict.fromkeys(changed), key=lambda setting: speed(setting, [], ""))
+    def fastest(settings: list[Setting]) -> Setting:
+        return max(settings, key=lambda setting: speed(setting, [], ""))
+
+    chosen = fastest([Setting(variant=variant) for variant in llama_cpp().variants])
+    chosen = fastest([chosen, replace(chosen, flash=False), replace(chosen, kv="q8_0")])
+    chosen = fastest([chosen, replace(chosen, huge_pages=True)])
     best = max(SPECULATION, key=lambda name: speed(chosen, SPECULATION[name], name))
     progress("")
     return chosen, best
-
-
-def _differences(setting: Setting) -> dict[str, object]:
-    plain = Setting()
-    return {key: value for key, value in vars(setting).items() if value != getattr(plain, key)}
 
 
 def main() -> None:

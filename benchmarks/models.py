@@ -72,7 +72,7 @@ def _save_hugging_face(path: Path) -> None:
             num_attention_heads=config.num_heads,
             num_key_value_heads=config.num_kv_heads,
             rms_norm_eps=config.rms_norm_eps,
-            rope_theta=config.rope_theta,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             max_position_embeddings=8192,
             tie_word_embeddings=config.tie_embeddings,
             bos_token_id=tokenizer.bos_token_id,

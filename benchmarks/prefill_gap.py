@@ -9,6 +9,7 @@ gap.  Speculation is off, so that a gap is one step.  Beside the gaps: how fast 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class Streams:
     def __init__(self, engine: Engine, prompts: list[list[int]]) -> None:
         params = SamplingParams(max_tokens=CONTEXT - 200, temperature=0.0, ignore_eos=True)
         self.times: list[list[float]] = [[] for _ in prompts]
+        self._came = asyncio.Event()
         self._tasks = [
             asyncio.create_task(self._read(engine, prompt, params, index)) for index, prompt in enumerate(prompts)
         ]
@@ -54,17 +56,19 @@ class Streams:
         try:
             async for chunk in stream:
                 self.times[index] += [time.perf_counter()] * bool(chunk.token_ids)
+                self._came.set()
         finally:
             stream.cancel()
 
     async def until(self, tokens: int) -> None:
         """Wait until every stream has so many tokens."""
         while min(map(len, self.times)) < tokens:
-            await asyncio.sleep(0.005)
+            self._came.clear()
+            await self._came.wait()
 
     def gaps(self, begin: float, end: float) -> list[float]:
         """Gaps that end between two times."""
-        return [b - a for times in self.times for a, b in zip(times, times[1:], strict=False) if begin < b <= end]
+        return [b - a for times in self.times for a, b in itertools.pairwise(times) if begin < b <= end]
 
     async def close(self) -> None:
         """Cancel them."""

@@ -25,7 +25,7 @@ def ids(count: int, seed: int = 0) -> list[int]:
 
 def ctranslate2(folder: Path, threads: int, steps: int) -> Runs:
     """Decode from a prompt of one token; a prompt's forward pass, which gives the logits of every position."""
-    import ctranslate2  # noqa: PLC0415
+    import ctranslate2  # type: ignore[import-not-found]  # noqa: PLC0415
 
     converted = folder.with_name("135m-ctranslate2-int8")
     if not (converted / "model.bin").exists():
@@ -56,10 +56,11 @@ def transformers(folder: Path, dtype: torch.dtype, *, compiled: bool, change: Ca
     """The forward of a Llama: (ids [1, n], position) -> logits of the last token; the cache is static if compiled."""
     from transformers import AutoModelForCausalLM, DynamicCache, StaticCache  # noqa: PLC0415
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model.eval()
     if change is not None:
         change(model)
-    static = StaticCache(config=model.config, max_cache_len=512) if compiled else None
+    static: Any = StaticCache(config=model.config, max_cache_len=512) if compiled else None
     step = torch.compile(model.forward, dynamic=False) if compiled else model.forward
     state: dict[str, Any] = {}
 
@@ -103,6 +104,9 @@ def torch_runs(forward: Any, steps: int) -> Runs:
 class Int8Linear(torch.nn.Module):
     """Weights in int8 per channel, activations in bfloat16: torch's own kernel."""
 
+    packed: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
@@ -123,9 +127,9 @@ def int8pack(model: Any) -> None:
 
 
 def torchao(model: Any) -> None:
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_  # noqa: PLC0415
+    from torchao import quantization  # type: ignore[import-not-found]  # noqa: PLC0415
 
-    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
 
 
 def build(name: str, folder: Path, threads: int, steps: int) -> Runs:

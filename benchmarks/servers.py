@@ -123,7 +123,7 @@ class BerthServer:
         if found is None:
             raise RuntimeError(f"berth-worker ended with code {self._process.wait()}")
         self._channel = grpc.insecure_channel(found[1])
-        self._stub = generation_pb2_grpc.GenerationStub(self._channel)
+        self._stub = generation_pb2_grpc.GenerationStub(self._channel)  # type: ignore[no-untyped-call]
 
     def turn(self, prompt: Sequence[int], count: int) -> Turn:
         greedy = pb.SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
