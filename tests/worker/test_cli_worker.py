@@ -257,7 +257,7 @@ def test_a_model_that_cannot_be_served_ends_with_code_2_and_one_clear_line(
     [
         (["--grpc-port", "70000"], {}, "--grpc-port: found '70000'; expected a whole number from 0 to 65535"),
         (["--max-queue", "-1"], {}, "--max-queue: found '-1'; expected a whole number from 0"),
-        (["--quantization", "Int3"], {}, "--quantization: found 'Int3'; expected one of Int8, BF16, FP32"),
+        (["--quantization", "Int3"], {}, "--quantization: found 'Int3'; expected one of Int8, Int4, BF16, FP32"),
         (["--grace-seconds", "nan"], {}, "--grace-seconds: found 'nan'; expected a number of seconds, 0 or more"),
         ([], {"BERTH_WORKER_THREADS": "two"}, "BERTH_WORKER_THREADS: found 'two'; expected a whole number from 1"),
         ([], {"BERTH_WORKER_MODEL": " "}, "BERTH_WORKER_MODEL: found ' '; expected a text that is not empty"),
