@@ -72,7 +72,8 @@ settings_of_any_kind = st.fixed_dictionaries(
         "repetition_penalty": st.sampled_from([1.0, 1.3, 0.7]),
         "presence_penalty": st.sampled_from([0.0, 0.8, -1.5]),
         "frequency_penalty": st.sampled_from([0.0, 0.4, -0.4]),
-        "logit_bias": st.dictionaries(st.integers(0, 6), st.floats(-100, 100), max_size=3),
+        # in eighths: a bias too small for float32 leaves a tie, which the reference in float64 breaks
+        "logit_bias": st.dictionaries(st.integers(0, 6), st.integers(-800, 800).map(lambda n: n / 8), max_size=3),
         "seed": st.integers(0, 2**64 - 1),
     }
 )
