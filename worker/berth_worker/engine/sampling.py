@@ -219,17 +219,16 @@ def _nucleus(weights: Floats, wanted: float) -> NDArray[np.intp]:
     Where there are many, a histogram finds the weight at which the cut is, and only those next to it are sorted. The
     bits of a positive float32 sort as it does; the upper 16 are sign, exponent and 7 bits of mantissa.
     """
-    near = np.arange(len(weights))
-    sure = near[:0]
     if len(weights) > SORTED:
         bins = (weights.view(np.uint32) >> np.uint32(16)).astype(np.intp)
         reach = np.bincount(bins, weights=weights)[::-1].cumsum()
         place = min(int(np.searchsorted(reach, wanted, side="left")), len(reach) - 1)
         cut = len(reach) - 1 - place
-        near, sure = np.flatnonzero(bins == cut), np.flatnonzero(bins > cut)
+        near, kept = np.flatnonzero(bins == cut), bins > cut
         wanted -= float(reach[place - 1]) if place else 0.0
+    else:
+        near, kept = np.arange(len(weights)), np.zeros(len(weights), dtype=np.bool_)
     near = near[np.argsort(-weights[near], kind="stable")]
     count = int(np.searchsorted(np.cumsum(weights[near], dtype=np.float64), wanted, side="left")) + 1
-    kept = np.concatenate([sure, near[:count]])
-    kept.sort()
-    return kept
+    kept[near[:count]] = True
+    return np.flatnonzero(kept)
