@@ -90,7 +90,6 @@ def arm(request: pytest.FixtureRequest) -> Path:
         pytest.skip(f"no {', '.join(missing)} here: apt-get install g++-aarch64-linux-gnu qemu-user")
     arm_part = CMAKE[CMAKE.index('MATCHES "aarch64') :]
     march = dict(re.findall(r'SOURCES}/(\w+)\.cpp PROPERTIES COMPILE_OPTIONS "(-march=[^"]+)"', arm_part))
-    define = "-DBERTH_AARCH64"
     return _built(
         request, CROSS, {name: [flag, "-DBERTH_AARCH64"] for name, flag in march.items()}, ["-DBERTH_AARCH64"]
     )
