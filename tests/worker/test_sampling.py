@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 import codecs
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from berth_worker.engine.request import Request, SamplingParams
-from berth_worker.engine.sampling import NonFiniteLogitsError, StopText, sample
-from hypothesis import given
-from numpy.typing import NDArray
+from berth_worker.engine.sampling import NonFiniteLogitsError, Sampler, sample
+from berth_worker.engine.stop import StopText
+from hypothesis import given, settings
 
 
-def request(generated: int = 0, **params: float) -> Request:
-    sampling = SamplingParams(**params)  # type: ignore[arg-type]
-    r = Request(id="r", tokens=[1], params=sampling, max_tokens=100)
-    r.tokens += [0] * generated
+def request(generated: int = 0, prompt: Sequence[int] = (1,), output: Sequence[int] = (), **params: Any) -> Request:
+    r = Request(id="r", tokens=list(prompt), params=SamplingParams(**params), max_tokens=100)
+    r.tokens += list(output) or [0] * generated
     return r
 
 
-def reference(logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float) -> dict[int, float]:
-    """Probabilities by the textbook: sort everything, keep top-k, then the smallest set that reaches top_p."""
-    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
-    if top_k:
-        order = order[:top_k]
-    weights = np.exp([(float(logits[i]) - float(logits[order[0]])) / temperature for i in order])
-    weights /= weights.sum()
-    keep = 1
-    while keep < len(order) and weights[:keep].sum() < top_p - 1e-12:
-        keep += 1
-    kept = weights[:keep] / weights[:keep].sum()
-    return dict(zip(order[:keep], kept, strict=True))
+def reference(logits: Sequence[float], r: Request, slack: float = 0.0) -> dict[int, float]:
+    """Probabilities by the textbook, token by token. slack: how much further each cut may reach."""
+    p = r.params
+    output = list(r.output_tokens)
+    scores = []
+    for token, raw in enumerate(logits):
+        score = float(raw) + p.logit_bias.get(token, 0.0)
+        if token in r.tokens:
+            score = score / p.repetition_penalty if score > 0 else score * p.repetition_penalty
+        score -= p.frequency_penalty * output.count(token)
+        score -= p.presence_penalty * (token in output)
+        scores.append(score / p.temperature)
+    weights = [math.exp(score - max(scores)) for score in scores]
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    order = [i for i in order if weights[i] >= p.min_p * (1 - slack)]
+    if p.top_k:
+        least = weights[order[min(p.top_k, len(order)) - 1]]
+        order = [i for n, i in enumerate(order) if n < p.top_k or weights[i] >= least * (1 - slack) > least * 0.999]
+    total = sum(weights[i] for i in order)
+    kept: list[int] = []
+    for i in order:
+        if sum(weights[j] for j in kept) >= (p.top_p + slack) * total - 1e-12:
+            break
+        kept.append(i)
+    total = sum(weights[i] for i in kept)
+    return {i: weights[i] / total for i in kept}
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.8), (4, 0.7)])
@@ -41,27 +57,107 @@ def test_tokens_come_as_often_as_their_probability_says(top_k: int, top_p: float
     counts = np.zeros(len(logits))
     for seed in range(draws):
         counts[sample(logits, request(temperature=0.8, top_k=top_k, top_p=top_p, seed=seed))] += 1
-    wanted = reference(logits, 0.8, top_k, top_p)
+    wanted = reference(list(logits), request(temperature=0.8, top_k=top_k, top_p=top_p))
     for token in range(len(logits)):
         p = wanted.get(token, 0.0)
         assert abs(counts[token] / draws - p) <= 4 * np.sqrt(p * (1 - p) / draws), f"token {token}"
 
 
+settings_of_any_kind = st.fixed_dictionaries(
+    {
+        "temperature": st.floats(0.05, 2.0),
+        "top_k": st.sampled_from([0, 2, 5, 40]),
+        "top_p": st.sampled_from([1.0, 0.95, 0.5, 0.01]),
+        "min_p": st.sampled_from([0.0, 0.0, 0.05, 0.5, 1.0]),
+        "repetition_penalty": st.sampled_from([1.0, 1.3, 0.7]),
+        "presence_penalty": st.sampled_from([0.0, 0.8, -1.5]),
+        "frequency_penalty": st.sampled_from([0.0, 0.4, -0.4]),
+        "logit_bias": st.dictionaries(st.integers(0, 6), st.floats(-100, 100), max_size=3),
+        "seed": st.integers(0, 2**64 - 1),
+    }
+)
+
+
+@settings(deadline=None)
 @given(
-    seed=st.integers(0, 2**64 - 1),
-    size=st.sampled_from([1, 7, 600, 3000]),
+    seed=st.integers(0, 2**32),
+    size=st.sampled_from([7, 300, 1000]),
     spread=st.sampled_from([0.0, 0.5, 4.0]),
-    temperature=st.floats(0.05, 2.0),
-    top_k=st.sampled_from([0, 1, 2, 5, 40, 700]),
-    top_p=st.floats(0.01, 1.0),
+    output=st.lists(st.integers(0, 6), max_size=12),
+    params=settings_of_any_kind,
 )
 def test_a_token_outside_the_allowed_set_is_never_drawn(
-    seed: int, size: int, spread: float, temperature: float, top_k: int, top_p: float
+    seed: int, size: int, spread: float, output: list[int], params: dict[str, Any]
 ) -> None:
-    rng = np.random.default_rng(seed)
-    logits = (rng.standard_normal(size) * spread).astype(np.float32)
-    allowed = reference(logits, temperature, top_k, min(1.0, top_p + 1e-5))
-    assert sample(logits, request(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)) in allowed
+    logits = (np.random.default_rng(seed).standard_normal(size) * spread).astype(np.float32)
+    before = logits.copy()
+    r = request(prompt=[2, 3, 3], output=output, **params)
+    token = sample(logits, r)
+    assert token in reference(list(logits), r, slack=1e-4)
+    assert np.array_equal(logits, before), "the model's logits are left as they are"
+
+
+@settings(deadline=None, max_examples=15)
+@given(params=settings_of_any_kind, output=st.lists(st.integers(0, 6), max_size=6))
+def test_whatever_is_asked_tokens_come_as_often_as_the_reference_says(
+    params: dict[str, Any], output: list[int]
+) -> None:
+    logits = np.array([0.3, 2.0, -1.0, 1.4, 0.9, 0.2, -0.4], dtype=np.float32)
+    draws = 1200
+    counts = np.zeros(len(logits))
+    for seed in range(draws):
+        counts[sample(logits, request(prompt=[2, 3], output=output, **params | {"seed": seed}))] += 1
+    exact = reference(list(logits), request(prompt=[2, 3], output=output, **params))
+    ties = reference(list(logits), request(prompt=[2, 3], output=output, **params), slack=1e-4)
+    if exact.keys() == ties.keys():  # else the cut is within rounding of a token
+        for token in range(len(logits)):
+            p = exact.get(token, 0.0)
+            assert abs(counts[token] / draws - p) <= 5 * math.sqrt(p * (1 - p) / draws) + 1e-6, f"token {token}"
+
+
+def test_a_sampler_that_goes_on_counts_as_one_that_starts_anew() -> None:
+    rng = np.random.default_rng(3)
+    params = {"temperature": 0.9, "repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": 0.2}
+    r = request(prompt=list(range(0, 300, 7)), seed=5, **params)
+    sampler = Sampler(r)
+    for _ in range(150):
+        logits = rng.standard_normal(400).astype(np.float32)
+        token = sampler.next(logits)
+        assert token == sample(logits, r)
+        r.tokens.append(token)
+
+
+def test_the_end_does_not_come_before_min_tokens() -> None:
+    logits = np.array([1.0, 9.0, 2.0], dtype=np.float32)
+    r = request(generated=2, temperature=0, min_tokens=3)
+    assert Sampler(r, ends=[1]).next(logits) == 2
+    r.tokens.append(0)
+    assert Sampler(r, ends=[1]).next(logits) == 1
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32), size=st.sampled_from([3, 50, 2000]), top=st.integers(0, 20))
+def test_logprobs_are_those_of_the_model_whatever_is_asked_of_the_sampler(seed: int, size: int, top: int) -> None:
+    logits = (np.random.default_rng(seed).standard_normal(size) * 3).astype(np.float32)
+    exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
+    r = request(temperature=0.3, top_k=1, logit_bias={0: 50.0})
+    got = Sampler(r).logprobs(logits, 2, top)
+    assert (got.token, got.logprob) == (2, pytest.approx(exact[2], abs=1e-4))
+    order = sorted(range(size), key=lambda i: (-logits[i], i))[:top]
+    assert [token for token, _ in got.top] == order
+    assert [value for _, value in got.top] == pytest.approx([exact[i] for i in order], abs=1e-4)
+
+
+def test_a_large_vocabulary_is_drawn_from_as_a_small_one() -> None:
+    """Over many strides of the running sum: shares of its quarters."""
+    size, draws = 49152, 3000
+    weights = np.linspace(0.2, 1.8, size)
+    logits = np.log(weights).astype(np.float32)
+    quarters = np.zeros(4)
+    for seed in range(draws):
+        quarters[sample(logits, request(temperature=1.0, seed=seed)) * 4 // size] += 1
+    for share, p in zip(quarters / draws, weights.reshape(4, -1).sum(1) / size, strict=True):
+        assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / draws)
 
 
 def test_temperature_zero_takes_the_likeliest_and_of_equals_the_first() -> None:

@@ -134,6 +134,30 @@ async def test_text_chat_and_tokens_are_three_ways_to_one_prompt(serving: Any) -
         assert answers[1][-1].usage.cached_prompt_tokens > 0
 
 
+async def test_every_sampling_parameter_reaches_the_sampler(serving: Any) -> None:
+    async with serving() as running:
+        encode = running.engine.tokenizer.encode
+
+        async def ask(**sampling: Any) -> list[pb.GenerateResponse]:
+            sampling = {"max_tokens": 6, "temperature": 0} | sampling
+            return await generate(running.stub, pb.GenerateRequest(text=PROMPTS[6], sampling=sampling))
+
+        plain = tokens_of(await ask(logprobs=3))
+        biased = await ask(logit_bias={encode("!")[0]: 100.0})
+        assert tokens_of(biased) == encode("!") * 6
+        varied = tokens_of(await ask(presence_penalty=2.0, frequency_penalty=2.0, repetition_penalty=2.0))
+        assert len(set(varied)) > len(set(plain))
+        assert tokens_of(await ask(stop_token_ids=[plain[2]])) == plain[:3]
+        assert len(tokens_of(await ask(stop_token_ids=[plain[2]], min_tokens=5))) >= 5
+        assert tokens_of(await ask(temperature=1.5, min_p=1.0, seed=1)) == plain
+        places = [place for response in await ask(logprobs=3) for place in response.logprobs]
+        assert [place.chosen.token_id for place in places] == plain
+        assert all(place.chosen == place.top[0] and len(place.top) == 3 for place in places)
+        assert "".join(place.chosen.text for place in places) == running.engine.tokenizer.decode(plain)
+        assert all(-20 < place.chosen.logprob <= 0 for place in places)
+        assert not any(response.logprobs for response in biased)
+
+
 @pytest.mark.parametrize(
     ("request_fields", "message"),
     [
@@ -151,6 +175,19 @@ async def test_text_chat_and_tokens_are_three_ways_to_one_prompt(serving: Any) -
         ({"text": "x", "sampling": {"temperature": float("nan")}}, "sampling.temperature: nan is out of range"),
         ({"text": "x", "sampling": {"top_p": 0}}, "sampling.top_p: 0 is out of range; above 0, to 1"),
         ({"text": "x", "sampling": {"top_p": 1.5}}, "sampling.top_p: 1.5 is out of range"),
+        ({"text": "x", "sampling": {"min_p": 2}}, "sampling.min_p: 2 is out of range; 0 (off) to 1"),
+        ({"text": "x", "sampling": {"repetition_penalty": 0}}, "sampling.repetition_penalty: 0 is out of range; above"),
+        ({"text": "x", "sampling": {"logprobs": 21}}, "sampling.logprobs: 21 is out of range; 0 (the token's own"),
+        ({"text": "x", "sampling": {"logit_bias": {7: 101}}}, "sampling.logit_bias[7]: 101 is out of range; -100 to"),
+        (
+            {"text": "x", "sampling": {"logit_bias": {50000: 1}}},
+            "sampling.logit_bias[50000]: no such token; 0 to 49151",
+        ),
+        ({"text": "x", "sampling": {"stop_token_ids": [50000]}}, "sampling.stop_token_ids[50000]: no such token"),
+        (
+            {"text": "x", "sampling": {"min_tokens": 5, "max_tokens": 4}},
+            "sampling.min_tokens: 5 is out of range; 0 to max_tokens (4)",
+        ),
         ({"text": "x", "sampling": {"stop": ["ok", ""]}}, "sampling.stop[1]: 0 characters; 1 to 256"),
         ({"text": "x", "sampling": {"stop": ["s"] * 17}}, "sampling.stop: 17 strings; at most 16"),
         ({"text": "x", "session_id": "s" * 257}, "session_id: 257 characters; at most 256"),
@@ -308,7 +345,7 @@ async def test_metrics_have_the_contracts_names_and_types_and_no_unbounded_label
             family.name + ("_total" if family.type == "counter" else ""): family
             for family in text_string_to_metric_families(answer.text)
         }
-        kinds = {name: family.type for name, family in families.items() if name.startswith("vllm:")}
+        kinds = {name: family.type for name, family in families.items() if name.startswith(("vllm:", "berth:"))}
         assert {name: kinds.get(name) for name in CONTRACT} == CONTRACT
         for name in CONTRACT:
             for sample in families[name].samples:
@@ -338,7 +375,9 @@ async def test_metrics_move_with_what_is_served(serving: Any, gated: Any) -> Non
         assert moved["vllm:generation_tokens_total"] == 32
         assert moved["vllm:prefix_cache_hits_total"] == usage[1].cached_prompt_tokens == (prompt - 1) // 16 * 16
         assert moved["vllm:request_success_total"] == 2
-        assert moved["vllm:inter_token_latency_seconds_count"] == 30
+        together = moved["vllm:spec_decode_num_accepted_tokens_total"]  # with the token before them
+        assert 0 <= together <= moved["vllm:spec_decode_num_draft_tokens_total"]
+        assert moved["vllm:inter_token_latency_seconds_count"] == 30 - together
         for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time", "request_prefill_time"):
             assert moved[f"vllm:{name}_seconds_count"] == 2
             assert moved[f"vllm:{name}_seconds_sum"] > 0
@@ -346,6 +385,7 @@ async def test_metrics_move_with_what_is_served(serving: Any, gated: Any) -> Non
         parts = sum(moved[f"vllm:request_{part}_time_seconds_sum"] for part in ("queue", "prefill", "decode"))
         assert 0 < parts <= whole + 1e-9
         rows = 2 * (prompt + 15) - usage[1].cached_prompt_tokens
+        rows += moved["vllm:spec_decode_num_draft_tokens_total"] - together  # drafts in vain
         assert moved["vllm:iteration_tokens_total_sum"] == rows
 
         gated.close()

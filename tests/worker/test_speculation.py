@@ -19,7 +19,7 @@ from berth_worker.engine.limits import EngineConfig
 from berth_worker.engine.report import StepReport
 from berth_worker.engine.request import Request, SamplingParams
 from berth_worker.engine.speculation import LONGEST_DRAFT, Acceptance, Drafter, PromptLookup, drafts
-from berth_worker.engine.stream import Completion, SyncStream, merge
+from berth_worker.engine.stream import Chunk, Completion, SyncStream, merge
 from hypothesis import given
 
 if TYPE_CHECKING:
@@ -129,9 +129,9 @@ def test_sampled_tokens_are_distributed_as_without_a_draft() -> None:
     for seed in range(runs):
         params = SamplingParams(temperature=1, seed=seed, ignore_eos=True)
         active = Active.start(Request("r", [0], params, 3), Letters(), SyncStream(), None)  # type: ignore[arg-type]
-        _, came = active.advance(table[[0, *draft]], draft, 0.0, StepReport(1))
+        came = active.advance(table[[0, *draft]], draft, 0.0, StepReport(1)).token_ids
         while len(came) < 2:
-            came += active.advance(table[[came[-1]]], (), 0.0, StepReport(1))[1]
+            came += active.advance(table[[came[-1]]], (), 0.0, StepReport(1)).token_ids
         seen[came[:2]] += 1
     for first, second in itertools.product(range(3), repeat=2):
         p = float(np.exp(table[0, first] + table[first, second]))
@@ -144,8 +144,8 @@ def test_a_draft_beyond_the_end_of_the_request_is_not_taken() -> None:
     logits[1, 0], logits[1, 1] = 2, 1  # the second token is the end
     report = StepReport(4)
     active = Active.start(Request("r", [2], GREEDY, 9), Letters(), SyncStream(), None)  # type: ignore[arg-type]
-    active.eos_ids = frozenset({0})
-    assert active.advance(logits, (1, 0, 1), 0.0, report) == ("ba", (1, 0))
+    active.ends = frozenset({0})
+    assert active.advance(logits, (1, 0, 1), 0.0, report) == Chunk("ba", (1, 0))
     assert active.ended is not None
     assert (report.drafted, report.accepted, report.generated) == (3, 1, 2)
 

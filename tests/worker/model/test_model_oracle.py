@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from berth_worker.model.gguf_file import GgufFile
 from berth_worker.model.llama import Llama, check_batch
 from berth_worker.model.llama_gguf import LlamaReader
 
-TEXT = Path(__file__).parents[1] / "data" / "scandal_in_bohemia.txt"
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """Models as small as these lose time on a second."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from berth_worker.engine.report import StepReport
 from berth_worker.engine.request import FinishReason, Request
-from berth_worker.engine.sampling import StopText, sample
+from berth_worker.engine.sampling import Sampler, TokenLogprobs
 from berth_worker.engine.speculation import Drafter
-from berth_worker.engine.stream import AsyncStream, Finish, SyncStream
+from berth_worker.engine.stop import StopText
+from berth_worker.engine.stream import AsyncStream, Chunk, Finish, SyncStream
 
 if TYPE_CHECKING:
     from berth_worker.model.interface import Tokenizer
@@ -27,8 +28,10 @@ class Active:
 
     request: Request
     text: StopText
+    sampler: Sampler
     stream: AsyncStream | SyncStream
-    eos_ids: frozenset[int]
+    ends: frozenset[int]
+    """Tokens that end the request."""
     drafter: Drafter | None = None
     ended: FinishReason | None = None
     """Why generation has come to its end, once it has."""
@@ -41,24 +44,26 @@ class Active:
         """A request whose stream is about to be read."""
         params = request.params
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokenizer.eos_ids)
-        return Active(request, StopText(tokenizer.stream(), params.stop), stream, ends, drafter)
+        text = StopText(tokenizer.stream(), params.stop)
+        return Active(request, text, Sampler(request, ends), stream, ends, drafter)
 
-    def advance(
-        self, logits: NDArray[np.float32], draft: Sequence[int], now: float, report: StepReport
-    ) -> tuple[str, tuple[int, ...]]:
-        """Add what comes next to the request's tokens; returns it as text and as tokens.
+    def advance(self, logits: NDArray[np.float32], draft: Sequence[int], now: float, report: StepReport) -> Chunk:
+        """Add what comes next to the request's tokens, and return it.
 
         logits: float32 [1 + len(draft), vocab], of the request's last token and of each drafted one. Row by row the
         token is sampled as if there were no draft; the first that differs from it, or that ends the request, is the
         last. Raises NonFiniteLogitsError.
         """
         request, came, text = self.request, [], ""
+        logprobs: list[TokenLogprobs] = []
         for row, drafted in zip(logits, (*draft, None), strict=True):
-            token = sample(row, request)
+            token = self.sampler.next(row)
+            if request.params.logprobs is not None:
+                logprobs.append(self.sampler.logprobs(row, token, request.params.logprobs))
             request.tokens.append(token)
             came.append(token)
             text += self.text.push(token)
-            if token in self.eos_ids or self.text.stopped:
+            if token in self.ends or self.text.stopped:
                 self.ended = FinishReason.STOP
             elif request.generated >= request.max_tokens:
                 self.ended = FinishReason.LENGTH
@@ -71,7 +76,7 @@ class Active:
         self._record(len(came), now, report)
         report.drafted += len(draft)
         report.accepted += len(came) - 1
-        return text, tuple(came)
+        return Chunk(text, tuple(came), tuple(logprobs))
 
     def _record(self, count: int, now: float, report: StepReport) -> None:
         request = self.request

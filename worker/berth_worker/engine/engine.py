@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -105,7 +106,7 @@ class Engine:
         assert whole.finish is not None  # noqa: S101 - the last chunk has it
         if whole.finish.error:
             raise RuntimeError(whole.finish.error)
-        return Completion(whole.text, whole.token_ids, whole.finish)
+        return Completion(whole.text, whole.token_ids, whole.finish, whole.logprobs)
 
     def refuse_new(self) -> None:
         """From now on `submit` raises NotAcceptingError; what is queued or runs goes on."""
@@ -260,7 +261,7 @@ class Engine:
         """What comes next of a request; one that fails ends alone, the others go on."""
         active = self._active[item.request]
         try:
-            return active, Chunk(*active.advance(logits, item.draft, now, report))
+            return active, active.advance(logits, item.draft, now, report)
         except Exception as error:
             log.exception("request %s failed", item.request.id)
             active.ended = FinishReason.ERROR
@@ -278,7 +279,7 @@ class Engine:
         now = time.monotonic()
         finish = active.finish(now)
         self._observer.finished(finish, now - request.arrived)
-        return Chunk("", (), finish) if last is None else Chunk(last.text, last.token_ids, finish)
+        return dataclasses.replace(last or Chunk("", ()), finish=finish)
 
     def _end_all(self, reason: FinishReason, error: str) -> None:
         with self._lock:

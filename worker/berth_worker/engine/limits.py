@@ -74,6 +74,10 @@ def allowed_tokens(config: EngineConfig, vocab_size: int, prompt: Sequence[int],
     for index, token in enumerate(prompt):
         if not 0 <= token < vocab_size:
             raise InvalidRequestError(f"prompt[{index}]", f"token {token} is out of range; 0 to {vocab_size - 1}")
+    for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise InvalidRequestError(f"{name}[{token}]", f"no such token; 0 to {vocab_size - 1}")
     room = context - len(prompt)
     if params.max_tokens is None:
         return room

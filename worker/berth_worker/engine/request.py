@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import enum
 import itertools
-import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from berth_worker.engine.params import InvalidRequestError, SamplingParams
+
 __all__ = ["FinishReason", "InvalidRequestError", "Request", "SamplingParams", "State"]
-
-MAX_STOP_STRINGS = 16
-MAX_STOP_LENGTH = 256
-"""Characters of one stop string: that much text at most is held back while a stop may be forming."""
-
-
-class InvalidRequestError(ValueError):
-    """A request that can never run: names the field, what was found and what would be right."""
-
-    def __init__(self, field_name: str, problem: str) -> None:
-        super().__init__(f"{field_name}: {problem}")
-        self.field = field_name
-        self.problem = problem
 
 
 class FinishReason(enum.Enum):
@@ -40,52 +28,6 @@ class State(enum.Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the next token is chosen and when generation ends.
-
-    Raises InvalidRequestError at construction when a field is out of its range.
-    """
-
-    max_tokens: int | None = None
-    """Tokens to generate at most, >= 1. None: as many as the context has room for."""
-    temperature: float = 1.0
-    """0 is greedy; otherwise logits are divided by it before sampling. 0 to 2."""
-    top_p: float = 1.0
-    """Sample from the smallest set of tokens whose probability reaches this. Above 0, to 1 (off)."""
-    top_k: int = 0
-    """Sample from the k likeliest tokens; 0 is off."""
-    seed: int | None = None
-    """The same seed, prompt and parameters give the same tokens whatever else runs. None: fresh randomness."""
-    stop: tuple[str, ...] = ()
-    """Text that ends generation; it is not part of the output."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end generation, besides the model's own end-of-sequence tokens."""
-    ignore_eos: bool = False
-    """Go on past end-of-sequence tokens: for measurements that need a known number of tokens."""
-
-    def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidRequestError("max_tokens", f"{self.max_tokens} is out of range; at least 1")
-        if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= 2.0):
-            raise InvalidRequestError(
-                "temperature", f"{self.temperature:g} is out of range; 0 (greedy) to 2, usually 0.2 to 1"
-            )
-        if not (math.isfinite(self.top_p) and 0.0 < self.top_p <= 1.0):
-            raise InvalidRequestError("top_p", f"{self.top_p:g} is out of range; above 0, to 1 (off)")
-        if self.top_k < 0:
-            raise InvalidRequestError("top_k", f"{self.top_k} is out of range; 0 (off) or the number of tokens to keep")
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise InvalidRequestError("seed", f"{self.seed} is out of range; 0 to 2^64 - 1")
-        if len(self.stop) > MAX_STOP_STRINGS:
-            raise InvalidRequestError("stop", f"{len(self.stop)} strings; at most {MAX_STOP_STRINGS}")
-        for index, text in enumerate(self.stop):
-            if not 0 < len(text) <= MAX_STOP_LENGTH:
-                raise InvalidRequestError(
-                    f"stop[{index}]", f"{len(text)} characters; 1 to {MAX_STOP_LENGTH}, or leave it out"
-                )
 
 
 _ARRIVALS = itertools.count()

@@ -1,24 +1,33 @@
-"""Which token comes next, and does it end the request?"""
+"""Which token comes next?
+
+The order of things is vLLM's (its v1/sample/sampler.py): logit bias and min_tokens, then the penalties for repetition,
+frequency and presence, then temperature, min-p, top-k and top-p. Log-probabilities are those of the model itself,
+before any of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import hashlib
+import struct
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from berth_worker.engine.request import Request, SamplingParams
 
-if TYPE_CHECKING:
-    from berth_worker.model.interface import TokenStream
-
-__all__ = ["NonFiniteLogitsError", "StopText", "sample"]
+__all__ = ["NonFiniteLogitsError", "Sampler", "TokenLogprobs", "sample"]
 
 COLDEST = 1e-5
 """Lower temperatures are greedy: float32 would overflow."""
 CUTOFFS = (1e-2, 1e-4)
-"""Weights, the greatest being 1, below which tokens are left out before sorting; the next one where too few remain."""
+"""Weights, the greatest being 1, below which tokens are left out at once; the next one where too few remain."""
+SORTED = 512
+"""Weights up to this number are sorted."""
+STRIDE = 256
+"""Weights that are summed together before one of them is looked for."""
 
 Floats = NDArray[np.floating[Any]]
 
@@ -27,97 +36,200 @@ class NonFiniteLogitsError(ArithmeticError):
     """The model gave NaN or infinity: its weights or its kernels are broken."""
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms of the probabilities that the model gave at one place of the output."""
+
+    token: int
+    logprob: float
+    """Of the token that came."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens, the likeliest first and of equals the lowest id, as many as were asked for."""
+
+
+class _Tokens:
+    """A growing set of token ids, as an array to index with."""
+
+    def __init__(self, vocab_size: int, tokens: Iterable[int] = ()) -> None:
+        self.counts = np.zeros(vocab_size, dtype=np.int32)
+        self._ids = np.empty(64, dtype=np.intp)
+        self._used = 0
+        for token in tokens:
+            self.add(token)
+
+    @property
+    def ids(self) -> NDArray[np.intp]:
+        return self._ids[: self._used]
+
+    def add(self, token: int) -> None:
+        if not self.counts[token]:
+            if self._used == len(self._ids):
+                self._ids = np.resize(self._ids, 2 * self._used)
+            self._ids[self._used] = token
+            self._used += 1
+        self.counts[token] += 1
+
+
+class Sampler:
+    """Chooses one request's tokens, place after place."""
+
+    def __init__(self, request: Request, ends: Collection[int] = ()) -> None:
+        """ends: tokens that end the request, which do not come before min_tokens."""
+        params = request.params
+        self._request = request
+        self._ends = np.fromiter(ends, dtype=np.intp)
+        self._bias_ids = np.fromiter(params.logit_bias.keys(), dtype=np.intp)
+        self._bias = np.fromiter(params.logit_bias.values(), dtype=np.float32)
+        self._greedy = params.temperature < COLDEST or params.top_k == 1
+        self._plain = not (params.logit_bias or params.penalized or (params.min_tokens and len(self._ends)))
+        self._output: _Tokens | None = None
+        self._seen: _Tokens | None = None
+        self._taken = 0
+        """Of the request's tokens, those that are counted."""
+
+    def next(self, logits: NDArray[np.float32]) -> int:
+        """The next token from its row of logits, float32 [vocab], which is left as it is.
+
+        The random number is a function of the request's seed and of how many tokens it has, so neither the rest of the
+        batch nor a preemption nor a draft changes the outcome. Raises NonFiniteLogitsError.
+        """
+        best = int(np.argmax(logits))  # of equals the lowest id; NaN counts as the greatest
+        if not np.isfinite(logits[best]):
+            raise NonFiniteLogitsError(f"request {self._request.id}: logit of token {best} is {logits[best]}")
+        if not self._plain:
+            logits = self._adjusted(logits)
+            best = int(np.argmax(logits))
+        if self._greedy:
+            return best
+        tokens, weights = _candidates(logits, logits[best], self._request.params)
+        drawn = _draw(weights, _uniform(self._request.seed, self._request.generated))
+        return drawn if tokens is None else int(tokens[drawn])
+
+    def logprobs(self, logits: NDArray[np.float32], token: int, top: int) -> TokenLogprobs:
+        """What the model thought of the token and of the `top` likeliest; logits as it gave them."""
+        greatest = logits.max()
+        total = float(greatest) + float(np.log(np.exp(logits - greatest).sum(dtype=np.float64)))
+        likely = np.arange(0)
+        if top:
+            likely = np.flatnonzero(logits >= _weight_of_rank(logits, min(top, len(logits))))
+            likely = likely[np.argsort(-logits[likely], kind="stable")[:top]]
+        pairs = tuple((int(i), float(logits[i]) - total) for i in likely)
+        return TokenLogprobs(token, float(logits[token]) - total, pairs)
+
+    def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits after bias, min_tokens and penalties; a copy.
+
+        Repetition as in CTRL (Keskar et al. 2019, section 4.1) and transformers, over prompt and output; frequency and
+        presence as in OpenAI's API, over the output.
+        """
+        request, params = self._request, self._request.params
+        logits = logits.copy()
+        if len(self._bias_ids):
+            logits[self._bias_ids] += self._bias
+        if request.generated < params.min_tokens:
+            logits[self._ends] = -np.inf
+        if params.penalized:
+            output, seen = self._count(len(logits))
+            if params.repetition_penalty != 1.0:
+                values = logits[seen.ids]
+                penalty = np.float32(params.repetition_penalty)
+                logits[seen.ids] = np.where(values > 0, values / penalty, values * penalty)
+            if params.frequency_penalty or params.presence_penalty:
+                counts = output.counts[output.ids].astype(np.float32)
+                logits[output.ids] -= params.frequency_penalty * counts + np.float32(params.presence_penalty)
+        return logits
+
+    def _count(self, vocab_size: int) -> tuple[_Tokens, _Tokens]:
+        """The tokens of the output, and those of prompt and output."""
+        tokens, prompt = self._request.tokens, self._request.prompt_tokens
+        if self._output is None or self._seen is None:
+            self._output = _Tokens(vocab_size)
+            self._seen = _Tokens(vocab_size, set(tokens[:prompt]))
+            self._taken = prompt
+        for token in tokens[self._taken :]:
+            self._output.add(token)
+            self._seen.add(token)
+        self._taken = len(tokens)
+        return self._output, self._seen
+
+
 def sample(logits: NDArray[np.float32], request: Request) -> int:
-    """The request's next token from its row of logits, float32 [vocab].
-
-    Temperature, then top-k, then top-p, as in transformers and vLLM. The random number is a function of the request's
-    seed and of how many tokens it has, so neither the rest of the batch nor a preemption changes the outcome.
-    Raises NonFiniteLogitsError.
-    """
-    best = int(np.argmax(logits))  # of equals the lowest id; NaN counts as the greatest
-    if not np.isfinite(logits[best]):
-        raise NonFiniteLogitsError(f"request {request.id}: logit of token {best} is {logits[best]}")
-    params = request.params
-    if params.temperature < COLDEST or params.top_k == 1:
-        return best
-    tokens, weights = _candidates(logits, logits[best], params)
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    uniform = np.random.Generator(np.random.Philox(key=request.seed, counter=request.generated)).random()
-    drawn = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    return int(tokens[min(drawn, len(tokens) - 1)])
+    """The request's next token; see Sampler.next."""
+    return Sampler(request).next(logits)
 
 
-def _candidates(logits: Floats, best: np.float32, params: SamplingParams) -> tuple[NDArray[np.intp], Floats]:
-    """Tokens that may be drawn and their unnormalized probabilities; all of them where nothing restricts.
+def _uniform(seed: int, place: int) -> float:
+    """A number from 0 to below 1 that belongs to the seed and the place."""
+    digest = hashlib.blake2b(struct.pack("<QQ", seed, place), digest_size=8).digest()
+    return float(int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
-    The likeliest token weighs 1; those below a cutoff are left out and only the rest is sorted, where that is enough.
+
+def _draw(weights: Floats, uniform: float) -> int:
+    """The index at which the running sum of weights passes this share of their sum; never one that weighs nothing."""
+    blocks = np.add.reduceat(weights, np.arange(0, len(weights), STRIDE)).astype(np.float64).cumsum()
+    wanted = uniform * blocks[-1]
+    block = min(int(np.searchsorted(blocks, wanted, side="right")), len(blocks) - 1)
+    inside = np.cumsum(weights[block * STRIDE : (block + 1) * STRIDE], dtype=np.float64)
+    wanted -= blocks[block - 1] if block else 0.0
+    found = int(np.searchsorted(inside, min(wanted, np.nextafter(inside[-1], 0.0)), side="right"))
+    return block * STRIDE + found
+
+
+def _candidates(logits: Floats, best: np.float32, params: SamplingParams) -> tuple[NDArray[np.intp] | None, Floats]:
+    """Tokens that may be drawn (None: all), in order of id, and their unnormalized probabilities.
+
+    The likeliest token weighs 1. Nothing is sorted but what stands near a cut.
     """
     weights = np.exp((logits - best) * np.float32(1.0 / params.temperature))
-    if params.top_k == 0 and params.top_p >= 1.0:
-        return np.arange(len(weights)), weights
-    total = float(weights.sum(dtype=np.float64))
-    tokens = np.arange(len(weights))
-    for cutoff in CUTOFFS:
-        likely = np.flatnonzero(weights >= cutoff)
-        reached = float(weights[likely].sum(dtype=np.float64)) >= params.top_p * total
-        if len(likely) >= params.top_k if params.top_k else reached:
-            tokens = likely
-            break
-    tokens = tokens[np.argsort(-logits[tokens], kind="stable")]  # of equals the lowest id first
-    if params.top_k:
-        tokens = tokens[: params.top_k]
+    if params.min_p == 0.0 and params.top_k == 0 and params.top_p >= 1.0:
+        return None, weights
+    least = _weight_of_rank(weights, params.top_k) if 0 < params.top_k < len(weights) else np.float32(0.0)
+    if params.min_p == 0.0 and params.top_k == 0:
+        total = float(weights.sum(dtype=np.float64))
+        for cutoff in CUTOFFS:
+            tokens = np.flatnonzero(weights >= cutoff)
+            if float(weights[tokens].sum(dtype=np.float64)) >= params.top_p * total:
+                break
+        else:
+            tokens = np.arange(len(weights))
+    else:
+        tokens = np.flatnonzero(weights >= max(np.float32(params.min_p), least))
+        tokens = _first_of_equals(tokens, weights, least, params.top_k) if least else tokens
         total = float(weights[tokens].sum(dtype=np.float64))
     if params.top_p < 1.0:
-        reach = np.cumsum(weights[tokens], dtype=np.float64)
-        tokens = tokens[: int(np.searchsorted(reach, params.top_p * total, side="left")) + 1]
+        tokens = tokens[_nucleus(weights[tokens], params.top_p * total)]
     return tokens, weights[tokens]
 
 
-class StopText:
-    """A request's text as it comes, cut at the first stop string.
+def _weight_of_rank(weights: Floats, rank: int) -> np.float32:
+    """The weight that stands at this rank, the greatest at 1."""
+    return np.float32(np.partition(weights, -rank)[-rank])
 
-    Text that may be the beginning of a stop string is held back until it is known not to be.
+
+def _first_of_equals(tokens: NDArray[np.intp], weights: Floats, least: np.float32, most: int) -> NDArray[np.intp]:
+    """At most so many of the tokens: of those that weigh least, the highest ids are left out."""
+    if (surplus := len(tokens) - most) <= 0:
+        return tokens
+    return np.delete(tokens, np.flatnonzero(weights[tokens] == least)[-surplus:])
+
+
+def _nucleus(weights: Floats, wanted: float) -> NDArray[np.intp]:
+    """Indices of the fewest heaviest that together weigh as much as wanted; of equals the first.
+
+    Where there are many, a histogram finds the weight at which the cut is, and only those next to it are sorted. The
+    bits of a positive float32 sort as it does; the upper 16 are sign, exponent and 7 bits of mantissa.
     """
-
-    def __init__(self, stream: TokenStream, stop: Sequence[str]) -> None:
-        self._stream = stream
-        self._stop = stop
-        self._held = ""
-        self.stopped = False
-
-    def push(self, token: int) -> str:
-        """Text that is certain once this token is in; sets `stopped` when a stop string is complete."""
-        return self._release(self._stream.push(token))
-
-    def flush(self) -> str:
-        """What is left when generation ended for another reason than a stop string."""
-        if self.stopped:
-            return ""
-        text = self._release(self._stream.flush())
-        if not self.stopped:
-            text += self._held
-        self._held = ""
-        return text
-
-    def _release(self, text: str) -> str:
-        if self.stopped:
-            return ""
-        if not self._stop:
-            return text
-        text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self.stopped = True
-            self._held = ""
-            return text[: min(found)]
-        keep = max(_overlap(text, stop) for stop in self._stop)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of text that are the beginning of stop."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+    near = np.arange(len(weights))
+    sure = near[:0]
+    if len(weights) > SORTED:
+        bins = (weights.view(np.uint32) >> np.uint32(16)).astype(np.intp)
+        reach = np.bincount(bins, weights=weights)[::-1].cumsum()
+        place = min(int(np.searchsorted(reach, wanted, side="left")), len(reach) - 1)
+        cut = len(reach) - 1 - place
+        near, sure = np.flatnonzero(bins == cut), np.flatnonzero(bins > cut)
+        wanted -= float(reach[place - 1]) if place else 0.0
+    near = near[np.argsort(-weights[near], kind="stable")]
+    count = int(np.searchsorted(np.cumsum(weights[near], dtype=np.float64), wanted, side="left")) + 1
+    kept = np.concatenate([sure, near[:count]])
+    kept.sort()
+    return kept

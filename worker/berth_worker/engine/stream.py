@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from berth_worker.engine.request import FinishReason
+from berth_worker.engine.sampling import TokenLogprobs
 
 __all__ = ["AsyncStream", "Chunk", "Completion", "Finish", "SyncStream", "merge"]
 
@@ -38,6 +39,8 @@ class Chunk:
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each of token_ids, if the request asks for them."""
     finish: Finish | None = None
     """Set on the last chunk alone."""
 
@@ -49,18 +52,21 @@ class Completion:
     text: str
     token_ids: tuple[int, ...]
     finish: Finish
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 def merge(chunks: Iterable[Chunk]) -> Chunk:
     """One chunk that says what these say, for a reader slower than the engine."""
     text: list[str] = []
     tokens: list[int] = []
+    logprobs: list[TokenLogprobs] = []
     finish: Finish | None = None
     for chunk in chunks:
         text.append(chunk.text)
         tokens += chunk.token_ids
+        logprobs += chunk.logprobs
         finish = chunk.finish
-    return Chunk("".join(text), tuple(tokens), finish)
+    return Chunk("".join(text), tuple(tokens), tuple(logprobs), finish)
 
 
 class AsyncStream:

@@ -41,9 +41,9 @@ def load(
     """The model at `source` (see `sources.resolve`), its tokenizer and what it takes.
 
     Int8 and Int4 run in our kernels; where those are not built, in plain PyTorch in float32, with a warning.  Int4
-    keeps the 4-bit grid of a checkpoint that has one, and refuses others.  `threads` counts the threads of a step; None means
-    what the cgroup's CPU quota and affinity allow.  `kv_cache_tokens` is the cache that will be asked for, if that is
-    known: it must fit beside the weights.  `device` is cpu, cuda or auto: see
+    keeps the 4-bit grid of a checkpoint that has one, and refuses others.  `threads` counts the threads of a step; None
+    means what the CPU quota and affinity allow.  `kv_cache_tokens` is the cache that will be asked for, if that
+    is known: it must fit beside the weights.  `device` is cpu, cuda or auto: see
     `device.choose_device`.
     Raises ModelError for everything that is wrong with the source or the file, before weights are read, and for a model
     that does not fit in memory, before it is allocated.

@@ -31,9 +31,10 @@ def gptq_reordered(
     qweight: Int32Array, qzeros: Int32Array, scales: FloatArray, groups: Int32Array, zero_offset: int
 ) -> FloatArray:
     """float32 [rows, depth] where groups[i] is the group of column i (GPTQ's act-order): no grid with groups of
-    neighbours describes it.  Each of `groups` must be a group."""
+    neighbours describes it.  Each of `groups` must be a group; scales near float32's end may give infinities."""
     zeros = _gptq_zeros(qzeros, zero_offset).astype(np.float32)
-    return np.ascontiguousarray(((_gptq_integers(qweight) - zeros[groups]) * scales[groups]).T)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(((_gptq_integers(qweight) - zeros[groups]) * scales[groups]).T)
 
 
 def awq_grid(qweight: Int32Array, qzeros: Int32Array, scales: FloatArray, group: int) -> Grid4:
@@ -43,8 +44,9 @@ def awq_grid(qweight: Int32Array, qzeros: Int32Array, scales: FloatArray, group:
 
 def _grid(q: npt.NDArray[np.uint8], zeros: npt.NDArray[np.uint8], scales: FloatArray, group: int) -> Grid4:
     """From arrays that run [depth or groups, rows]."""
-    columns = (np.ascontiguousarray(part.T) for part in (q, scales, -zeros.astype(np.float32) * scales))
-    integers, scale, minimum = columns
+    with np.errstate(over="ignore", invalid="ignore"):  # Grid4.check refuses what comes of it
+        minimums = -zeros.astype(np.float32) * scales
+    integers, scale, minimum = (np.ascontiguousarray(part.T) for part in (q, scales, minimums))
     return Grid4(integers.astype(np.uint8, copy=False), scale, minimum, group)
 
 

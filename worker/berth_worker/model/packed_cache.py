@@ -125,7 +125,7 @@ class _DamagedError(Exception):
 def _read(path: Path, key: PackedKey, *, mapped: bool) -> tuple[Tensor, Tensor] | None:
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         _log.warning("%s: cannot be read: %s; packing again", path, error)

@@ -104,17 +104,21 @@ def check_room(
     needed = size + max(cache, work)
     if needed <= found.free:
         return
-    parts = f"{_gib(size)} as {quantization}"
+    parts = f"{_shown(size)} as {quantization}"
     parts += (
-        f", {_gib(work)} while they are packed" if work > cache else f", {_gib(cache)} for {kv_tokens:,} tokens of KV"
+        f", {_shown(work)} while they are packed"
+        if work > cache
+        else f", {_shown(cache)} for {kv_tokens:,} tokens of KV"
     )
     raise ModelError(
-        f"{weights.path}: {weights.parameters:,} weights need {_gib(needed)} of memory ({parts}); "
-        f"{found.owner} has {_gib(found.limit)}, of which {_gib(found.free)} are free"
+        f"{weights.path}: {weights.parameters:,} weights need {_shown(needed)} of memory ({parts}); "
+        f"{found.owner} has {_shown(found.limit)}, of which {_shown(found.free)} are free"
     )
 
 
-def _gib(size: int) -> str:
+def _shown(size: int) -> str:
+    if size < 2**30:
+        return f"{size / 2**20:.2f} MiB"
     return f"{size / 2**30:.2f} GiB" if size < 10 * 2**30 else f"{size / 2**30:.1f} GiB"
 
 

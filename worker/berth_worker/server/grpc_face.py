@@ -22,6 +22,7 @@ from berth_worker.server.worker import Phase, Worker
 if TYPE_CHECKING:
     from berth_worker.engine.engine import Engine
     from berth_worker.engine.stream import Chunk
+    from berth_worker.model.interface import Tokenizer
 
 __all__ = ["SERVICE", "GrpcServer"]
 
@@ -29,6 +30,8 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Generation"].full_name
 MAX_ID = 256
 INLINE_CHARACTERS = 4096
 """Longer text is tokenized in a thread, so that other streams flow meanwhile."""
+OPTIONAL = [field.name for field in pb.SamplingParams.DESCRIPTOR.fields if field.has_presence]
+"""Sampling parameters whose default is the engine's."""
 REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -79,7 +82,7 @@ class GenerationServicer(pb_grpc.GenerationServicer):
                     aborted = chunk.finish.reason is FinishReason.ABORT
                     code = grpc.StatusCode.UNAVAILABLE if aborted else grpc.StatusCode.INTERNAL
                     await _refuse(context, code, chunk.finish.error)
-                yield response(stream.request_id, chunk)
+                yield response(stream.request_id, chunk, engine.tokenizer)
         finally:
             self.open_calls -= 1
             stream.cancel()  # the client has gone, or there is nothing left to cancel
@@ -126,12 +129,14 @@ async def _prompt(request: pb.GenerateRequest, engine: Engine) -> list[int]:
 
 def sampling_params(sampling: pb.SamplingParams) -> SamplingParams:
     """The engine's parameters, defaults filled in. Raises InvalidRequestError."""
-    given: dict[str, Any] = {
-        name: getattr(sampling, name)
-        for name in ("max_tokens", "temperature", "top_p", "top_k", "seed")
-        if sampling.HasField(name)
-    }
-    return SamplingParams(**given, stop=tuple(sampling.stop), ignore_eos=sampling.ignore_eos)
+    given: dict[str, Any] = {name: getattr(sampling, name) for name in OPTIONAL if sampling.HasField(name)}
+    return SamplingParams(
+        **given,
+        stop=tuple(sampling.stop),
+        stop_token_ids=tuple(sampling.stop_token_ids),
+        logit_bias=dict(sampling.logit_bias),
+        ignore_eos=sampling.ignore_eos,
+    )
 
 
 def _named(error: InvalidRequestError, request: pb.GenerateRequest) -> str:
@@ -146,9 +151,17 @@ def _named(error: InvalidRequestError, request: pb.GenerateRequest) -> str:
     return f"{name}: {error.problem}"
 
 
-def response(request_id: str, chunk: Chunk) -> pb.GenerateResponse:
+def response(request_id: str, chunk: Chunk, tokenizer: Tokenizer) -> pb.GenerateResponse:
     """The message that says what a chunk says."""
     message = pb.GenerateResponse(request_id=request_id, text=chunk.text, token_ids=chunk.token_ids)
+    for place in chunk.logprobs:
+        entry = message.logprobs.add()
+        for logprob, (token, value) in (
+            (entry.chosen, (place.token, place.logprob)),
+            *((entry.top.add(), pair) for pair in place.top),
+        ):
+            logprob.token_id, logprob.logprob = token, value
+            logprob.text = tokenizer.decode([token], skip_special_tokens=False)
     finish = chunk.finish
     if finish is not None:
         message.finish_reason = REASONS[finish.reason]

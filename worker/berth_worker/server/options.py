@@ -69,7 +69,9 @@ class Options:
     )
     served_model_name: str | None = _option(None, _word, "name that clients and metrics see (default: the model's)")
     quantization: str = _option(
-        "Int8", _choice("Int8", "BF16", "FP32"), "how weights are held and multiplied: Int8, BF16 or FP32"
+        "Int8",
+        _choice("Int8", "Int4", "BF16", "FP32"),
+        "how weights are held and multiplied: Int8, Int4 (a 4-bit checkpoint's own grid), BF16 or FP32",
     )
     device: str = _option(
         "cpu",

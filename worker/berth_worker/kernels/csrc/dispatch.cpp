@@ -1,4 +1,7 @@
 // Which instruction set runs?  Asked of the processor once; BERTH_ISA overrides it, and is refused if it cannot run here.
+#if defined(BERTH_X86)
+#include <cpuid.h>
+#endif
 #if defined(BERTH_AARCH64)
 #include <sys/auxv.h>
 #include <sys/prctl.h>
@@ -13,6 +16,14 @@
 
 namespace berth {
 namespace {
+
+#if defined(BERTH_X86)
+// CPUID leaf 7: AMX-TILE and AMX-INT8 are bits 24 and 25 of EDX (GCC 12's __builtin_cpu_supports does not know them).
+bool has_amx() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 24 & 3) == 3;
+}
+#endif
 
 #if defined(BERTH_AARCH64)
 // Bits of getauxval, from Linux's asm/hwcap.h: the C library's header may be older than the kernel.
@@ -40,9 +51,10 @@ std::vector<const Isa*> detect() {
   std::vector<const Isa*> sets;
 #if defined(BERTH_X86)
   const auto avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vnni"))
-    sets.push_back(&avx512vnni_isa);
+  const auto vnni = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+  if (vnni && has_amx() && amx_permitted()) sets.push_back(&amx_isa);
+  if (vnni) sets.push_back(&avx512vnni_isa);
   if (avx2) sets.push_back(&avx2_isa);
 #endif
 #if defined(BERTH_AARCH64)

@@ -110,7 +110,8 @@ struct AttentionChunk {
 
 extern const Isa scalar_isa;
 #if defined(BERTH_X86)
-extern const Isa avx2_isa, avx512vnni_isa;
+extern const Isa avx2_isa, avx512vnni_isa, amx_isa;
+bool amx_permitted();  // asks the system for this process's tile registers
 #endif
 #if defined(BERTH_AARCH64)
 extern const Isa dotprod_isa, i8mm_isa, sve_isa, sve_i8mm_isa;

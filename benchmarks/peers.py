@@ -1,0 +1,159 @@
+"""What do we measure ourselves against, and how is each peer made its best on this machine?
+
+Peers are built or installed on first use, from their published packages, into the user's cache: `BERTH_PEERS`,
+`$XDG_CACHE_HOME/berth/peers` or `~/.cache/berth/peers`.  The project's own environment stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from _common import cpu_flags
+
+__all__ = ["CTRANSLATE2", "LLAMA_CPP", "TORCHAO", "LlamaCpp", "english", "llama_cpp", "peers_folder", "python_peers"]
+
+LLAMA_CPP = "llama-cpp-python==0.3.36"
+"""Its source package carries llama.cpp itself, under vendor/."""
+CTRANSLATE2 = "ctranslate2==4.8.5"
+TORCHAO = "torchao==0.18.0"
+ENGLISH = "Brotli==1.2.1"
+"""Its source package carries two public-domain texts of the Canterbury corpus among its test data."""
+
+_TARGETS = ["llama-bench", "llama-batched-bench", "llama-quantize", "llama-server", "llama-perplexity"]
+_OPTIONS = [
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DGGML_NATIVE=ON",
+    "-DLLAMA_CURL=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_UI=OFF",
+]
+
+# GCC 12.2's _tile_loadconfig() tells the compiler that it reads 8 of the 64 bytes of a tile configuration; the stores
+# to the others are dropped and the instruction faults: built natively, llama.cpp dies on AMX at its first matrix.
+_TILE_FIX = """\
+#pragma once
+#if defined(__cplusplus) && defined(__AMX_TILE__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+#undef _tile_loadconfig
+#define _tile_loadconfig(config) __asm__ volatile("ldtilecfg\\t%X0" ::"m"(*(const char(*)[64])(config)))
+#endif
+"""
+
+
+def peers_folder() -> Path:
+    """Where peers, their models and the texts are kept."""
+    if named := os.environ.get("BERTH_PEERS"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "berth" / "peers"
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """llama.cpp's programs, with the CPU backend in the variants that this machine can tell apart."""
+
+    binaries: Path
+    variants: dict[str, Path]
+    """Name -> folder of libraries to load before those in `binaries`: "native", and "no-amx" where AMX is there,
+    because AMX takes the place of the AVX-512 kernels and of 4-bit repacking even where those would be faster."""
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        return [str(self.binaries / program), *arguments]
+
+    def environment(self, variant: str = "native", huge_pages: bool = False) -> dict[str, str]:
+        """Variables of a run; huge_pages: glibc's malloc asks for transparent huge pages."""
+        environment = dict(os.environ)
+        folders = dict.fromkeys([str(self.variants[variant]), str(self.binaries)])
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(folders)
+        environment.pop("GLIBC_TUNABLES", None)
+        if huge_pages:
+            environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        return environment
+
+
+def llama_cpp() -> LlamaCpp:
+    """llama.cpp, built with native flags on first use: about 10 minutes of one core."""
+    name, _, version = LLAMA_CPP.partition("==")
+    root = peers_folder() / f"llama.cpp-{version}"
+    build = root / "build"
+    variants = {"native": build / "bin"}
+    if "amx_int8" in cpu_flags():
+        variants["no-amx"] = root / "no-amx" / "bin"
+    if not (root / "complete").exists():
+        _say(f"building {name} {version} into {root}")
+        source = next(_source_package(LLAMA_CPP, root / "source").glob("*/vendor/llama.cpp"))
+        fix = root / "tile_config.h"
+        fix.write_text(_TILE_FIX)
+        _cmake(source, build, f"-include {fix}", _TARGETS)
+        if "no-amx" in variants:
+            _cmake(source, root / "no-amx", "-U__AMX_INT8__ -U__AMX_TILE__ -U__AMX_BF16__", ["ggml-cpu"])
+        (root / "complete").touch()
+    return LlamaCpp(build / "bin", variants)
+
+
+def python_peers() -> dict[str, str]:
+    """Variables with which our own interpreter finds CTranslate2 and torchao too, installed beside, not into it."""
+    folder = peers_folder() / "python"
+    marker = folder / ".complete"
+    pins = f"{CTRANSLATE2} {TORCHAO}"
+    if not marker.exists() or marker.read_text() != pins:
+        _say(f"installing {pins} into {folder}")
+        shutil.rmtree(folder, ignore_errors=True)
+        # --no-deps: both run on the torch, numpy and transformers that are there, as our own side does
+        _run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), *pins.split()])
+        marker.write_text(pins)
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def english(characters: int = 120_000) -> Path:
+    """A file of English: so many characters each of a report on electronic texts (1992) and of Alice in Wonderland."""
+    path = peers_folder() / f"english-{characters}.txt"
+    if not path.exists():
+        data = next(_source_package(ENGLISH, peers_folder() / "texts").glob("*/tests/testdata"))
+        parts = [(data / name).read_text(encoding="latin-1")[:characters] for name in ("lcet10.txt", "alice29.txt")]
+        path.write_text("\n".join(part.replace("\r", "") for part in parts))
+    return path
+
+
+def _source_package(pin: str, folder: Path) -> Path:
+    """The unpacked source package, fetched on first use."""
+    if not (folder / ".unpacked").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation"]
+            _run([*pip, "--no-binary", ":all:", "-d", scratch, pin])
+            with tarfile.open(next(Path(scratch).glob("*.tar.gz"))) as archive:
+                archive.extractall(folder, filter="data")
+        (folder / ".unpacked").touch()
+    return folder
+
+
+def _cmake(source: Path, build: Path, flags: str, targets: list[str]) -> None:
+    tools = Path(sys.executable).parent  # cmake and ninja are development dependencies
+    path = os.pathsep.join([str(tools), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path}
+    c_flags = [f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"]
+    _run(["cmake", "-G", "Ninja", "-S", str(source), "-B", str(build), *_OPTIONS, *c_flags], environment)
+    _run(["nice", "ninja", "-C", str(build), *targets], environment)
+
+
+def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{(done.stdout + done.stderr)[-4000:]}")
+
+
+def _say(message: str) -> None:
+    print(f"peers: {message} (once)", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    print(llama_cpp().binaries)
+    print(python_peers()["PYTHONPATH"])
+    print(english())
