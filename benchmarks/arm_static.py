@@ -45,8 +45,8 @@ class Chip:
 # DDR5-4800.  Graviton4: 96 V2 at 2.8 GHz, 12 of DDR5-5600 (AWS, 2021 and 2023).
 CHIPS = {
     "Graviton2": Chip("neoverse-n1", 0, 64, 2.5, 204.8, ("dotprod",)),
-    "Graviton3": Chip("neoverse-v1", 256, 64, 2.6, 307.2, ("sve-i8mm", "i8mm")),
-    "Graviton4": Chip("neoverse-v2", 128, 96, 2.8, 537.6, ("i8mm", "sve-i8mm")),
+    "Graviton3": Chip("neoverse-v1", 256, 64, 2.6, 307.2, ("sve_i8mm", "i8mm")),
+    "Graviton4": Chip("neoverse-v2", 128, 96, 2.8, 537.6, ("i8mm", "sve_i8mm")),
 }
 
 
@@ -80,7 +80,7 @@ def loops(sve_bits: int) -> list[Loop]:
     found += [Loop("sve", "sve_i8mm", r, b, f"12sve_dot_rowsILi{vectors}ELi{r}ELi{b}ELNS0_3AskE2") for r, b in FEW]
     for bits in (8, 4):
         for pairs in range(2, 9):
-            found.append(Loop("sve-i8mm", "sve_i8mm", 2 * pairs, bits, f"18sve_multiply_pairsILi{pairs}ELi{bits}ELb0"))
+            found.append(Loop("sve_i8mm", "sve_i8mm", 2 * pairs, bits, f"18sve_multiply_pairsILi{pairs}ELi{bits}ELb0"))
     return found
 
 
@@ -213,7 +213,7 @@ def turn(chip: Chip, results: dict[str, Result]) -> tuple[int, float]:
     """The first batch whose multiplications take longer than reading the weights, and its multiply-adds a cycle."""
     pipes = rate(chip.core, "fmla v{}.4s, v20.4s, v21.4s")
     first = chip.dispatched[0]
-    few = "sve" if first == "sve-i8mm" else "dotprod"
+    few = "sve" if first == "sve_i8mm" else "dotprod"
     few_most = 3 if first != "dotprod" else 4
 
     def cycles(rows: int) -> float:

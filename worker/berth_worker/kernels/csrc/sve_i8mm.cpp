@@ -112,5 +112,5 @@ void dot_positive(const int8_t* panel, int64_t depth, const int8_t* values, int6
 #include "body.h"
 
 namespace berth {
-const Isa sve_i8mm_isa = BERTH_ISA_TABLE("sve-i8mm");
+const Isa sve_i8mm_isa = BERTH_ISA_TABLE("sve_i8mm");
 }
