@@ -130,6 +130,8 @@ void compare_matmul(const Isa& a, const Isa& b, const Case& c) {
   for (int64_t i = 0; i < c.depth; ++i) gain[i] = 1.0f + uniform();
   const Rows rows(c.rows, c.depth, c.unit, c.row_scale);
   compare_quantize(c.name(), a, b, c, x.get(), c.row_scale || c.unit > 64 || c.kind != Values::random ? nullptr : gain.get(), rows);
+  for (int64_t i = 0; i < rows.values.size(); ++i)  // which not all sets write
+    rows.magnitudes[i] = static_cast<uint8_t>(rows.values[i] < 0 ? -rows.values[i] : rows.values[i]);
   const Matrix m{c.bits, weights.get(), scales.get(), c.panels * kPanel, c.depth, c.group};
   const int64_t first = c.panels > 2 ? 1 : 0, stride = c.panels * kPanel + 8;
   for (const bool add : {false, true}) {
@@ -147,7 +149,7 @@ void compare_matrices(const Isa& a, const Isa& b) {
     compare_matmul(a, b, {8, true, 2, 1100, 1100, 1100, rows, Values::random});
     compare_matmul(a, b, {8, false, 3, 84, 32, 32, rows, Values::random});
     compare_matmul(a, b, {8, false, 1, 300, 64, 128, rows, Values::random});
-    compare_matmul(a, b, {8, false, 1, 76, 20, 76, rows, Values::random});
+    compare_matmul(a, b, {8, false, 1, 76, 24, 72, rows, Values::random});
     compare_matmul(a, b, {4, false, 3, 88, 32, 32, rows, Values::random});
     compare_matmul(a, b, {4, false, 1, 296, 128, 256, rows, Values::random});
   }
@@ -158,7 +160,7 @@ void compare_matrices(const Isa& a, const Isa& b) {
   }
   for (const Values kind : {Values::ends, Values::top, Values::bottom})  // the largest sums: around 2^22 with units of 256
     for (const int64_t rows : {1, 3, 4, 16}) {
-      for (const int64_t unit : {256, 260, 1024}) compare_matmul(a, b, {8, true, 1, 1024, unit, 1024 / unit * unit, rows, kind});
+      for (const int64_t unit : {256, 264, 1024}) compare_matmul(a, b, {8, true, 1, 1024, unit, 1024 / unit * unit, rows, kind});
       compare_matmul(a, b, {8, false, 1, 520, 256, 256, rows, kind});
       compare_matmul(a, b, {4, false, 1, 256, 128, 128, rows, kind});
     }
@@ -275,7 +277,7 @@ void compare_steps(const Isa& a, const Isa& b) {
     for (const int threads : {1, 2}) check::compare_steps(a, b, rotated, threads);
 }
 
-const Isa* find(const std::string& name, bool anywhere) {
+const Isa* find(const std::string& name, [[maybe_unused]] bool anywhere) {
   std::vector<const Isa*> sets = berth::all_isas();
 #if defined(BERTH_AARCH64)
   if (anywhere) sets = {&berth::dotprod_isa, &berth::i8mm_isa, &berth::sve_isa, &berth::sve_i8mm_isa};

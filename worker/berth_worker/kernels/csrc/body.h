@@ -23,10 +23,15 @@ constexpr int kGainedAtOnce = 64;  // the largest unit of activations whose rows
 inline Floats load(const float* p) { Floats x; __builtin_memcpy(&x, p, sizeof x); return x; }
 inline void store(float* p, Floats x) { __builtin_memcpy(p, &x, sizeof x); }
 inline Floats all(float x) { return Floats{x, x, x, x, x, x, x, x}; }
-inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+#if !defined(BERTH_OWN_LANES)
+// u where x > y, else v
+inline Floats choose(Floats x, Floats y, Floats u, Floats v) { return x > y ? u : v; }
+inline Floats to_float(const int32_t* p) { Ints x; __builtin_memcpy(&x, p, sizeof x); return __builtin_convertvector(x, Floats); }
+inline Floats small_to_float(const int32_t* p) { return to_float(p); }  // of magnitudes below 2^22
+#endif
+inline Floats larger(Floats a, Floats b) { return choose(a, b, a, b); }
 inline float larger(float a, float b) { return a > b ? a : b; }
 inline Floats magnitude(Floats x) { return (Floats)((Ints)x & 0x7FFFFFFF); }
-inline Floats to_float(const int32_t* p) { Ints x; __builtin_memcpy(&x, p, sizeof x); return __builtin_convertvector(x, Floats); }
 inline float bf16(uint16_t x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
   float y;
@@ -34,6 +39,7 @@ inline float bf16(uint16_t x) {
   return y;
 }
 
+#if !defined(BERTH_OWN_LANES)
 inline float sum_of(Floats x) {
   x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
   x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
@@ -44,6 +50,7 @@ inline float largest_of(Floats x) {
   x = larger(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5));
   return larger(x[0], x[1]);
 }
+#endif
 
 #if !defined(BERTH_OWN_ROUNDING)
 // round(x[i]) to int8, ties to even, for |x[i]| <= 127: the low byte of each lane.
@@ -197,7 +204,7 @@ void hadamard(float* x, int64_t n) {
 void swiglu(const float* gate, const float* up, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const Floats g = load(gate + i), e = exponential(-magnitude(g));
-    store(out + i, (g < all(0.0f) ? g * e : g) / (1.0f + e) * load(up + i));
+    store(out + i, choose(all(0.0f), g, g * e, g) / (1.0f + e) * load(up + i));
   }
 }
 
@@ -331,7 +338,7 @@ struct Chunk {
     const float maximum = largest_of(most);
     c.maximum[row] = maximum;
     const auto soft = [&](float* x) {
-      const Floats s = load(x), e = s > all(kNothing) ? exponential(s - maximum) : all(0.0f);
+      const Floats s = load(x), e = choose(s, all(kNothing), exponential(s - maximum), all(0.0f));
       store(x, e);
       return e;
     };
@@ -355,7 +362,7 @@ struct Chunk {
       for (int r = 0; r < n; ++r) {
         // a slot that no token has filled has p = 0, and whatever scale was there before
         const Floats a = load(p[row + r] + b * kPanel), z = load(p[row + r] + b * kPanel + kLanes), none = all(0.0f);
-        const Floats first = a > none ? a * low : none, second = z > none ? z * high : none;
+        const Floats first = choose(a, none, a * low, none), second = choose(z, none, z * high, none);
         const float top = largest_of(larger(first, second));
         const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
         scale[r] = top / 127.0f;
@@ -367,8 +374,8 @@ struct Chunk {
         dot_positive(values + i * kPanel, kPanel, weights, kPanel, n, row == 0 && ahead != nullptr ? ahead + i * kPanel : nullptr, dots);
         for (int r = 0; r < n; ++r) {
           float* to = c.out + (row + r) * c.head_dim + i;
-          store(to, load(to) + to_float(dots + r * kPanel) * scale[r]);
-          store(to + kLanes, load(to + kLanes) + to_float(dots + r * kPanel + kLanes) * scale[r]);
+          store(to, load(to) + small_to_float(dots + r * kPanel) * scale[r]);
+          store(to + kLanes, load(to + kLanes) + small_to_float(dots + r * kPanel + kLanes) * scale[r]);
         }
       }
     }

@@ -34,6 +34,38 @@ inline void store_rounded4(int8_t* to, EightFloats x, EightFloats y, EightFloats
   vst1q_s8(to + 16, vuzp1q_s8(vreinterpretq_s8_s16(rounded_words(z)), vreinterpretq_s8_s16(rounded_words(w))));
 }
 
+inline EightFloats joined(float32x4_t low, float32x4_t high) {
+  const float32x4_t both[2] = {low, high};
+  EightFloats x;
+  __builtin_memcpy(&x, both, sizeof x);
+  return x;
+}
+// body.h's vectors are of 256 bits; GCC does most with them by halves, but compares and converts them lane by lane.
+inline EightFloats choose(EightFloats x, EightFloats y, EightFloats u, EightFloats v) {
+  float32x4_t a[2], b[2], c[2], d[2];
+  __builtin_memcpy(a, &x, sizeof a), __builtin_memcpy(b, &y, sizeof b), __builtin_memcpy(c, &u, sizeof c), __builtin_memcpy(d, &v, sizeof d);
+  return joined(vbslq_f32(vcgtq_f32(a[0], b[0]), c[0], d[0]), vbslq_f32(vcgtq_f32(a[1], b[1]), c[1], d[1]));
+}
+inline EightFloats to_float(const int32_t* p) { return joined(vcvtq_f32_s32(vld1q_s32(p)), vcvtq_f32_s32(vld1q_s32(p + 4))); }
+inline float32x4_t small_float_of(int32x4_t x) {
+  return vsubq_f32(vreinterpretq_f32_s32(vaddq_s32(x, vdupq_n_s32(kSumBits))), vdupq_n_f32(kSumFloat));
+}
+inline EightFloats small_to_float(const int32_t* p) { return joined(small_float_of(vld1q_s32(p)), small_float_of(vld1q_s32(p + 4))); }
+// body.h's, whose shuffles GCC does lane by lane too: the same operations on the lanes that count.
+inline float sum_of(EightFloats x) {
+  float32x4_t half[2];
+  __builtin_memcpy(half, &x, sizeof half);
+  const float32x4_t four = vaddq_f32(half[0], half[1]), two = vaddq_f32(four, vextq_f32(four, four, 2));
+  return vgetq_lane_f32(two, 0) + vgetq_lane_f32(two, 1);
+}
+inline float largest_of(EightFloats x) {
+  float32x4_t half[2];
+  __builtin_memcpy(half, &x, sizeof half);
+  const float32x4_t four = vbslq_f32(vcgtq_f32(half[0], half[1]), half[0], half[1]), turned = vextq_f32(four, four, 2);
+  const float32x4_t two = vbslq_f32(vcgtq_f32(four, turned), four, turned);
+  return vgetq_lane_f32(two, 0) > vgetq_lane_f32(two, 1) ? vgetq_lane_f32(two, 0) : vgetq_lane_f32(two, 1);
+}
+
 inline int8x16_t bytes_at(const int8_t* p) { return vld1q_s8(p); }
 inline int8x16_t low_nibbles(int8x16_t x) { return vandq_s8(x, vdupq_n_s8(15)); }
 inline int8x16_t high_nibbles(int8x16_t x) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(x), 4)); }
@@ -113,3 +145,4 @@ BERTH_INLINE void scale_rows(const Activations& a, int64_t row, int rows, float 
 }  // namespace berth
 
 #define BERTH_OWN_ROUNDING
+#define BERTH_OWN_LANES

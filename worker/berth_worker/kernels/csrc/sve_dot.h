@@ -20,6 +20,13 @@ inline int vectors_of_line() {
   return bytes >= 64 ? 1 : bytes >= 32 ? 2 : 4;
 }
 
+// 15 in each byte, of which the compiler does not know: `and` with an immediate overwrites its operand, and would cost a copy.
+BERTH_INLINE svint8_t mask_of_nibbles() {
+  svint8_t fifteen = svdup_n_s8(15);
+  asm("" : "+w"(fifteen));
+  return fifteen;
+}
+
 // Sum s<i><v> belongs to vector v of a line and row i / kChains.  Fewer than four rows have several chains of sums each, which take turns
 // in the lanes: sdot takes 3 cycles on Neoverse V1, and two start in each.
 #define BERTH_SUMS_OF(v, DO) DO(0, v) DO(1, v) DO(2, v) DO(3, v)
@@ -41,7 +48,7 @@ inline int vectors_of_line() {
     [[maybe_unused]] const svint8_t w3 = W3;     \
     BERTH_ADD_LANE(LANE)                         \
   }
-#define BERTH_LOW(w) svand_n_s8_x(all0, w, 15)
+#define BERTH_LOW(w) svand_s8_x(all0, w, fifteen)
 #define BERTH_HIGH(w) svreinterpret_s8_u8(svlsr_n_u8_x(all0, svreinterpret_u8_s8(w), 4))
 // A line of weights: 4 of depth, or 8 if they are nibbles.
 #define BERTH_LINE(LANE, LINE)                                                                             \
@@ -78,6 +85,7 @@ BERTH_LOOP void sve_dot_rows(const int8_t* w, int64_t depth, const int8_t* value
   const auto bytes = static_cast<int64_t>(svcntb());
   const svbool_t all0 = svwhilelt_b8(uint64_t{0}, kLine), all1 = svwhilelt_b8(svcntb(), kLine);
   const svbool_t all2 = svwhilelt_b8(2 * svcntb(), kLine), all3 = svwhilelt_b8(3 * svcntb(), kLine), every = svptrue_b8();
+  [[maybe_unused]] const svint8_t fifteen = mask_of_nibbles();
   BERTH_EACH_SUM(BERTH_BEGIN)
   const int8_t *row0 = values, *row1 = values + 1 / kChains * stride, *row2 = values + 2 / kChains * stride;
   const int8_t* row3 = values + 3 / kChains * stride;

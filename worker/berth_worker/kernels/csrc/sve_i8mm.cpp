@@ -47,6 +47,7 @@ BERTH_INLINE void finish(const Block& b, svbool_t words, int64_t at, int pair, s
 template <int Pairs, int bits, bool ask>
 BERTH_LOOP void sve_multiply_pairs(const Block& b) {
   const svbool_t every = svptrue_b8();
+  [[maybe_unused]] const svint8_t fifteen = mask_of_nibbles();
   for (int64_t start = 0; start < 64; start += static_cast<int64_t>(svcntb())) {
     const svbool_t line = svwhilelt_b8(start, int64_t{64}), words = svwhilelt_b32(start / 4, int64_t{kPanel});
     const int64_t at = start / 4;
@@ -62,7 +63,7 @@ BERTH_LOOP void sve_multiply_pairs(const Block& b) {
         lower = svld1_s8(line, w + 64);
       } else {
         lower = svreinterpret_s8_u8(svlsr_n_u8_x(line, svreinterpret_u8_s8(upper), 4));
-        upper = svand_n_s8_x(line, upper, 15);
+        upper = svand_s8_x(line, upper, fifteen);
       }
       const svint8_t even = svreinterpret_s8_s32(svtrn1_s32(svreinterpret_s32_s8(upper), svreinterpret_s32_s8(lower)));
       const svint8_t odd = svreinterpret_s8_s32(svtrn2_s32(svreinterpret_s32_s8(upper), svreinterpret_s32_s8(lower)));
@@ -111,5 +112,5 @@ void dot_positive(const int8_t* panel, int64_t depth, const int8_t* values, int6
 #include "body.h"
 
 namespace berth {
-const Isa sve_i8mm_isa = BERTH_ISA_TABLE("sve-i8mm");
+const Isa sve_i8mm_isa = BERTH_ISA_TABLE("sve_i8mm");
 }
