@@ -188,8 +188,10 @@ void compare_vectors(const Isa& a, const Isa& b) {
       a.hadamard(one.get(), n), b.hadamard(two.get(), n);
       expect_same("hadamard " + size, one, two);
     }
-    if (n % 8 == 0) {
-      a.swiglu(gate.get(), x.get(), one.get(), n), b.swiglu(gate.get(), x.get(), two.get(), n);
+    if (n % 16 == 0) {
+      Array<float> both(2 * n);
+      for (int64_t i = 0; i < 2 * n; ++i) both[i] = uniform() * 100.0f;
+      a.swiglu(both.get(), one.get(), n), b.swiglu(both.get(), two.get(), n);
       expect_same("swiglu " + size, one, two);
       copies();
       for (const float later : {-2.0f, 0.5f, 3.0f}) {

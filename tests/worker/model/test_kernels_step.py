@@ -109,6 +109,25 @@ def test_any_number_of_threads_and_any_instruction_set_give_the_same_bits(
     assert torch.equal(tiny.all_logits(build(threads=threads, isa=isa), tokens, [250, 1, 1, 48]), expected)
 
 
+@pytest.fixture(scope="module")
+def roomy(build: Callable[..., Int8Llama]) -> Callable[..., Int8Llama]:
+    """Models whose units and heads fill the tiles of a matrix engine, with a shorter unit at the end."""
+
+    def make(threads: int, isa: str) -> Int8Llama:
+        shape = {"hidden": 320, "heads": 5, "kv_heads": 1, "head_dim": 64, "intermediate": 768}
+        return build(threads=threads, isa=isa, group=256, **shape)
+
+    return make
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_units_and_heads_as_large_as_tiles_give_the_same_bits(tiny: Any, roomy: Callable[..., Int8Llama], isa: str) -> None:
+    tokens = prompt(tiny, PROMPT, seed=5)
+    expected = tiny.all_logits(roomy(1, "scalar"), tokens, [7] * 42 + [6])
+    for cut in ([300], [250, 1, 1, 48], [33, 9, 16, 17, 225]):
+        assert torch.equal(tiny.all_logits(roomy(2, isa), tokens, cut), expected)
+
+
 def test_the_real_model_gives_the_same_bits_alone_and_in_company(loaded: LoadedModel, tiny: Any) -> None:
     tokens = loaded.tokenizer.encode("To Sherlock Holmes she is always the woman. I have seldom heard him mention her.")
     alone = tiny.all_logits(loaded.model, tokens)
@@ -140,7 +159,7 @@ def test_the_real_model_gives_the_same_bits_alone_and_in_company(loaded: LoadedM
     ],
     ids=str,
 )
-@pytest.mark.parametrize("group", [64, 32, 24])
+@pytest.mark.parametrize("group", [256, 64, 24])
 def test_int8_logits_are_near_the_oracle_on_any_shape(
     tiny: Any, tiny_reader: Callable[[Any], Any], build: Callable[..., Int8Llama], shape: dict[str, Any], group: int
 ) -> None:
@@ -215,8 +234,8 @@ def test_quantized_rows_are_within_half_a_step() -> None:
 
 def test_weights_are_held_once_in_a_byte_and_a_scale(loaded: LoadedModel) -> None:
     parameters = 134_515_008
-    assert loaded.resident_bytes < 1.07 * parameters
-    assert loaded.recipe == "w8g64-a8-rotated-kv8"
+    assert loaded.resident_bytes < 1.03 * parameters
+    assert loaded.recipe == "w8g256-a8-rotated-kv8"
     assert loaded.path == f"kernels/{kernels.selected_isa()}"
 
 

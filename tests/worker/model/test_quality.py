@@ -1,6 +1,6 @@
 """Is the int8 path good enough to serve?  Against float32, teacher-forced over ordinary English, on the embedded model.
 
-Measured over the first 2,048 tokens of the same story (two contexts of 1,024): recipe w8g64-a8-rotated-kv8 +0.22 %
+Measured over the first 2,048 tokens of the same story (two contexts of 1,024): recipe w8g256-a8-rotated-kv8 +0.22 %
 perplexity (standard error 0.22), 95.3 % of top-1 tokens; w4-grid-a8g32-kv8 +0.13 % (0.18), 96.0 %.  Over 4,096 tokens
 the scheme of llama.cpp's Q8_0, imitated in PyTorch with a float KV cache, gave +0.42 % (0.19), 94.4 %.
 """

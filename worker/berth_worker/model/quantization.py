@@ -31,8 +31,8 @@ _MOST_FFN_BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    group: int = 64
-    """Weights along the depth that share a scale: 8 to 64, a multiple of 8."""
+    group: int = 256
+    """Weights along the depth that share a scale: a multiple of 8, at most 256; at most 64 where nothing is rotated."""
     rotated: bool = True
     """Or not: then 4-bit matrices stay on their grid, and activations have one scale for each `group`."""
 

@@ -196,10 +196,56 @@ inline void store_rounded4(int8_t* to, __m256 x, __m256 y, __m256 z, __m256 w) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(bytes, order));
 }
 
+inline void store_planes(int8_t* high, int8_t* low, __m256 x) {
+  const __m256i q = _mm256_cvtps_epi32(x), h = _mm256_srli_epi32(q, 7), l = _mm256_and_si256(q, _mm256_set1_epi32(127));
+  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(_mm256_packs_epi32(h, l), _mm256_setzero_si256()),
+                                                    _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));  // h0 h4 l0 l4, four of each
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(high), _mm256_castsi256_si128(bytes));
+  _mm_storeh_pd(reinterpret_cast<double*>(low), _mm_castsi128_pd(_mm256_castsi256_si128(bytes)));
+}
+
+inline __m256 choose(__m256 x, __m256 y, __m256 u, __m256 v) { return _mm256_blendv_ps(v, u, _mm256_cmp_ps(x, y, _CMP_GT_OQ)); }
+inline __m256 larger(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }  // the second where they are equal or not numbers
+inline __m256 to_float(const int32_t* p) { return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline __m256 fused(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+inline float sum_of(__m256 x) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)), two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float largest_of(__m256 x) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)), two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+// The products of a chunk's attention weights with 16 dims of its values; see blend_blocks in body.h.
+template <int Rows, bool Prefetch>
+inline void blend_rows(const int8_t* const* values, int64_t blocks, const int8_t* weights, int64_t stride, const int8_t* const* ahead,
+                       int32_t* out) {
+  __m256i low[Rows], high[Rows];
+  for (int r = 0; r < Rows; ++r) low[r] = high[r] = _mm256_setzero_si256();
+  for (int64_t b = 0; b < blocks; ++b)
+    accumulate<Rows, Kind::kPositive, Prefetch>(values[b], kPanel, weights + b * kPanel, nullptr, stride, Prefetch ? ahead[b] : nullptr,
+                                                low, high);
+  for (int r = 0; r < Rows; ++r) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + r * kPanel), low[r]);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + r * kPanel + 8), high[r]);
+  }
+}
+inline void blend_blocks(const int8_t* const* values, int64_t blocks, const int8_t* weights, int64_t stride, int rows,
+                         const int8_t* const* ahead, int32_t* out) {
+  const auto blend = [&]<bool Prefetch>() {
+    rows == 2 ? blend_rows<2, Prefetch>(values, blocks, weights, stride, ahead, out)
+              : blend_rows<4, Prefetch>(values, blocks, weights, stride, ahead, out);
+  };
+  ahead != nullptr ? blend.template operator()<true>() : blend.template operator()<false>();
+}
+
 }  // namespace
 }  // namespace berth
 
 #define BERTH_READS_MAGNITUDES
+#define BERTH_OWN_LANES
+#define BERTH_OWN_BLEND
 #define BERTH_OWN_ROUNDING
 #define BERTH_OWN_TILE
 #include "body.h"

@@ -10,8 +10,6 @@ void matmul(const Matrix& m, int64_t first, int64_t last, const Activations& a, 
 }  // namespace
 }  // namespace berth
 
-#define BERTH_OWN_ROUNDING
-#define BERTH_OWN_MATMUL
 #include "body.h"
 
 namespace berth {

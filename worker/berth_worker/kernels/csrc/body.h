@@ -1,8 +1,9 @@
 // The arithmetic of every instruction set, written once.  Included by scalar.cpp and by each set's unit, after kRows, `dot` and
 // `dot_positive` are defined there; a unit may bring its own rounding, `tile` or `matmul` too, and says which by BERTH_OWN_*.
 //
-// Vectors are GCC's and clang's own (vector_size): eight floats, which the compiler maps to whatever the set has.  Every operation is
-// IEEE's on each lane and sums run in a fixed order, so all sets give the same bits: compile with -ffp-contract=off, never -ffast-math.
+// Vectors are GCC's and clang's own (vector_size): 8 floats, which the compiler maps to whatever the set has, or 16 where a unit says so
+// by BERTH_LANES.  Every operation is IEEE's on each lane and sums run in a fixed order, 16 partial sums of which the second 8 are added to
+// the first, so all sets give the same bits: compile with -ffp-contract=off, never -ffast-math.
 // Everything is in an anonymous namespace and uses no standard templates: a function shared between units could be linked in the version
 // of another unit's instruction set.
 #include "isa.h"
@@ -10,27 +11,43 @@
 namespace berth {
 namespace {
 
-typedef float Floats __attribute__((vector_size(32)));
-typedef int32_t Ints __attribute__((vector_size(32)));
-constexpr int kLanes = 8;
+#if !defined(BERTH_LANES)
+#define BERTH_LANES 8
+#endif
+constexpr int kLanes = BERTH_LANES;
+constexpr int kParts = kPanel / kLanes;  // vectors that hold 16 floats
+typedef float Floats __attribute__((vector_size(4 * BERTH_LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * BERTH_LANES)));
 constexpr float kNothing = -__builtin_inff();
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x), ties to even, in the low bits for |x| < 2^22
 constexpr int64_t kBlocksAhead = 3;
 constexpr int32_t kRoundBits = 0x4B400000;
 constexpr int kMostUnit = 128;     // the largest unit of activations for matrices of 4 bits
+constexpr int kMostVectors = BERTH_LANES == 16 ? 16 : 8;  // that Hadamard's transform keeps in registers
 constexpr int kGainedAtOnce = 64;  // the largest unit of activations whose rows are multiplied by a gain
 
 inline Floats load(const float* p) { Floats x; __builtin_memcpy(&x, p, sizeof x); return x; }
 inline void store(float* p, Floats x) { __builtin_memcpy(p, &x, sizeof x); }
-inline Floats all(float x) { return Floats{x, x, x, x, x, x, x, x}; }
+inline Floats all(float x) {
+#if BERTH_LANES == 16
+  return Floats{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+#else
+  return Floats{x, x, x, x, x, x, x, x};
+#endif
+}
 #if !defined(BERTH_OWN_LANES)
 // u where x > y, else v
 inline Floats choose(Floats x, Floats y, Floats u, Floats v) { return x > y ? u : v; }
 inline Floats to_float(const int32_t* p) { Ints x; __builtin_memcpy(&x, p, sizeof x); return __builtin_convertvector(x, Floats); }
-inline Floats small_to_float(const int32_t* p) { return to_float(p); }  // of magnitudes below 2^22
-#endif
+// a * b + c on each lane, rounded once
+inline Floats fused(Floats a, Floats b, Floats c) {
+  for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+}
 inline Floats larger(Floats a, Floats b) { return choose(a, b, a, b); }
+#endif
 inline float larger(float a, float b) { return a > b ? a : b; }
+inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline Floats magnitude(Floats x) { return (Floats)((Ints)x & 0x7FFFFFFF); }
 inline float bf16(uint16_t x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
@@ -40,6 +57,7 @@ inline float bf16(uint16_t x) {
 }
 
 #if !defined(BERTH_OWN_LANES)
+// Lane i plus lane i + 4, then 2, then 1.
 inline float sum_of(Floats x) {
   x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
   x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
@@ -51,6 +69,8 @@ inline float largest_of(Floats x) {
   return larger(x[0], x[1]);
 }
 #endif
+// The sum of 16 partial sums.
+inline float sum_of_parts(const Floats (&x)[kParts]) { return sum_of(kParts == 1 ? x[0] : x[0] + x[kParts - 1]); }
 
 #if !defined(BERTH_OWN_ROUNDING)
 // round(x[i]) to int8, ties to even, for |x[i]| <= 127: the low byte of each lane.
@@ -64,20 +84,27 @@ inline void store_rounded4(int8_t* to, Floats x, Floats y, Floats z, Floats w) {
   store_rounded(to + 2 * kLanes, z);
   store_rounded(to + 3 * kLanes, w);
 }
+// round(x[i]), 0 to 127 * 128, as 128 * high[i] + low[i]
+inline void store_planes(int8_t* high, int8_t* low, Floats x) {
+  const Ints bits = (Ints)(x + kRound) - kRoundBits;
+  for (int i = 0; i < kLanes; ++i) {
+    high[i] = static_cast<int8_t>(bits[i] >> 7);
+    low[i] = static_cast<int8_t>(bits[i] & 127);
+  }
+}
 #endif
 
-// exp(x) to 2 ulp for x <= 0 (Cephes expf: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2]); below -87, exp(-87).
+// exp(x) to 2 ulp for x <= 0: 2^n exp(r), r in [-ln2/2, ln2/2] (reduced in two steps, as Cephes does), by the polynomial of degree 5 that
+// begins with 1 + r and has the least relative error there, 1.1e-7 (Lawson's iteration); below -87, exp(-87).
 inline Floats exponential(Floats x) {
   x = larger(x, all(-87.0f));
-  const Floats shifted = x * 1.44269504088896341f + kRound;
+  const Floats shifted = fused(x, all(1.44269504088896341f), all(kRound));
   const Floats whole = shifted - kRound;
-  const Floats r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = (p * (r * r) + r) + 1.0f;
+  const Floats r = fused(whole, all(2.12194440e-4f), fused(whole, all(-0.693359375f), x));
+  Floats p = fused(r, all(0.008312501f), all(0.04189033f));
+  p = fused(p, r, all(0.16667116f));
+  p = fused(p, r, all(0.4999923f));
+  p = fused(p, r * r, r) + 1.0f;
   return p * (Floats)(((Ints)shifted - (kRoundBits - 127)) << 23);
 }
 inline float exponential(float x) { return exponential(all(x))[0]; }
@@ -85,6 +112,12 @@ inline float exponential(float x) { return exponential(all(x))[0]; }
 inline float largest_magnitude(const float* x, int64_t n) {
   Floats most = all(0.0f);
   int64_t i = 0;
+  if (n >= 4 * kLanes) {  // several at a time: each depends on the one before
+    Floats other[4] = {most, most, most, most};
+    for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+      for (int j = 0; j < 4; ++j) other[j] = larger(magnitude(load(x + i + j * kLanes)), other[j]);
+    most = larger(larger(other[0], other[1]), larger(other[2], other[3]));
+  }
   for (; i + kLanes <= n; i += kLanes) most = larger(magnitude(load(x + i)), most);
   float rest = 0.0f;
   for (; i < n; ++i) rest = larger(__builtin_fabsf(x[i]), rest);
@@ -111,26 +144,32 @@ inline void magnitudes_of([[maybe_unused]] const int8_t* values, [[maybe_unused]
 #endif
 }
 
+#if !defined(BERTH_OWN_LANES) || BERTH_LANES != 16
 inline int32_t sum_of(const int8_t* values, int64_t n) {
   int32_t sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += values[i];
   return sum;
 }
-
-// a * b + c, rounded once
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+#endif
+inline int32_t bias_of([[maybe_unused]] const int8_t* values, [[maybe_unused]] int64_t n) {
+#if defined(BERTH_READS_BIASES)
+  return -128 * sum_of(values, n);
+#else
+  return 0;
+#endif
+}
 
 float inverse_rms(const float* row, int64_t n, float epsilon) {
-  Floats even = all(0.0f), odd = even;
+  Floats sums[kParts] = {};
   int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    const Floats a = load(row + i), b = load(row + i + kLanes);
-    even += a * a;
-    odd += b * b;
-  }
+  for (; i + kPanel <= n; i += kPanel)
+    for (int part = 0; part < kParts; ++part) {
+      const Floats x = load(row + i + part * kLanes);
+      sums[part] += x * x;
+    }
   float rest = 0.0f;
   for (; i < n; ++i) rest += row[i] * row[i];
-  return 1.0f / __builtin_sqrtf((sum_of(even + odd) + rest) / static_cast<float>(n) + epsilon);
+  return 1.0f / __builtin_sqrtf((sum_of_parts(sums) + rest) / static_cast<float>(n) + epsilon);
 }
 
 void quantize(const float* row, float scale, const float* gain, const Activations& a, int64_t r) {
@@ -143,7 +182,7 @@ void quantize(const float* row, float scale, const float* gain, const Activation
     a.scales[r] = top * step;
     round_row(row, a.depth, top > 0.0f ? 127.0f / top : 0.0f, values);
     for (int64_t start = 0; start < a.depth; start += a.unit)
-      *biases++ = -128 * sum_of(values + start, a.depth - start < a.unit ? a.depth - start : a.unit);
+      *biases++ = bias_of(values + start, a.depth - start < a.unit ? a.depth - start : a.unit);
   } else {
     float *scales = a.scales + r * a.units(), *sums = a.weighted_sums + r * a.units();
     for (int64_t start = 0; start < a.depth; start += a.unit) {
@@ -168,30 +207,59 @@ float quantize_head(const float* x, int64_t n, int8_t* values, uint8_t* magnitud
   const float top = largest_magnitude(x, n);
   round_row(x, n, top > 0.0f ? 127.0f / top : 0.0f, values);
   magnitudes_of(values, n, magnitudes);
-  *bias = -128 * sum_of(values, n);
+  *bias = bias_of(values, n);
   return top / 127.0f;
 }
 
+// The stages of Hadamard's matrix that mix the lanes of a vector.
+inline Floats hadamard_of_lanes(Floats v) {
+#if BERTH_LANES == 16
+  const Floats one = {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1}, two = {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1};
+  const Floats four = {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1}, eight = {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1};
+  v = fused(v, one, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+  v = fused(v, two, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+  v = fused(v, four, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  return fused(v, eight, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+#else
+  const Floats one = {1, -1, 1, -1, 1, -1, 1, -1}, two = {1, 1, -1, -1, 1, 1, -1, -1}, four = {1, 1, 1, 1, -1, -1, -1, -1};
+  v = v * one + __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+  v = v * two + __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+  return v * four + __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+#endif
+}
+
+// The first stages, for as many values as `Vectors` registers hold.
+template <int Vectors>
+inline void hadamard_of(float* x) {
+  Floats v[Vectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < Vectors; ++i) v[i] = hadamard_of_lanes(load(x + i * kLanes));
+#pragma GCC unroll 4
+  for (int step = 1; step < Vectors; step *= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < Vectors; ++i)
+      if ((i & step) == 0) {
+        const Floats a = v[i], b = v[i + step];
+        v[i] = a + b;
+        v[i + step] = a - b;
+      }
+#pragma GCC unroll 16
+  for (int i = 0; i < Vectors; ++i) store(x + i * kLanes, v[i]);
+}
+
+// In the order of the stages: pairs 1 apart, 2 apart, 4 apart and so on.
 void hadamard(float* x, int64_t n) {
   int64_t step = 1;
-  if (n >= kLanes) {
-    const Floats one = {1, -1, 1, -1, 1, -1, 1, -1}, two = {1, 1, -1, -1, 1, 1, -1, -1}, four = {1, 1, 1, 1, -1, -1, -1, -1};
-    for (int64_t i = 0; i < n; i += kLanes) {  // the pairs inside a vector
-      Floats v = load(x + i);
-      v = v * one + __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
-      v = v * two + __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
-      v = v * four + __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
-      store(x + i, v);
-    }
-    for (step = kLanes; step < n; step *= 2)
-      for (int64_t base = 0; base < n; base += 2 * step)
-        for (int64_t i = base; i < base + step; i += kLanes) {
-          const Floats a = load(x + i), b = load(x + i + step);
-          store(x + i, a + b);
-          store(x + i + step, a - b);
-        }
-    return;
-  }
+  const auto first_stages = [&]<int Vectors>() {
+    for (int64_t i = 0; i < n; i += Vectors * kLanes) hadamard_of<Vectors>(x + i);
+    step = Vectors * kLanes;
+  };
+  if (n >= kMostVectors * kLanes)
+    first_stages.template operator()<kMostVectors>();
+  else if (n >= 4 * kLanes)
+    first_stages.template operator()<4>();
+  else if (n >= kLanes)
+    first_stages.template operator()<1>();
   for (; step < n; step *= 2)
     for (int64_t base = 0; base < n; base += 2 * step)
       for (int64_t i = base; i < base + step; ++i) {
@@ -201,19 +269,26 @@ void hadamard(float* x, int64_t n) {
       }
 }
 
-void swiglu(const float* gate, const float* up, float* out, int64_t n) {
+void swiglu(const float* both, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
-    const Floats g = load(gate + i), e = exponential(-magnitude(g));
-    store(out + i, choose(all(0.0f), g, g * e, g) / (1.0f + e) * load(up + i));
+    const float* gate = both + i / kPanel * 2 * kPanel + i % kPanel;
+    const Floats g = load(gate), e = exponential(-magnitude(g));
+    store(out + i, choose(all(0.0f), g, g * e, g) / (1.0f + e) * load(gate + kPanel));
   }
 }
 
 void rotate(float* x, const float* cos, const float* sin, int64_t n) {
   const int64_t half = n / 2;
-  for (int64_t i = 0; i < half; i += kLanes) {
+  int64_t i = 0;
+  for (; i + kLanes <= half; i += kLanes) {
     const Floats a = load(x + i), b = load(x + i + half), c = load(cos + i), s = load(sin + i);
     store(x + i, a * c - b * s);
     store(x + i + half, b * c + a * s);
+  }
+  for (; i < half; ++i) {
+    const float a = x[i], b = x[i + half];
+    x[i] = a * cos[i] - b * sin[i];
+    x[i + half] = b * cos[i] + a * sin[i];
   }
 }
 
@@ -291,111 +366,139 @@ void matmul(const Matrix& m, int64_t first, int64_t last, const Activations& a, 
 }
 #endif
 
+#if !defined(BERTH_OWN_BLEND)
+// out[r][c] = sum over the 16 tokens of each block of weights[r][16 block + token] * value[token][c], for 16 dims of the values; `ahead`
+// as in Isa::dot, one for each block.
+inline void blend_blocks(const int8_t* const* values, int64_t blocks, const int8_t* weights, int64_t stride, int rows,
+                         const int8_t* const* ahead, int32_t* out) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    alignas(64) int32_t dots[kRows * kPanel];
+    dot_positive(values[b], kPanel, weights + b * kPanel, stride, rows, ahead == nullptr ? nullptr : ahead[b], b == 0 ? out : dots);
+    if (b > 0)
+      for (int i = 0; i < rows * kPanel; ++i) out[i] += dots[i];
+  }
+}
+#endif
+
 // Attention of a chunk, for every row: scores from integer dots of the quantized query and keys; p = exp(score - maximum); the values'
-// scales are folded into p, which is quantized to 7 bits with one scale a block of 16 tokens, and integer dots with the values follow.
-// A row's result depends on its own query and position alone: tokens after it get p = 0, blocks after it add exact zeros.
+// scales are folded into p, which is quantized to 14 bits with one scale a row, in two planes of 7; then integer dots with the values.
+// A row's result depends on its own query and position alone: tokens after it get p = 0.
 struct Chunk {
-  explicit Chunk(const AttentionChunk& chunk) : c(chunk) {}  // leaves p unset: it is large, and written before it is read
+  explicit Chunk(const AttentionChunk& chunk) : c(chunk) {
+    for (int64_t b = 0; b < c.blocks; ++b) block[b] = c.cache + static_cast<int64_t>(c.table[b]) * c.block_stride;
+  }
 
+  static constexpr int64_t kWidth = kChunkBlocks * kPanel;
+  static constexpr float kMost = 127.0f * 128.0f;
   const AttentionChunk& c;
-  alignas(64) float p[kAttentionRows][kChunkBlocks * kPanel];  // scores, then exp(score - maximum), then times the value's scale
+  const int8_t* block[kChunkBlocks];
+  // Left unset: they are large, and written before they are read.
+  alignas(64) float p[kAttentionRows][kWidth];            // scores, then exp(score - maximum) times the value's scale
+  alignas(64) int8_t planes[2 * kAttentionRows][kWidth];  // the same as 128 * one row + the next
+  float scales[kAttentionRows];
 
-  const int8_t* block(int64_t b) const { return c.cache + static_cast<int64_t>(c.table[b]) * c.block_stride; }
-
+  const int8_t* after(int64_t b) const { return c.cache + static_cast<int64_t>(c.table[b]) * c.block_stride; }
   // What to ask for while block b's keys (values) are in work: blocks lie anywhere, so the processor cannot guess.
   const int8_t* after_keys(int64_t b) const {
     b += kBlocksAhead;
-    return b < c.blocks ? block(b) : block(b - c.blocks < c.blocks ? b - c.blocks : 0) + kPanel * c.head_dim;
+    return b < c.blocks ? block[b] : block[b - c.blocks < c.blocks ? b - c.blocks : 0] + kPanel * c.head_dim;
   }
   const int8_t* after_values(int64_t b) const {
     b += kBlocksAhead;
-    return b < c.blocks ? block(b) + kPanel * c.head_dim : b < c.blocks + c.blocks_after ? block(b) : nullptr;
+    return b < c.blocks ? block[b] + kPanel * c.head_dim : after(b < c.blocks + c.blocks_after ? b : c.blocks - 1);
   }
 
   void score(int64_t b) {
     const int8_t* ahead = after_keys(b);
-    const int8_t* keys = block(b);
-    const float* key_scales = reinterpret_cast<const float*>(keys + 2 * kPanel * c.head_dim);
-    const Floats low = load(key_scales), high = load(key_scales + kLanes);
+    const int8_t* keys = block[b];
     for (int64_t row = 0; row < c.rows; row += kRows) {
       const int n = static_cast<int>(c.rows - row < kRows ? c.rows - row : kRows);
       alignas(64) int32_t dots[kRows * kPanel];
       dot(keys, c.head_dim, {c.values + row * c.head_dim, c.magnitudes + row * c.head_dim, c.biases + row, c.head_dim}, n,
           row == 0 ? ahead : nullptr, dots);
-      for (int r = 0; r < n; ++r) {
-        float* to = p[row + r] + b * kPanel;
-        store(to, to_float(dots + r * kPanel) * (c.scales[row + r] * low));
-        store(to + kLanes, to_float(dots + r * kPanel + kLanes) * (c.scales[row + r] * high));
-        const int64_t seen = c.ages[row + r] - (c.position + b * kPanel) + 1;  // tokens of this block that the row sees
-        for (int64_t t = seen < 0 ? 0 : seen; t < kPanel; ++t) to[t] = kNothing;
-      }
+      for (int r = 0; r < n; ++r) score(b, row + r, dots + r * kPanel);
     }
+  }
+
+  // A row's scores of a block, from its dots with the keys.
+  void score(int64_t b, int64_t row, const int32_t* dots) {
+    const float* key_scales = reinterpret_cast<const float*>(block[b] + 2 * kPanel * c.head_dim);
+    float* to = p[row] + b * kPanel;
+    for (int i = 0; i < kPanel; i += kLanes) store(to + i, to_float(dots + i) * (c.scales[row] * load(key_scales + i)));
+    const int64_t seen = c.ages[row] - (c.position + b * kPanel) + 1;  // tokens of this block that the row sees
+    for (int64_t t = seen < 0 ? 0 : seen; t < kPanel; ++t) to[t] = kNothing;
   }
 
   void soften(int64_t row) {
-    Floats most = all(kNothing), even = all(0.0f), odd = even;
-    for (int64_t i = 0; i < c.blocks * kPanel; i += kLanes) most = larger(load(p[row] + i), most);
-    const float maximum = largest_of(most);
+    Floats most[kParts], sums[kParts] = {}, top[kParts] = {};
+    for (int part = 0; part < kParts; ++part) most[part] = all(kNothing);
+    const int64_t width = c.blocks * kPanel;
+    for (int64_t i = 0; i < width; i += kPanel)
+      for (int part = 0; part < kParts; ++part) most[part] = larger(load(p[row] + i + part * kLanes), most[part]);
+    const float maximum = largest_of(larger(most[0], most[kParts - 1]));
     c.maximum[row] = maximum;
-    const auto soft = [&](float* x) {
-      const Floats s = load(x), e = choose(s, all(kNothing), exponential(s - maximum), all(0.0f));
-      store(x, e);
-      return e;
-    };
-    for (int64_t i = 0; i < c.blocks * kPanel; i += 2 * kLanes) {
-      even += soft(p[row] + i);
-      odd += soft(p[row] + i + kLanes);
-    }
-    c.sum[row] = sum_of(even + odd);
-    for (int64_t i = 0; i < c.head_dim; i += kLanes) store(c.out + row * c.head_dim + i, all(0.0f));
+    for (int64_t b = 0; b < c.blocks; ++b)
+      for (int part = 0; part < kParts; ++part) {
+        float* x = p[row] + b * kPanel + part * kLanes;
+        const float* value_scales = reinterpret_cast<const float*>(block[b] + 2 * kPanel * c.head_dim) + kPanel;
+        const Floats s = load(x), none = all(0.0f), seen = all(kNothing);
+        // a slot that the row does not see may hold any scale
+        const Floats e = exponential(s - maximum), w = choose(s, seen, e * load(value_scales + part * kLanes), none);
+        sums[part] += choose(s, seen, e, none);
+        top[part] = larger(w, top[part]);
+        store(x, w);
+      }
+    c.sum[row] = sum_of_parts(sums);
+    const float largest = largest_of(larger(top[0], top[kParts - 1])), inverse = largest > 0.0f ? kMost / largest : 0.0f;
+    scales[row] = largest / kMost;
+    for (int64_t i = 0; i < width; i += kLanes) store_planes(planes[2 * row] + i, planes[2 * row + 1] + i, load(p[row] + i) * inverse);
   }
 
-  void blend(int64_t b) {
-    const int8_t* ahead = after_values(b);
-    const int8_t* values = block(b) + kPanel * c.head_dim;
-    const float* value_scales = reinterpret_cast<const float*>(values + kPanel * c.head_dim) + kPanel;
-    const Floats low = load(value_scales), high = load(value_scales + kLanes);
-    for (int64_t row = 0; row < c.rows; row += kRows) {
-      const int n = static_cast<int>(c.rows - row < kRows ? c.rows - row : kRows);
-      alignas(64) int8_t weights[kRows * kPanel];
-      float scale[kRows];
-      for (int r = 0; r < n; ++r) {
-        // a slot that no token has filled has p = 0, and whatever scale was there before
-        const Floats a = load(p[row + r] + b * kPanel), z = load(p[row + r] + b * kPanel + kLanes), none = all(0.0f);
-        const Floats first = choose(a, none, a * low, none), second = choose(z, none, z * high, none);
-        const float top = largest_of(larger(first, second));
-        const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
-        scale[r] = top / 127.0f;
-        store_rounded(weights + r * kPanel, first * inverse);
-        store_rounded(weights + r * kPanel + kLanes, second * inverse);
-      }
+  void blend() {
+    const int8_t *values[kChunkBlocks], *ahead[kChunkBlocks];
+    constexpr int kPairs = kRows / 2;
+    for (int64_t row = 0; row < c.rows; row += kPairs) {
+      const int n = static_cast<int>(c.rows - row < kPairs ? c.rows - row : kPairs);
       for (int64_t i = 0; i < c.head_dim; i += kPanel) {
-        alignas(64) int32_t dots[kRows * kPanel];
-        dot_positive(values + i * kPanel, kPanel, weights, kPanel, n, row == 0 && ahead != nullptr ? ahead + i * kPanel : nullptr, dots);
-        for (int r = 0; r < n; ++r) {
-          float* to = c.out + (row + r) * c.head_dim + i;
-          store(to, load(to) + small_to_float(dots + r * kPanel) * scale[r]);
-          store(to + kLanes, load(to + kLanes) + small_to_float(dots + r * kPanel + kLanes) * scale[r]);
+        for (int64_t b = 0; b < c.blocks; ++b) {
+          values[b] = block[b] + kPanel * c.head_dim + i * kPanel;
+          ahead[b] = after_values(b) + i * kPanel;
         }
+        alignas(64) int32_t dots[kRows * kPanel];
+        blend_blocks(values, c.blocks, planes[2 * row], kWidth, 2 * n, row == 0 ? ahead : nullptr, dots);
+        for (int r = 0; r < n; ++r) blend(row + r, i, dots + 2 * r * kPanel);
       }
     }
+  }
+
+  // 16 dims of a row's result, from the dots of its two planes with the values.
+  void blend(int64_t row, int64_t dim, const int32_t* dots) {
+    alignas(64) int32_t sums[kPanel];
+    for (int i = 0; i < kPanel; ++i) sums[i] = 128 * dots[i] + dots[kPanel + i];
+    for (int i = 0; i < kPanel; i += kLanes) store(c.out + row * c.head_dim + dim + i, to_float(sums + i) * scales[row]);
+  }
+
+  void soften() {
+    for (int64_t row = 0; row < c.rows; ++row)
+      if (c.ages[row] >= c.position) {
+        soften(row);
+      } else {  // sees nothing of this chunk
+        c.maximum[row] = kNothing;
+        c.sum[row] = 0.0f;
+        scales[row] = 0.0f;
+        __builtin_memset(planes[2 * row], 0, 2 * kWidth);
+      }
   }
 };
 
+#if !defined(BERTH_OWN_ATTEND)
 void attend(const AttentionChunk& c) {
   Chunk chunk(c);
   for (int64_t b = 0; b < c.blocks; ++b) chunk.score(b);
-  for (int64_t row = 0; row < c.rows; ++row)
-    if (c.ages[row] >= c.position) {
-      chunk.soften(row);
-    } else {  // sees nothing of this chunk
-      c.maximum[row] = kNothing;
-      c.sum[row] = 0.0f;
-      for (int64_t i = 0; i < c.head_dim; ++i) c.out[row * c.head_dim + i] = 0.0f;
-      for (int64_t i = 0; i < c.blocks * kPanel; ++i) chunk.p[row][i] = 0.0f;
-    }
-  for (int64_t b = 0; b < c.blocks; ++b) chunk.blend(b);
+  chunk.soften();
+  chunk.blend();
 }
+#endif
 
 void merge(float* maximum, float* sum, float* out, float later_maximum, float later_sum, const float* later, int64_t n) {
   if (!(later_sum > 0.0f)) return;  // the row sees nothing of that chunk

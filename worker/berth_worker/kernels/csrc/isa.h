@@ -36,7 +36,7 @@ struct Matrix {
 struct Activations {
   int8_t* values;        // [rows][depth] in [-127, 127]
   uint8_t* magnitudes;   // [rows][depth] absolute values; written only by sets that use them
-  int32_t* biases;       // [rows][units] -128 times the sum of the unit's values: what a set that reads weights as weight + 128 adds
+  int32_t* biases;       // [rows][units] -128 times the sum of the unit's values, which a set adds that reads weights as weight + 128; others: 0
   float* scales;         // [rows][row_scale ? 1 : units]
   float* weighted_sums;  // [rows][units] scale times the sum of the unit's values; only without row_scale
   int64_t depth;
@@ -69,11 +69,11 @@ struct Isa {
   float (*inverse_rms)(const float* row, int64_t n, float epsilon);
   // x[0..n) -> x H, H the Hadamard matrix of order n (a power of two) with entries +-1: Sylvester's, not normalized
   void (*hadamard)(float* x, int64_t n);
-  // out[i] = silu(gate[i]) * up[i]
-  void (*swiglu)(const float* gate, const float* up, float* out, int64_t n);
+  // out[i] = silu(gate[i]) * up[i], i < n, n a multiple of 16; both: 16 of gate and 16 of up in turn
+  void (*swiglu)(const float* both, float* out, int64_t n);
   // rotary embedding of one head over halves: cos, sin: [n / 2]
   void (*rotate)(float* x, const float* cos, const float* sin, int64_t n);
-  // x[0..n) -> int8 with one scale, which is returned (0 for a row of zeros), their magnitudes, and -128 times their sum
+  // x[0..n) -> int8 with one scale, which is returned (0 for a row of zeros), their magnitudes, and their bias
   float (*quantize_head)(const float* x, int64_t n, int8_t* values, uint8_t* magnitudes, int32_t* bias);
   // one chunk of attention for `rows` query rows over `blocks` consecutive entries of `table`; see attention in body.h
   void (*attend)(const struct AttentionChunk& chunk);

@@ -71,7 +71,7 @@ Model::Model(const int64_t* plan, int64_t length, const uint8_t* weights, int64_
   rotated = in.integer("rotated", 0, 1) == 1;
   tied = in.integer("tied", 0, 1) == 1;
   epsilon = std::bit_cast<float>(static_cast<int32_t>(in.integer("epsilon", 0, 0x7F800000)));
-  unit = in.integer("unit", 8, 64);
+  unit = in.integer("unit", 8, rotated ? 256 : 64);
   require(hidden % 16 == 0 && intermediate % 16 == 0 && head_dim % 16 == 0, "plan: sizes must be multiples of 16");
   require(heads % kv_heads == 0, "plan: kv heads must divide heads");
   require(heads / kv_heads <= kAttentionRows, "plan: too many heads share a kv head");

@@ -34,6 +34,12 @@ inline void store_rounded4(int8_t* to, EightFloats x, EightFloats y, EightFloats
   vst1q_s8(to + 16, vuzp1q_s8(vreinterpretq_s8_s16(rounded_words(z)), vreinterpretq_s8_s16(rounded_words(w))));
 }
 
+inline void store_planes(int8_t* high, int8_t* low, EightFloats x) {
+  const int16x8_t q = rounded_words(x);  // below 2^15
+  vst1_s8(high, vmovn_s16(vshrq_n_s16(q, 7)));
+  vst1_s8(low, vmovn_s16(vandq_s16(q, vdupq_n_s16(127))));
+}
+
 inline EightFloats joined(float32x4_t low, float32x4_t high) {
   const float32x4_t both[2] = {low, high};
   EightFloats x;
@@ -47,10 +53,12 @@ inline EightFloats choose(EightFloats x, EightFloats y, EightFloats u, EightFloa
   return joined(vbslq_f32(vcgtq_f32(a[0], b[0]), c[0], d[0]), vbslq_f32(vcgtq_f32(a[1], b[1]), c[1], d[1]));
 }
 inline EightFloats to_float(const int32_t* p) { return joined(vcvtq_f32_s32(vld1q_s32(p)), vcvtq_f32_s32(vld1q_s32(p + 4))); }
-inline float32x4_t small_float_of(int32x4_t x) {
-  return vsubq_f32(vreinterpretq_f32_s32(vaddq_s32(x, vdupq_n_s32(kSumBits))), vdupq_n_f32(kSumFloat));
+inline EightFloats larger(EightFloats a, EightFloats b) { return choose(a, b, a, b); }
+inline EightFloats fused(EightFloats a, EightFloats b, EightFloats c) {
+  float32x4_t x[2], y[2], z[2];
+  __builtin_memcpy(x, &a, sizeof x), __builtin_memcpy(y, &b, sizeof y), __builtin_memcpy(z, &c, sizeof z);
+  return joined(vfmaq_f32(z[0], x[0], y[0]), vfmaq_f32(z[1], x[1], y[1]));
 }
-inline EightFloats small_to_float(const int32_t* p) { return joined(small_float_of(vld1q_s32(p)), small_float_of(vld1q_s32(p + 4))); }
 // body.h's, whose shuffles GCC does lane by lane too: the same operations on the lanes that count.
 inline float sum_of(EightFloats x) {
   float32x4_t half[2];

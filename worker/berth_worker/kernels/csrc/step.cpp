@@ -3,6 +3,7 @@
 // No result depends on how the work is split: integer sums are exact, and each float is computed by one thread in a fixed order.  So a
 // row's logits are the same bits for any number of threads, any batch and any cut of the prompt into steps.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -18,7 +19,8 @@
 namespace berth {
 namespace {
 
-constexpr int64_t kTileRows = 48;   // rows that an item of QKV or gate/up takes through its float buffer at once
+constexpr int64_t kHeadRows = 256;  // rows that an item of QKV takes through its float buffer at once
+constexpr int64_t kFfnRows = 64;    // the same of gate/up
 constexpr int64_t kFfnItem = 256;   // inner channels of the feed-forward that an item computes, about
 constexpr int64_t kSerialRows = 2;  // up to this many rows, the last thread of a phase does the work between two matrices alone
 
@@ -34,6 +36,18 @@ struct Item {
   int64_t chunk;
   std::vector<int64_t> tiles;
 };
+
+// How many panels of a matrix an item has: pairs, which AMX takes at once, in `fewest` to twice as many items a thread with as little idle
+// time at the end as can be.
+int64_t panels_of_item(int64_t panels, int threads, int64_t fewest) {
+  const int64_t pairs = (panels + 1) / 2, most = std::max<int64_t>(1, pairs / (fewest * threads));
+  int64_t best = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t each = std::max<int64_t>(1, most / 2); each <= most; ++each) {
+    const int64_t items = (pairs + each - 1) / each, longest = (items + threads - 1) / threads * each;
+    if (longest <= least) best = each, least = longest;
+  }
+  return 2 * best;
+}
 
 class Step {
  public:
@@ -192,7 +206,7 @@ class Step {
   template <class Row>
   void add_product(Member& team, const Matrix& m, const Activations& a, Row&& row) {
     const int64_t panels = m.channels / kPanel;
-    const int64_t each = std::max<int64_t>(1, panels / (4 * team.threads()));
+    const int64_t each = panels_of_item(panels, team.threads(), b_.total > kFfnRows ? 2 : 4);
     then_rows(team, (panels + each - 1) / each, [&](int64_t item) {
       const int64_t first = item * each, last = std::min(first + each, panels);
       isa_.matmul(m, first, last, a, b_.total, x_ + first * kPanel, m_.hidden, true);
@@ -204,11 +218,11 @@ class Step {
     const int64_t token = b_.tokens[t], panel = token / kPanel, channel = token % kPanel;
     const int8_t* weights = e.weights + panel * e.depth * kPanel + channel * 4;
     const uint16_t* scales = e.scales + panel * e.panel_scales() + channel;
-    for (int64_t k = 0; k < e.depth; ++k) {
-      const uint32_t bits = static_cast<uint32_t>(scales[k / e.group * kPanel]) << 16;
-      float scale;
-      __builtin_memcpy(&scale, &bits, 4);
-      x_[t * m_.hidden + k] = static_cast<float>(weights[k / 4 * 64 + k % 4]) * scale;
+    for (int64_t start = 0; start < e.depth; start += e.group, scales += kPanel) {
+      const uint32_t bits = static_cast<uint32_t>(*scales) << 16;
+      const int64_t end = std::min(start + e.group, e.depth);
+      for (int64_t k = start; k < end; k += 4)
+        for (int64_t i = 0; i < 4; ++i) x_[t * m_.hidden + k + i] = static_cast<float>(weights[k * kPanel + i]) * std::bit_cast<float>(bits);
     }
     const auto position = static_cast<float>(ages_[t * m_.group_heads()]);
     for (int64_t i = 0; i < m_.head_dim / 2; ++i) {
@@ -233,13 +247,13 @@ class Step {
     static thread_local std::vector<float> buffer;
     static thread_local std::vector<int8_t> packed;
     static thread_local std::vector<uint8_t> unused;
-    buffer.resize(static_cast<size_t>(kTileRows * d));
+    buffer.resize(static_cast<size_t>(std::min(kHeadRows, b_.total) * d));
     packed.resize(static_cast<size_t>(d));
     unused.resize(static_cast<size_t>(d));
     float* out = buffer.data();
     const float softmax_divisor = std::sqrt(static_cast<float>(d)) * static_cast<float>(m_.head_block);
-    for (int64_t row = 0; row < b_.total; row += kTileRows) {
-      const int64_t rows = std::min(kTileRows, b_.total - row);
+    for (int64_t row = 0; row < b_.total; row += kHeadRows) {
+      const int64_t rows = std::min(kHeadRows, b_.total - row);
       isa_.matmul(m, own * panels, (own + 1) * panels, from(normed_, row), rows, out, d, false);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t t = row + r;
@@ -407,16 +421,13 @@ class Step {
   // Inner channels first..first + n of the feed-forward for all rows: gate, up, SiLU, product, Hadamard.
   void feed_forward(const Matrix& gate_up, int64_t first, int64_t n) {
     static thread_local std::vector<float> buffer;
-    buffer.resize(static_cast<size_t>(kTileRows * 2 * n));
-    for (int64_t row = 0; row < b_.total; row += kTileRows) {
-      const int64_t rows = std::min(kTileRows, b_.total - row);
+    buffer.resize(static_cast<size_t>(std::min(kFfnRows, b_.total) * 2 * n));
+    for (int64_t row = 0; row < b_.total; row += kFfnRows) {
+      const int64_t rows = std::min(kFfnRows, b_.total - row);
       isa_.matmul(gate_up, 2 * first / kPanel, 2 * (first + n) / kPanel, from(normed_, row), rows, buffer.data(), 2 * n, false);
       for (int64_t r = 0; r < rows; ++r) {
         float* to = h_ + (row + r) * m_.intermediate + first;
-        for (int64_t i = 0; i < n; i += kPanel) {
-          const float* gate = buffer.data() + r * 2 * n + 2 * i;
-          isa_.swiglu(gate, gate + kPanel, to + i, kPanel);
-        }
+        isa_.swiglu(buffer.data() + r * 2 * n, to, n);
         turn(to, n, m_.ffn_block);
       }
     }

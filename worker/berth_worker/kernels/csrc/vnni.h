@@ -168,16 +168,79 @@ void vnni_matmul(const Matrix& m, int64_t first, int64_t last, const Activations
   }
 }
 
-// vcvtps2dq rounds to nearest, ties to even (the default mode, which nothing here changes).
-inline void store_rounded(int8_t* to, __m256 x) {
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm256_cvtepi32_epi8(_mm256_cvtps_epi32(x)));
+// The products of a chunk's attention weights with 16 dims of its values; see blend_blocks in body.h.
+template <int Rows, bool Prefetch>
+inline void blend_rows(const int8_t* const* values, int64_t blocks, const int8_t* weights, int64_t stride, const int8_t* const* ahead,
+                       int32_t* out) {
+  __m512i acc[Rows];
+  for (int r = 0; r < Rows; ++r) acc[r] = _mm512_setzero_si512();
+  for (int64_t b = 0; b < blocks; ++b)
+    accumulate<Rows, Kind::kPositive, Prefetch>(values[b], kPanel, weights + b * kPanel, stride, Prefetch ? ahead[b] : nullptr, acc);
+  for (int r = 0; r < Rows; ++r) _mm512_store_si512(out + r * kPanel, acc[r]);
 }
-inline void store_rounded4(int8_t* to, __m256 x, __m256 y, __m256 z, __m256 w) {
+inline void blend_blocks(const int8_t* const* values, int64_t blocks, const int8_t* weights, int64_t stride, int rows,
+                         const int8_t* const* ahead, int32_t* out) {
+  const auto blend = [&]<bool Prefetch>() {
+    switch (rows) {
+      case 2: return blend_rows<2, Prefetch>(values, blocks, weights, stride, ahead, out);
+      case 4: return blend_rows<4, Prefetch>(values, blocks, weights, stride, ahead, out);
+      case 6: return blend_rows<6, Prefetch>(values, blocks, weights, stride, ahead, out);
+      default: return blend_rows<8, Prefetch>(values, blocks, weights, stride, ahead, out);
+    }
+  };
+  ahead != nullptr ? blend.template operator()<true>() : blend.template operator()<false>();
+}
+
+// vcvtps2dq rounds to nearest, ties to even (the default mode, which nothing here changes).
+inline void store_bytes(int8_t* to, __m512i x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(x)); }
+inline void store_rounded(int8_t* to, __m512 x) { store_bytes(to, _mm512_cvtps_epi32(x)); }
+inline void store_rounded4(int8_t* to, __m512 x, __m512 y, __m512 z, __m512 w) {
   store_rounded(to, x);
-  store_rounded(to + 8, y);
-  store_rounded(to + 16, z);
-  store_rounded(to + 24, w);
+  store_rounded(to + 16, y);
+  store_rounded(to + 32, z);
+  store_rounded(to + 48, w);
+}
+inline void store_planes(int8_t* high, int8_t* low, __m512 x) {
+  const __m512i q = _mm512_cvtps_epi32(x);
+  store_bytes(high, _mm512_srli_epi32(q, 7));
+  store_bytes(low, _mm512_and_si512(q, _mm512_set1_epi32(127)));
+}
+
+inline int32_t sum_of(const int8_t* values, int64_t n) {
+  const __m512i ones = _mm512_set1_epi8(1);
+  __m512i sums = _mm512_setzero_si512();
+  for (int64_t i = 0; i < n; i += 64) {
+    const __mmask64 some = n - i < 64 ? (uint64_t{1} << (n - i)) - 1 : ~uint64_t{0};
+    sums = _mm512_dpbusd_epi32(sums, ones, _mm512_maskz_loadu_epi8(some, values + i));
+  }
+  return _mm512_reduce_add_epi32(sums);
+}
+
+inline __m512 choose(__m512 x, __m512 y, __m512 u, __m512 v) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_GT_OQ), v, u);
+}
+inline __m512 larger(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }  // the second where they are equal or not numbers
+inline __m512 to_float(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
+inline __m512 fused(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+inline float sum_of(__m512 x) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float largest_of(__m512 x) {
+  const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
 }  // namespace
 }  // namespace berth
+
+#define BERTH_LANES 16
+#define BERTH_READS_BIASES
+#define BERTH_OWN_LANES
+#define BERTH_OWN_ROUNDING
+#define BERTH_OWN_BLEND
+#define BERTH_OWN_MATMUL
