@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from berth_worker.engine.blocks import blocks_for
 from berth_worker.engine.limits import EngineConfig, NotAcceptingError
 from berth_worker.engine.request import FinishReason, InvalidRequestError, SamplingParams
 from berth_worker.engine.scheduler import QueueFullError
@@ -95,12 +96,26 @@ async def test_a_session_stays_in_the_cache_while_other_traffic_passes(make_engi
     history = encode(" ".join(PROMPTS))
     first = await asyncio.to_thread(engine.generate, history, params, session_id="agent")
     stats = engine.stats()
-    assert (stats.sessions_retained, stats.blocks_retained, stats.blocks_held) == (1, (len(history) + 3) // 16, 0)
+    assert (stats.sessions_retained, stats.blocks_retained, stats.blocks_held) == (1, blocks_for(len(history) + 3), 0)
     for prompt in PROMPTS[:5]:
         await asyncio.to_thread(engine.generate, encode(prompt * 6), params)
     turn = [*history, *first.token_ids, *encode(" Then")]
     warm = await asyncio.to_thread(engine.generate, turn, params, session_id="agent")
-    assert warm.finish.cached_prompt_tokens == (len(history) + 3) // 16 * 16
+    assert warm.finish.cached_prompt_tokens == len(history) + 3
+
+
+def test_two_turns_that_go_on_in_copies_of_one_block_say_to_the_bit_what_each_says_alone(
+    make_engine: MakeEngine,
+) -> None:
+    params = dataclasses.replace(GREEDY, max_tokens=6, logprobs=3)
+    history = list(range(5, 42))
+    engine = make_engine()
+    first = engine.generate(history, params)
+    for new in (7, 9):
+        turn = [*history, *first.token_ids, new, 8]
+        warm, cold = engine.generate(turn, params), make_engine().generate(turn, params)
+        assert (warm.finish.cached_prompt_tokens, cold.finish.cached_prompt_tokens) == (42, 0)
+        assert (warm.token_ids, warm.logprobs) == (cold.token_ids, cold.logprobs)
 
 
 async def test_a_seeded_sample_does_not_depend_on_its_neighbours(make_engine: MakeEngine) -> None:

@@ -55,6 +55,8 @@ class BatchedLlama(Llama):
         if not isinstance(cache, PagedCache):
             raise TypeError(f"cache: found {type(cache).__name__}; right is what this model's new_cache gave")
         check_batch(batch, self.config, cache.num_blocks)
+        for source, target in batch.copies:
+            cache.copy_block(source, target)
         if not batch.tokens:
             return torch.empty(0, self.config.vocab_size)
         layout = Layout(batch, self.device.type)

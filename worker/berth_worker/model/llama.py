@@ -40,6 +40,9 @@ class PagedCache:
         except (RuntimeError, MemoryError) as error:
             raise ModelError(f"KV cache: found no memory for {num_blocks} blocks; fewer blocks fit") from error
 
+    def copy_block(self, source: int, target: int) -> None:
+        self.data[:, :, target] = self.data[:, :, source]
+
 
 def rotary_frequencies(config: LlamaConfig) -> Tensor:
     """[head_dim / 2] radians a position, float32: RoFormer (arXiv 2104.09864), eq. 15, over the model's factors."""
@@ -68,6 +71,9 @@ def check_batch(batch: Batch, config: LlamaConfig, num_blocks: int) -> None:
         used = table[: -(-context // BLOCK_TOKENS)]
         if not 0 <= min(used) <= max(used) < num_blocks:
             raise ValueError(f"batch.block_tables[{s}]: found a block outside 0 to {num_blocks - 1}")
+    for copy in batch.copies:
+        if not 0 <= min(copy) <= max(copy) < num_blocks:
+            raise ValueError(f"batch.copies: found {copy}; blocks are 0 to {num_blocks - 1}")
 
 
 class Llama:
@@ -112,6 +118,8 @@ class Llama:
         if not isinstance(cache, PagedCache):
             raise TypeError(f"cache: found {type(cache).__name__}; right is what this model's new_cache gave")
         check_batch(batch, self.config, cache.num_blocks)
+        for source, target in batch.copies:
+            cache.copy_block(source, target)
         positions = torch.tensor(batch.positions, device=self.device)
         cos, sin = self._rotation(positions)
         slots = self._slots(batch)
