@@ -148,9 +148,10 @@ class Scheduler:
             before = request.computed // BLOCK_TOKENS
             request.computed = min(item.start + item.rows, len(request.tokens) - 1)
             full = request.computed // BLOCK_TOKENS
-            extend_digests(request.digests, request.tokens, full)
-            for index in range(before, full):
-                self.blocks.publish(request.blocks[index], request.digests[index])
+            if full > before:
+                extend_digests(request.digests, request.tokens, full)
+                for index in range(before, full):
+                    self.blocks.publish(request.blocks[index], request.digests[index])
             needed = blocks_for(len(request.tokens))
             if len(request.blocks) > needed:
                 self.blocks.release(request.blocks[needed:])
