@@ -7,7 +7,7 @@ may have any value; `spec.limits` bound the sum over its nodes.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 CAPACITY_TYPE: Final = "karpenter.sh/capacity-type"
@@ -55,6 +55,8 @@ class NodePool:
     requirements: tuple[Requirement, ...]
     limits: Mapping[str, str]
     taints: tuple[Mapping[str, Any], ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """That it gives its nodes; each is a requirement, too."""
 
     def allows(self, labels: Mapping[str, str]) -> bool:
         """Whether it may make nodes with these labels; requirements on labels not among them are left to Karpenter."""
@@ -95,12 +97,13 @@ def read_node_pool(item: Mapping[str, Any]) -> NodePool:
         Requirement(r["key"], r["operator"], tuple(map(str, r.get("values") or ())))
         for r in node.get("requirements") or ()
     ]
-    requirements += [Requirement(key, "In", (value,)) for key, value in own.items() if key in _TELLING]
+    requirements += [Requirement(key, "In", (value,)) for key, value in own.items()]
     return NodePool(
         name=item["metadata"]["name"],
         requirements=tuple(requirements),
         limits={key: str(value) for key, value in (spec.get("limits") or {}).items()},
         taints=tuple(node.get("taints") or ()),
+        labels=own,
     )
 
 

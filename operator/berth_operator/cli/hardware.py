@@ -4,7 +4,7 @@ import asyncio
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -13,14 +13,10 @@ from rich.text import Text
 
 from berth_operator.catalog import CATALOG, Entry, manifest
 from berth_operator.catalog.discover import Discovery, discover
+from berth_operator.cli.cluster_objects import read_nodes
 from berth_operator.cli.output import TableFormat, console, print_data
 from berth_operator.cli.problems import BAD_INPUT, FAILED, leave, remark
 from berth_operator.cluster.kube import ApiError, Kube
-from berth_operator.cluster.resources import Resource
-
-NODES: Final = Resource("", "v1", "nodes", "Node", namespaced=False)
-NODE_POOLS: Final = Resource("karpenter.sh", "v1", "nodepools", "NodePool", namespaced=False)
-_NOT_FOUND: Final = 404
 
 app = typer.Typer(no_args_is_help=True, help="Hardware classes: those that ship, and those that a cluster calls for.")
 
@@ -80,21 +76,10 @@ def as_list(manifests: Sequence[Any]) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
 
 
-async def read_nodes(kube: Kube) -> tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]:
-    """Nodes, and NodePools where Karpenter is installed.  Raises ApiError."""
-    nodes = (await kube.list(NODES)).items
-    try:
-        return nodes, (await kube.list(NODE_POOLS)).items
-    except ApiError as error:
-        if error.status == _NOT_FOUND:
-            return nodes, ()
-        raise
-
-
 async def _discover(kubeconfig: Path | None) -> Discovery:
     async with await Kube.connect(str(kubeconfig) if kubeconfig else None) as kube:
-        nodes, node_pools = await read_nodes(kube)
-    return discover(CATALOG, nodes, node_pools)
+        found = await read_nodes(kube)
+    return discover(CATALOG, found.nodes, found.node_pools)
 
 
 def _table(entries: Sequence[Entry]) -> Table:
