@@ -14,7 +14,7 @@ from torch import Tensor
 from berth_worker.engine.batch import BLOCK_TOKENS, Batch
 from berth_worker.model.config import LlamaConfig
 from berth_worker.model.interface import KVCache, ModelError
-from berth_worker.model.llama_gguf import LlamaReader
+from berth_worker.model.weights import LlamaWeights
 
 __all__ = ["Llama", "LlamaLayer", "PagedCache", "check_batch", "rotary_frequencies"]
 
@@ -79,7 +79,7 @@ def check_batch(batch: Batch, config: LlamaConfig, num_blocks: int) -> None:
 class Llama:
     """A Llama in plain PyTorch; see `berth_worker.model.interface.Model`."""
 
-    def __init__(self, reader: LlamaReader, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
+    def __init__(self, reader: LlamaWeights, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
         self.config = config = reader.config
         self.dtype, self.device = dtype, torch.device(device)
         self.kv_bytes_per_block = 2 * config.num_layers * BLOCK_TOKENS * config.kv_size * dtype.itemsize
@@ -92,7 +92,7 @@ class Llama:
     def _put(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self.device, dtype=self.dtype)
 
-    def _layer(self, reader: LlamaReader, index: int) -> LlamaLayer:
+    def _layer(self, reader: LlamaWeights, index: int) -> LlamaLayer:
         w = {name: torch.from_numpy(values) for name, values in reader.layer(index).items()}
         return LlamaLayer(
             attn_norm=self._put(w["attn_norm"]),

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, cast
 
 from berth_worker.engine.limits import EngineConfig
-from berth_worker.server.memory import GPU_KV_SHARE, KV_SHARE, available_bytes, kv_cache_tokens
+from berth_worker.server.memory import GPU_KV_SHARE, KV_SHARE, kv_cache_tokens
 from berth_worker.server.metrics import Metrics
 from berth_worker.server.options import Options
 
@@ -61,15 +61,17 @@ def build_engine(options: Options) -> tuple[Engine, str, Metrics]:
     """
     from berth_worker.engine.engine import Engine  # noqa: PLC0415 - imports torch, seconds that /healthz need not wait
     from berth_worker.model import load  # noqa: PLC0415
+    from berth_worker.model.room import room  # noqa: PLC0415
 
     loaded = load(
         options.model,
         quantization=cast("Quantization", options.quantization),
         threads=options.threads,
+        kv_cache_tokens=options.kv_cache_tokens,
         device=options.device,
     )
     name = options.served_model_name or loaded.name
-    config = engine_config(options, loaded, available_bytes())
+    config = engine_config(options, loaded, room().free)
     metrics = Metrics(name, config)
     engine = Engine(loaded.model, loaded.tokenizer, config, observer=metrics)
     metrics.watch(engine)
