@@ -107,8 +107,19 @@ class Tokenizer(Protocol):
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True
     ) -> str:
-        """The prompt of a conversation; encode it with add_special_tokens=False.  Raises ValueError if the model has no
-        chat template or the template refuses the messages."""
+        """The prompt of a conversation, as text.  Raises ValueError if the model has no chat template or the template
+        refuses the messages."""
+        ...
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] = (),
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Ids of a conversation's prompt.  Control tokens come from the template alone: where messages or tools spell
+        one, such as <|im_end|>, it stays plain text.  Raises ValueError as apply_chat_template does."""
         ...
 
 
