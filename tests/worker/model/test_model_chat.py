@@ -132,8 +132,8 @@ def test_a_template_without_tools_gets_them_described_and_calls_and_results_as_t
     assert json.dumps(WEATHER) in text
     assert (
         '<|im_start|>assistant\n<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-        "<|im_end|>\n<|im_start|>user\n<tool_response>\nrain\n</tool_response>\n<tool_response>\n7 degrees\n</tool_response>"
-        "<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_end|>\n<|im_start|>user\n<tool_response>\nrain\n</tool_response>\n"
+        "<tool_response>\n7 degrees\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     ) in text
     own = tokenizer.encode_chat([{"role": "system", "content": "Be brief."}, *results], tools=[WEATHER])
     assert tokenizer.decode(own).startswith("system\nBe brief.\n\nYou can call functions")
