@@ -11,13 +11,14 @@ import kopf
 import berth_operator.handlers  # noqa: F401 - registers the handlers
 from berth_operator import logs, settings
 from berth_operator.cluster.kube import ApiError
+from berth_operator.prices.aws import AwsPriceError
 from berth_operator.process import Operator
 
 
 async def run(given: settings.Settings) -> int:
     """Run one operator to its end.  Returns 0 after SIGTERM or SIGINT, 1 when it could not go on.
 
-    Raises ApiError without a way to the API server, OSError where it cannot listen.
+    Raises ApiError without a way to the API server, OSError where it cannot listen, AwsPriceError without boto3 for it.
     """
     operator = Operator(given)
     await operator.prepare()
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logs.configure(given.log_format, given.log_level)
     try:
         sys.exit(asyncio.run(run(given)))
-    except ApiError as error:
+    except (ApiError, AwsPriceError) as error:
         sys.exit(f"berth-operator: {error}")
     except OSError as error:
         sys.exit(f"berth-operator: cannot listen on {_addresses(given)}: {error}")

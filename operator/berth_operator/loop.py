@@ -17,12 +17,14 @@ from functools import partial
 from typing import Any, Final
 
 from berth_operator.api import CapacityType, HardwareClass, InferencePool, InferencePoolStatus
+from berth_operator.catalog.sanity import Sifted, sift
 from berth_operator.cluster.attempts import Attempts, Result
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import NotLeaderError
 from berth_operator.cluster.observe import Child, Invalid, Observation
 from berth_operator.cluster.resources import DEPLOYMENTS
-from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot, plan
+from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot
+from berth_operator.prices import Priced, PricePolicy, Quotes, own_prices, plan_priced, price
 from berth_operator.render import RenderSettings, render
 from berth_operator.status import hardware_class_status, pool_status, rejected_status, settled
 from berth_operator.telemetry import Telemetry, readings
@@ -46,6 +48,7 @@ class LoopSettings:
     interval_s: float = 30.0
     """A pass at least this often, for what depends on time alone, such as a cooldown's end."""
     render: RenderSettings = field(default_factory=RenderSettings)
+    prices: PricePolicy = field(default_factory=PricePolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,16 @@ class Loop:
         settings: LoopSettings,
         *,
         leading: Callable[[], bool] = lambda: True,
+        quotes: Callable[[], Quotes] | None = None,
     ) -> None:
+        """`quotes`: what price feeds say now; None where there is no feed, and classes' own prices count."""
         self._cluster = cluster
         self._telemetry = telemetry
         self._settings = settings
         self._leading = leading
+        self._quotes = quotes
         self._dirty = asyncio.Event()
-        self._statuses = Attempts()
+        self._statuses = {"InferencePool": Attempts(), "HardwareClass": Attempts()}
         self._said: dict[str, str] = {}
         self._running_since: float | None = None
         self._errors = 0
@@ -100,23 +106,33 @@ class Loop:
         """Look at everything and write what differs.  Raises NotLeaderError when writes may no longer be."""
         now = datetime.now(UTC)
         seen = self._cluster.observe()
-        snapshot = snapshot_of(seen, now)
+        sifted = sift(seen.hardware_classes, seen.serving_profiles)
+        priced = self._priced(sifted.hardware_classes, now)
+        snapshot = replace(
+            snapshot_of(seen, now), hardware_classes=priced.classes, serving_profiles=sifted.serving_profiles
+        )
         started = time.perf_counter()
-        planned = await asyncio.to_thread(plan, snapshot)
+        planned = await asyncio.to_thread(plan_priced, snapshot, priced.stale)
         self._telemetry.planned(time.perf_counter() - started, planned.gap)
         rendered = await asyncio.to_thread(render_isolated, planned, snapshot, self._settings.render)
         steps = steps_of(planned, snapshot, rendered, seen.children)
-        self._tell(planned, steps, seen.invalid)
+        self._tell(planned, steps, seen.invalid, sifted)
         results = await self._cluster.applier.write(
             [manifest for step in steps.values() for manifest in step.apply],
             [child for step in steps.values() for child in step.delete],
         )
         statuses = await asyncio.to_thread(pool_statuses, planned, snapshot, seen.invalid, now)
-        results += await self._write_statuses(planned, snapshot, seen.invalid, statuses, now)
+        results += await self._write_statuses(planned, snapshot, seen.invalid, statuses)
+        results += await self._write_class_statuses(seen.hardware_classes, planned, priced, sifted, now)
         results[Result.FAILED] += sum(manifests is None for manifests in rendered.values())
         conditions = {key: status.conditions or () for key, status in statuses.items()}
-        self._telemetry.update(readings(snapshot, planned, seen.workers, conditions))
+        self._telemetry.update(readings(snapshot, planned, seen.workers, conditions, priced.prices))
         return Passed(planned, results)
+
+    def _priced(self, classes: Sequence[HardwareClass], now: datetime) -> Priced:
+        if self._quotes is None:
+            return own_prices(classes)
+        return price(classes, self._quotes(), now, self._settings.prices)
 
     # When
 
@@ -132,7 +148,8 @@ class Loop:
         log.info("observed the cluster: %d pools, %d hardware classes", *sizes)
 
     async def _wait_due(self) -> None:
-        retries = [self._cluster.applier.attempts.retry_in_s(), self._statuses.retry_in_s()]
+        retries = [self._cluster.applier.attempts.retry_in_s()]
+        retries += [attempts.retry_in_s() for attempts in self._statuses.values()]
         if self._errors:
             first, most = _RETRY_SECONDS
             retries.append(min(most, first * 2 ** (self._errors - 1)))
@@ -171,27 +188,35 @@ class Loop:
         snapshot: Snapshot,
         invalid: Sequence[Invalid],
         statuses: Mapping[str, InferencePoolStatus],
-        now: datetime,
     ) -> Counter[Result]:
-        slots = asyncio.Semaphore(_STATUS_CONCURRENCY)
         writes: dict[tuple[str, str], Callable[[], Any]] = {}
         known: dict[str, InferencePool | Invalid] = {pool.key: pool for pool in snapshot.pools}
         known |= {item.key: item for item in invalid if item.kind == "InferencePool"}
         for key, status in statuses.items():
             if status is not (pool := known[key]).status:
                 writes["InferencePool", key] = partial(self._write_pool_status, pool, status.to_api())
-        for hardware in snapshot.hardware_classes:
-            new = hardware_class_status(hardware, planned, now)
+        return await self._write_all("InferencePool", writes)
+
+    async def _write_class_statuses(
+        self, classes: Sequence[HardwareClass], planned: Plan, priced: Priced, sifted: Sifted, now: datetime
+    ) -> Counter[Result]:
+        writes: dict[tuple[str, str], Callable[[], Any]] = {}
+        for hardware in classes:
+            name = hardware.metadata.name
+            new = hardware_class_status(hardware, planned, now, priced, sifted.of(name), self._settings.prices)
             if new is not hardware.status:
-                writes["HardwareClass", hardware.metadata.name] = partial(
-                    self._write_class_status, hardware, new.to_api()
-                )
+                writes["HardwareClass", name] = partial(self._write_class_status, hardware, new.to_api())
+        return await self._write_all("HardwareClass", writes)
+
+    async def _write_all(self, kind: str, writes: Mapping[tuple[str, str], Callable[[], Any]]) -> Counter[Result]:
+        """Write statuses of one kind, several at once."""
+        slots = asyncio.Semaphore(_STATUS_CONCURRENCY)
 
         async def attempt(key: tuple[str, str], write: Callable[[], Any]) -> Result:
             async with slots:
-                return await self._statuses.attempt(key, f"status of {key[0]} {key[1]}", write)
+                return await self._statuses[kind].attempt(key, f"status of {key[0]} {key[1]}", write)
 
-        self._statuses.keep_only(writes.keys())
+        self._statuses[kind].keep_only(writes.keys())
         return Counter(await asyncio.gather(*(attempt(key, write) for key, write in writes.items())))
 
     async def _write_pool_status(self, pool: InferencePool | Invalid, status: Manifest) -> bool:
@@ -206,9 +231,11 @@ class Loop:
 
     # One line for each decision, when it is new
 
-    def _tell(self, planned: Plan, steps: Mapping[str, Steps], invalid: Sequence[Invalid]) -> None:
+    def _tell(self, planned: Plan, steps: Mapping[str, Steps], invalid: Sequence[Invalid], sifted: Sifted) -> None:
         lines = {key: describe(pool_plan, steps.get(key, Steps())) for key, pool_plan in planned.pools.items()}
         lines |= {f"{item.kind} {item.key}": f"not accepted: {item.message}" for item in invalid}
+        for fault in sifted.faults:
+            lines[f"{fault.kind} {fault.name}"] = f"not planned with: {fault.field}: {fault.message}"
         for key, line in lines.items():
             if self._said.get(key) != line:
                 log.info("%s: %s", key, line)

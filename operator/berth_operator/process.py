@@ -14,6 +14,7 @@ from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import Kube
 from berth_operator.cluster.lease import Lease
 from berth_operator.loop import Loop, LoopSettings
+from berth_operator.prices.feed import PriceFeed
 from berth_operator.settings import Settings
 from berth_operator.telemetry import Telemetry
 
@@ -35,24 +36,34 @@ class Operator:
         self.failed = False
 
     async def prepare(self) -> None:
-        """Listen for scrapes and find the API server.  Raises OSError when it cannot listen, ApiError without a way."""
+        """Listen for scrapes and find the API server.
+
+        Raises OSError when it cannot listen, ApiError without a way, AwsPriceError when AWS's prices are wanted and
+        boto3 is not installed.
+        """
         host, port = self._settings.metrics_address
         self._server, _ = prometheus_client.start_http_server(port, host, self._registry)
         self._kube = await Kube.connect(self._settings.kubeconfig)
+        self._cluster = Cluster(self._kube, self._wake, self._settings.watch_namespaces)
+        classes = self._cluster.known_hardware_classes
+        self._feed = PriceFeed(self._kube, self._settings.feeds, classes, self._wake)
         self._lease = Lease(self._kube, self._settings.namespace, self._settings.identity, on_change=self._wake)
 
     async def start(self) -> None:
         """Begin to follow the cluster and, as leader, to plan; returns at once.  Comes after `prepare`."""
         if self._settings.leader_elect:
             self._kube.may_write = self._lease.held
-        cluster = Cluster(self._kube, self._wake, self._settings.watch_namespaces)
+        settings = self._settings
         self._loop = Loop(
-            cluster,
+            self._cluster,
             self._telemetry,
-            LoopSettings(self._settings.debounce_s, self._settings.interval_s, self._settings.render),
+            LoopSettings(settings.debounce_s, settings.interval_s, settings.render, settings.prices),
             leading=self._kube.may_write,
+            quotes=(lambda: self._feed.quotes) if settings.feeds.any else None,
         )
-        self._run("reflectors", cluster.run())
+        self._run("reflectors", self._cluster.run())
+        if settings.feeds.any:
+            self._run("prices", self._feed.run())
         self._run("loop", self._loop.run())
         if self._settings.leader_elect:
             self._run("lease", self._lease.run())

@@ -8,9 +8,12 @@ import socket
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from berth_operator.api.quantities import parse_duration
 from berth_operator.cluster.kube import namespace_of_pod
+from berth_operator.prices import PricePolicy
+from berth_operator.prices.feed import FeedSettings
 from berth_operator.render import RenderSettings
 
 
@@ -32,6 +35,8 @@ class Settings:
     log_format: str
     log_level: str
     render: RenderSettings
+    feeds: FeedSettings = FeedSettings()
+    prices: PricePolicy = PricePolicy()
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -58,6 +63,14 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     add("--health-address", default=default("HEALTH_ADDRESS", "0.0.0.0:8080"), help="HOST:PORT of /healthz")
     add("--debounce", default=default("DEBOUNCE", "1s"), help="wait after a change before planning")
     add("--interval", default=default("INTERVAL", "30s"), help="plan at least this often")
+    add("--price-config-map", default=default("PRICE_CONFIG_MAP", ""), help="[NAMESPACE/]NAME of a ConfigMap of prices")
+    add("--aws-price-region", default=default("AWS_PRICE_REGION", ""), help="ask AWS for this region's prices")
+    add("--price-interval", default=default("PRICE_INTERVAL", "10m"), help="ask AWS this often")
+    add(
+        "--price-max-age",
+        default=default("PRICE_MAX_AGE", "6h"),
+        help="beyond it a feed's last price moves no placement",
+    )
     add("--worker-image", default=default("WORKER_IMAGE", images.worker_image))
     add("--vllm-image", default=default("VLLM_IMAGE", images.vllm_image))
     add("--image-pull-policy", default=default("IMAGE_PULL_POLICY", images.image_pull_policy))
@@ -82,6 +95,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         except ValueError as error:
             parser.error(f"--{name}: {error}")
 
+    def config_map(value: str) -> tuple[str, str] | None:
+        in_namespace, _, name = value.rpartition("/")
+        if value and (not name or not (in_namespace or namespace)):
+            parser.error(f"--price-config-map: found {value!r}, expected NAMESPACE/NAME")
+        return (in_namespace or namespace, name) if value else None
+
     leader_elect = given.leader_elect
     if isinstance(leader_elect, str):
         leader_elect = choice("leader-elect (BERTH_LEADER_ELECT)", leader_elect.lower(), "true", "false") == "true"
@@ -105,4 +124,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
             vllm_image=given.vllm_image,
             image_pull_policy=choice("image-pull-policy", given.image_pull_policy, "Always", "IfNotPresent", "Never"),
         ),
+        feeds=FeedSettings(
+            config_map=config_map(given.price_config_map),
+            aws_region=given.aws_price_region or None,
+            aws_every=timedelta(seconds=seconds("price-interval", given.price_interval)),
+        ),
+        prices=PricePolicy(max_age=timedelta(seconds=seconds("price-max-age", given.price_max_age))),
     )

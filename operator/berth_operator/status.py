@@ -20,11 +20,12 @@ from berth_operator.api import (
     InferencePoolStatus,
     PlacementStatus,
     PoolCost,
-    PriceInForce,
     format_decimal,
     format_duration,
 )
+from berth_operator.catalog.sanity import Fault
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement, Verdict
+from berth_operator.prices import Priced, PricePolicy, complaint, in_status, own_prices, settled_prices
 
 _DEAD_BAND = 0.02
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -95,8 +96,18 @@ def rejected_status(
     return InferencePoolStatus(observed_generation=generation, conditions=conditions).to_api()
 
 
-def hardware_class_status(hardware: HardwareClass, plan: Plan, now: datetime) -> HardwareClassStatus:
-    """The status of a hardware class: prices in force and nodes that the plan uses."""
+def hardware_class_status(
+    hardware: HardwareClass,
+    plan: Plan,
+    now: datetime,
+    priced: Priced | None = None,
+    faults: Sequence[Fault] = (),
+    policy: PricePolicy | None = None,
+) -> HardwareClassStatus:
+    """The status of a hardware class: prices in force with source and age, faults, and nodes that the plan uses.
+
+    `priced` is of all classes (None: each has its own price); `faults` are of this class and its profiles.
+    """
     used = {
         kind: sum(
             p.nodes
@@ -117,18 +128,49 @@ def hardware_class_status(hardware: HardwareClass, plan: Plan, now: datetime) ->
         facts = ("True", "AllInUse", f"every node that capacity.maxNodes allows is in use: {limits}")
     else:
         facts = ("True", "Available", "nodes can be had")
+    name = hardware.metadata.name
+    found = (priced or own_prices([hardware])).of(name) or own_prices([hardware]).of(name)
+    said = {
+        "Accepted": _class_accepted(faults),
+        "Available": facts,
+        "PricesCurrent": _prices_current(priced, name, policy),
+        "ProfilesAccepted": _profiles_accepted(faults),
+    }
     old = {c.type: c for c in hardware.status.conditions or ()}
     status = HardwareClassStatus(
         observed_generation=hardware.metadata.generation,
-        conditions=[_condition("Available", facts, old, hardware.metadata.generation, now)],
-        constrained=hardware.status.constrained,
-        prices=[
-            PriceInForce(type=c.type, usd_per_hour=format_decimal(c.usd_per_hour), source="HardwareClass")
-            for c in hardware.spec.capacity
+        conditions=[
+            _condition(kind, fact, old, hardware.metadata.generation, now) for kind, fact in said.items() if fact
         ],
+        constrained=hardware.status.constrained,
+        prices=settled_prices(hardware.status.prices or (), in_status(found), policy),
         nodes_in_use=sum(used.values()),
     )
     return hardware.status if settled(hardware.status.to_api(), status.to_api()) else status
+
+
+def _class_accepted(faults: Sequence[Fault]) -> _Facts:
+    own = [fault for fault in faults if fault.kind == "HardwareClass"]
+    if own:
+        return ("False", own[0].reason, "no plan uses it: " + "; ".join(f"{f.field}: {f.message}" for f in own))
+    return ("True", "Accepted", "its figures can be true")
+
+
+def _profiles_accepted(faults: Sequence[Fault]) -> _Facts | None:
+    """Only there while a profile is at fault."""
+    profiles = [fault for fault in faults if fault.kind == "ServingProfile"]
+    if not profiles:
+        return None
+    return ("False", profiles[0].reason, "not planned with: " + "; ".join(map(str, profiles)))
+
+
+def _prices_current(priced: Priced | None, name: str, policy: PricePolicy | None) -> _Facts:
+    wrong = complaint(priced, name, policy) if priced else None
+    if wrong:
+        return ("False", *wrong)
+    if priced and any(found.live for found in priced.of(name).values()):
+        return ("True", "Live", "prices are as their feeds say")
+    return ("True", "Static", "prices are the class's own")
 
 
 def savings_percent(plan: PoolPlan) -> int | None:

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from berth_operator.api import CapacityType, Condition
 from berth_operator.cluster.observe import Worker
 from berth_operator.planner import Plan, PoolPlan, Snapshot
+from berth_operator.prices import STATIC, Price
 
 Labels = tuple[str, ...]
 
@@ -46,6 +47,10 @@ GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "berth_pool_watts": ("Power of the planned nodes at load, watts", _POOL),
     "berth_pool_condition": ("1 for the status a condition has now, else 0", (*_POOL, "type", "status")),
     "berth_hardware_usd_per_hour": ("Price of one node that plans use, USD per hour", (*_HARDWARE, "source")),
+    "berth_hardware_price_timestamp_seconds": (
+        "Unix time that a price from a feed is of; none for a class's own price",
+        (*_HARDWARE, "source"),
+    ),
     "berth_hardware_constrained": ("1 while a capacity type cannot be had, else 0", _HARDWARE),
 }
 COUNTERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
@@ -71,9 +76,16 @@ class Readings:
 
 
 def readings(
-    snapshot: Snapshot, plan: Plan, workers: Sequence[Worker], conditions: Mapping[str, Sequence[Condition]]
+    snapshot: Snapshot,
+    plan: Plan,
+    workers: Sequence[Worker],
+    conditions: Mapping[str, Sequence[Condition]],
+    prices: Mapping[tuple[str, CapacityType], Price] | None = None,
 ) -> Readings:
-    """What each series is now.  `conditions` are of every pool (`namespace/name`), rejected ones included."""
+    """What each series is now.  `conditions` are of every pool (`namespace/name`), rejected ones included.
+
+    `prices`: those in force, where feeds are followed; the snapshot's classes carry the same figures.
+    """
     gauges: dict[str, dict[Labels, float]] = {name: {} for name in GAUGES}
     for key, pool_plan in plan.pools.items():
         pool = _pool(key)
@@ -95,7 +107,11 @@ def readings(
         short = {c.type for c in hardware.status.constrained or ()}
         for capacity in hardware.spec.capacity:
             where = (hardware.metadata.name, capacity.type.value)
-            gauges["berth_hardware_usd_per_hour"][(*where, "HardwareClass")] = float(capacity.usd_per_hour)
+            found = (prices or {}).get((hardware.metadata.name, capacity.type))
+            source = found.source if found else STATIC
+            gauges["berth_hardware_usd_per_hour"][(*where, source)] = float(capacity.usd_per_hour)
+            if found and found.as_of:
+                gauges["berth_hardware_price_timestamp_seconds"][(*where, source)] = found.as_of.timestamp()
             gauges["berth_hardware_constrained"][where] = float(capacity.type in short)
     spent = _spending(snapshot, workers)
     ready = Counter(worker.pool for worker in workers if worker.ready)

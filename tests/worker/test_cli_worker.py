@@ -260,6 +260,11 @@ def test_a_model_that_cannot_be_served_ends_with_code_2_and_one_clear_line(
         (["--quantization", "Int3"], {}, "--quantization: found 'Int3'; expected one of Int8, Int4, BF16, FP32"),
         (["--grace-seconds", "nan"], {}, "--grace-seconds: found 'nan'; expected a number of seconds, 0 or more"),
         ([], {"BERTH_WORKER_THREADS": "two"}, "BERTH_WORKER_THREADS: found 'two'; expected a whole number from 1"),
+        (
+            ["--numa-node", "first"],
+            {},
+            "--numa-node: found 'first'; expected one of auto, off and the number of a node",
+        ),
         ([], {"BERTH_WORKER_MODEL": " "}, "BERTH_WORKER_MODEL: found ' '; expected a text that is not empty"),
         (["--max-batch-tokens", "8"], {}, "--max-batch-tokens: 8 is less than --max-concurrency (16)"),
         (["--modle", "x"], {}, "unrecognized arguments: --modle x"),

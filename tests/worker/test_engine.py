@@ -6,17 +6,18 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from berth_worker.engine.blocks import blocks_for
 from berth_worker.engine.limits import EngineConfig, NotAcceptingError
 from berth_worker.engine.request import FinishReason, InvalidRequestError, SamplingParams
 from berth_worker.engine.scheduler import QueueFullError
 from berth_worker.engine.stream import Completion, merge
-from berth_worker.server.memory import available_bytes, kv_cache_tokens
+from berth_worker.model.interface import ModelError
+from berth_worker.server.memory import kv_cache_tokens
 from berth_worker.server.options import Options
-from berth_worker.server.worker import engine_config
+from berth_worker.server.worker import build_engine, engine_config
 
 if TYPE_CHECKING:
     from berth_worker.engine.engine import Engine
@@ -95,12 +96,26 @@ async def test_a_session_stays_in_the_cache_while_other_traffic_passes(make_engi
     history = encode(" ".join(PROMPTS))
     first = await asyncio.to_thread(engine.generate, history, params, session_id="agent")
     stats = engine.stats()
-    assert (stats.sessions_retained, stats.blocks_retained, stats.blocks_held) == (1, (len(history) + 3) // 16, 0)
+    assert (stats.sessions_retained, stats.blocks_retained, stats.blocks_held) == (1, blocks_for(len(history) + 3), 0)
     for prompt in PROMPTS[:5]:
         await asyncio.to_thread(engine.generate, encode(prompt * 6), params)
     turn = [*history, *first.token_ids, *encode(" Then")]
     warm = await asyncio.to_thread(engine.generate, turn, params, session_id="agent")
-    assert warm.finish.cached_prompt_tokens == (len(history) + 3) // 16 * 16
+    assert warm.finish.cached_prompt_tokens == len(history) + 3
+
+
+def test_two_turns_that_go_on_in_copies_of_one_block_say_to_the_bit_what_each_says_alone(
+    make_engine: MakeEngine,
+) -> None:
+    params = dataclasses.replace(GREEDY, max_tokens=6, logprobs=3)
+    history = list(range(5, 42))
+    engine = make_engine()
+    first = engine.generate(history, params)
+    for new in (7, 9):
+        turn = [*history, *first.token_ids, new, 8]
+        warm, cold = engine.generate(turn, params), make_engine().generate(turn, params)
+        assert (warm.finish.cached_prompt_tokens, cold.finish.cached_prompt_tokens) == (42, 0)
+        assert (warm.token_ids, warm.logprobs) == (cold.token_ids, cold.logprobs)
 
 
 async def test_a_seeded_sample_does_not_depend_on_its_neighbours(make_engine: MakeEngine) -> None:
@@ -301,25 +316,9 @@ def test_limits_follow_model_and_memory_where_no_option_says_otherwise(loaded: L
         engine_config(Options(), loaded, available=10 * per_token)
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, 8 * 2**20),
-        ({"memory.max": "max", "memory.current": "5"}, 8 * 2**20),
-        ({"memory.max": str(6 * 2**20), "memory.current": str(4 * 2**20)}, 2 * 2**20),
-        ({"memory.max": str(4 * 2**20), "memory.current": str(6 * 2**20)}, 0),
-        ({"memory/memory.limit_in_bytes": str(3 * 2**20), "memory/memory.usage_in_bytes": "0"}, 3 * 2**20),
-        ({"memory.max": str(2**40), "memory.current": "0"}, 8 * 2**20),
-    ],
-)
-def test_the_containers_limit_counts_where_it_is_less_than_the_machines_memory(
-    tmp_path: Path, files: dict[str, str], expected: int
-) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal:  16384 kB\nMemAvailable:    8192 kB\nHugePages_Total:  0\n")
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content + "\n")
-    assert available_bytes(proc=tmp_path, cgroup=tmp_path) == expected
+def test_a_kv_cache_that_is_asked_for_and_does_not_fit_is_refused_before_the_model_is_loaded() -> None:
+    with pytest.raises(ModelError, match=r"need .* GiB of memory .* for 10,000,000,000 tokens of KV"):
+        build_engine(Options(kv_cache_tokens=10**10))
 
 
 def test_the_cache_takes_what_is_wanted_or_half_of_the_memory() -> None:

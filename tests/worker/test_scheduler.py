@@ -75,6 +75,9 @@ class Harness:
         scheduled = {id(item.request) for item in work}
         for r in before:
             assert id(r) in scheduled or r.state is State.WAITING, "a decoding request gets its row or is preempted"
+        for source, target in scheduler.copies:
+            assert (self.blocks.references(target), self.blocks.published(target)) == (1, False)
+            self.cells[target] = list(self.cells[source])
         for item in work:
             self._write(item)
         for item in work:
@@ -228,11 +231,11 @@ def test_a_prefix_computed_once_is_not_computed_again() -> None:
     assert (harness.scheduler.prefix_hits, harness.scheduler.prefix_queried) == (96, 202)
 
 
-def test_a_prompt_cached_whole_still_computes_its_last_block_for_the_logits() -> None:
+def test_a_prompt_cached_whole_still_computes_its_last_token_for_the_logits() -> None:
     harness = Harness(32, 4, 4, 64)
     first, again = request(COMMON[:64]), request(COMMON[:64])
     assert run_all(harness, [first]) == run_all(harness, [again])
-    assert again.cached_tokens == 48
+    assert again.cached_tokens == 63
 
 
 def test_the_next_turn_of_a_session_finds_what_the_last_turn_generated() -> None:
@@ -241,7 +244,31 @@ def test_the_next_turn_of_a_session_finds_what_the_last_turn_generated() -> None
     run_all(harness, [turn])
     following = request([*turn.tokens, 5, 6, 7])
     run_all(harness, [following])
-    assert following.cached_tokens == 64  # 40 + 30 tokens, the last never computed: 4 full blocks
+    assert following.cached_tokens == 69  # of 40 + 30 tokens the last was never computed
+
+
+def test_those_that_go_on_from_one_turn_write_into_copies_of_its_last_block() -> None:
+    harness = Harness(32, 4, 4, 200)
+    turn = request(COMMON[:40], max_tokens=30)
+    run_all(harness, [turn])
+    forks = [request([*turn.tokens, i, 6, 7], max_tokens=9) for i in range(3)]
+    outputs = run_all(harness, forks)
+    assert outputs == [expected([*turn.tokens, i, 6, 7], 9) for i in range(3)]
+    assert [r.cached_tokens for r in forks] == [69] * 3
+    shorter = request(turn.tokens[:67], max_tokens=9)
+    assert run_all(harness, [shorter]) == [expected(turn.tokens[:67], 9)]
+    assert shorter.cached_tokens == 64, "a block is found by all that it holds"
+
+
+def test_a_block_copied_from_may_be_taken_in_the_same_step() -> None:
+    harness = Harness(4, 4, 4, 200)
+    turn = request(COMMON[:20], max_tokens=1)
+    run_all(harness, [turn])
+    other = request([9] * 20, max_tokens=1)
+    run_all(harness, [other])  # takes what was free longer, and leaves the turn's two blocks
+    following = request([*COMMON[:20], *[3] * 30], max_tokens=9)
+    assert run_all(harness, [following]) == [expected([*COMMON[:20], *[3] * 30], 9)]
+    assert following.cached_tokens == 20
 
 
 def test_sessions_that_start_together_share_their_prefix_while_it_is_computed() -> None:
@@ -373,12 +400,12 @@ def other_traffic(harness: Harness, count: int, start: int = 0) -> None:
         run_all(harness, [request([index] * 40, max_tokens=20)])
 
 
-@pytest.mark.parametrize(("session", "found"), [("agent", 64), ("", 0)])
+@pytest.mark.parametrize(("session", "found"), [("agent", 69), ("", 0)])
 def test_a_sessions_next_turn_finds_its_blocks_though_other_traffic_has_passed(session: str, found: int) -> None:
     harness = Harness(10, 4, 4, 64)
     turn = request(COMMON[:40], max_tokens=30, session=session)
     run_all(harness, [turn])
-    assert (harness.blocks.retained, harness.blocks.held) == (found // BLOCK, 0)
+    assert (harness.blocks.retained, harness.blocks.held) == (blocks_for(found), 0)
     other_traffic(harness, 8)
     following = request([*turn.tokens, 5, 6, 7], session=session)
     run_all(harness, [following])
@@ -394,17 +421,35 @@ def test_a_session_that_stays_away_too_long_is_reused_like_any_other_block() -> 
     harness.scheduler.tick(TTL + 1)
     assert (len(harness.scheduler.sessions), harness.blocks.retained) == (0, 0)
     run_all(harness, [again := request([*turn.tokens, 5], session="agent")])
-    assert again.cached_tokens == 64, "nobody has taken them yet"
+    assert again.cached_tokens == 69, "nobody has taken them yet"
+
+
+def test_a_session_whose_next_turn_waits_in_the_queue_is_kept_for_it() -> None:
+    harness = Harness(12, 1, 4, 64)
+    turn, rival = (request([i] * 40, max_tokens=9, session=name) for i, name in enumerate(["agent", "rival"]))
+    run_all(harness, [turn])
+    run_all(harness, [rival])
+    running = request([7] * 20, max_tokens=80)
+    harness.scheduler.add(running)
+    harness.step()
+    harness.scheduler.tick(TTL - 1)
+    following = request([*turn.tokens, 5], session="agent")
+    following.arrived = TTL - 1
+    harness.scheduler.add(following)
+    harness.scheduler.tick(TTL + 1)
+    assert list(harness.scheduler.sessions._kept) == ["agent"]
+    harness.drain()
+    assert following.cached_tokens == 48
 
 
 def test_under_pressure_the_least_recently_used_session_goes_first_and_whole() -> None:
     harness = Harness(12, 4, 4, 64)
-    turns = {name: request([i] * 40, max_tokens=10, session=name) for i, name in enumerate("abc")}
+    turns = {name: request([i] * 40, max_tokens=9, session=name) for i, name in enumerate("abc")}
     for turn in turns.values():
         run_all(harness, [turn])
     run_all(harness, [request([*turns["a"].tokens, 1], max_tokens=1, session="a")])
-    assert harness.blocks.retained == 9
-    run_all(harness, [request([9] * 60, max_tokens=4)])  # 4 blocks, with 3 that are free
+    assert harness.blocks.retained == 10, "three full ones each, and what the last turn began"
+    run_all(harness, [request([9] * 60, max_tokens=4)])  # 4 blocks, with 2 that are free
     assert list(harness.scheduler.sessions._kept) == ["c", "a"]
     cached = []
     for name in "ac":
@@ -417,7 +462,7 @@ def test_sessions_make_room_before_anyone_is_preempted_or_kept_waiting() -> None
     harness = Harness(8, 4, 4, 64)
     for i, name in enumerate("ab"):
         run_all(harness, [request([i] * 50, max_tokens=12, session=name)])
-    assert harness.blocks.retained == 6
+    assert harness.blocks.retained == 8
     outputs = run_all(harness, [request([7] * 40, max_tokens=80, session="c")])
     assert outputs == [expected([7] * 40, 80)]
     assert (harness.scheduler.preemptions, len(harness.scheduler.sessions)) == (0, 1)
@@ -438,7 +483,7 @@ def test_a_request_that_fits_only_without_those_that_run_costs_no_session() -> N
 def test_sessions_that_share_all_their_blocks_are_bounded_too() -> None:
     harness = Harness(8, 4, 4, 64)
     for index in range(20):
-        run_all(harness, [request([*COMMON[:16], index], max_tokens=1, session=str(index))])
+        run_all(harness, [request(COMMON[:16], max_tokens=1, session=str(index))])
     assert (len(harness.scheduler.sessions), harness.blocks.retained) == (8, 1)
 
 

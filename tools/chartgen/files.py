@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from chartgen import fleet_economics
+from chartgen import fleet_economics, hardware
 from chartgen.dashboard import render
 from chartgen.values import json_schema, read_values, readme_with_table
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "berth"
+HARDWARE_CHART = ROOT / "charts" / "berth-hardware"
 _CRDS = CHART / "files" / "crds"
 _DASHBOARDS = CHART / "dashboards"
 
@@ -23,6 +24,7 @@ def generate() -> Mapping[Path, str]:
         **{_CRDS / path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "crds").glob("*.yaml"))},
         CHART / "values.schema.json": json_schema(values),
         readme: readme_with_table(readme.read_text(encoding="utf-8"), values),
+        HARDWARE_CHART / "values.yaml": hardware.values(),
         _DASHBOARDS / "fleet-economics.json": render(fleet_economics.dashboard()),
     }
 

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from berth_operator.cli import bench, crds, explain, plan
+from berth_operator.cli import bench, crds, crossover, explain, hardware, plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,6 +14,8 @@ app = typer.Typer(
 )
 app.command("plan")(plan.command)
 app.command("explain")(explain.command)
+app.command("crossover")(crossover.command)
+app.add_typer(hardware.app, name="hardware")
 app.command("bench")(bench.command)
 app.command("crds")(crds.command)
 

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kubernetes_asyncio import config
 
 from berth_operator.api import HardwareClass, InferencePool, ServingProfile
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL
-from berth_operator.cluster.kube import Kube
+from berth_operator.cluster.kube import ApiError, Kube
 from berth_operator.cluster.observe import (
     Invalid,
     Observation,
@@ -28,13 +30,47 @@ from berth_operator.cluster.resources import (
     Resource,
 )
 
+NODES: Final = Resource("", "v1", "nodes", "Node", namespaced=False)
+NODE_POOLS: Final = Resource("karpenter.sh", "v1", "nodepools", "NodePool", namespaced=False)
 
-def read_cluster(kubeconfig: Path | None) -> Observation:
-    """Everything in the cluster that a plan is made from.
 
-    Raises berth_operator.cluster.kube.ApiError when the API server refuses or is out of reach.
+@dataclass(frozen=True, slots=True)
+class ClusterNodes:
+    """Nodes and Karpenter NodePools, as far as the user may read them."""
+
+    nodes: Sequence[dict[str, Any]] = ()
+    node_pools: Sequence[dict[str, Any]] = ()
+    read: bool = False
+    remarks: tuple[str, ...] = ()
+
+
+def read_cluster(kubeconfig: Path | None, *, nodes: bool = False) -> tuple[Observation, ClusterNodes]:
+    """Everything in the cluster that a plan is made from, and its nodes where they are asked for.
+
+    Raises berth_operator.cluster.kube.ApiError when the API server refuses or is out of reach; not being allowed to
+    read nodes is a remark.
     """
-    return asyncio.run(_read(kubeconfig))
+    return asyncio.run(_read(kubeconfig, nodes))
+
+
+async def read_nodes(kube: Kube) -> ClusterNodes:
+    """Nodes, and NodePools where Karpenter is installed.  Raises ApiError."""
+    nodes = (await kube.list(NODES)).items
+    try:
+        return ClusterNodes(nodes, (await kube.list(NODE_POOLS)).items, read=True)
+    except ApiError as error:
+        if error.status == HTTPStatus.NOT_FOUND:
+            return ClusterNodes(nodes, read=True)
+        raise
+
+
+async def _nodes_if_allowed(kube: Kube) -> ClusterNodes:
+    try:
+        return await read_nodes(kube)
+    except ApiError as error:
+        if error.status == HTTPStatus.FORBIDDEN:
+            return ClusterNodes(remarks=("nodes may not be read, so whether each class has some was not checked",))
+        raise
 
 
 def namespace_in_context(kubeconfig: Path | None) -> str:
@@ -47,7 +83,7 @@ def namespace_in_context(kubeconfig: Path | None) -> str:
     return str(context.get("namespace") or "default")
 
 
-async def _read(kubeconfig: Path | None) -> Observation:
+async def _read(kubeconfig: Path | None, with_nodes: bool) -> tuple[Observation, ClusterNodes]:
     async with await Kube.connect(str(kubeconfig) if kubeconfig else None) as kube:
 
         async def listed(resource: Resource, labels: str = "") -> Sequence[dict[str, Any]]:
@@ -60,6 +96,7 @@ async def _read(kubeconfig: Path | None) -> Observation:
             listed(NAMESPACES),
             listed(DEPLOYMENTS, f"{MANAGED_BY_LABEL}={MANAGED_BY}"),
         )
+        nodes = await _nodes_if_allowed(kube) if with_nodes else ClusterNodes()
     decoded = (
         [decode_pool(item) for item in pools]
         + [decode_hardware_class(item) for item in classes]
@@ -69,7 +106,7 @@ async def _read(kubeconfig: Path | None) -> Observation:
     decode_child = child_decoder(DEPLOYMENTS)
     spaces = {item["metadata"]["name"]: decode_namespace(item) for item in namespaces}
     ending = {name for name, namespace in spaces.items() if namespace.terminating}
-    return Observation(
+    observed = Observation(
         pools=tuple(p for p in decoded if isinstance(p, InferencePool) and p.metadata.namespace not in ending),
         hardware_classes=tuple(item for item in decoded if isinstance(item, HardwareClass)),
         serving_profiles=tuple(item for item in decoded if isinstance(item, ServingProfile)),
@@ -77,3 +114,4 @@ async def _read(kubeconfig: Path | None) -> Observation:
         children=tuple(decode_child(item) for item in deployments),
         namespace_labels={name: namespace.labels for name, namespace in spaces.items()},
     )
+    return observed, nodes

@@ -13,10 +13,10 @@ from berth_operator.cli.explanation import paragraph
 from berth_operator.cli.output import TableFormat, console, print_data
 from berth_operator.cli.plan_view import candidate_table, pool_data
 from berth_operator.cli.problems import BAD_INPUT, FAILED, OK, complain, leave, remark
-from berth_operator.cli.snapshots import gather, target_namespace
+from berth_operator.cli.snapshots import Inputs, gather, target_namespace
 from berth_operator.cli.what_if import WhatIf, ask
 from berth_operator.cluster.kube import ApiError
-from berth_operator.planner import Snapshot, plan
+from berth_operator.planner import Snapshot
 from berth_operator.status import pool_status
 
 
@@ -48,7 +48,7 @@ def command(
         remark(text)
     snapshot = inputs.snapshot
     found = _find(snapshot, f"{namespace}/{pool}")
-    status = _status(snapshot, found, live=live)
+    status = _status(inputs, found, live=live)
     what_if = ask(snapshot, found)
     classes = {item.metadata.name: item for item in snapshot.hardware_classes}
     text = paragraph(found, status, classes, what_if, live=live)
@@ -72,7 +72,7 @@ def _find(snapshot: Snapshot, key: str) -> InferencePool:
     return pools[key]
 
 
-def _status(snapshot: Snapshot, pool: InferencePool, *, live: bool) -> InferencePoolStatus:
+def _status(inputs: Inputs, pool: InferencePool, *, live: bool) -> InferencePoolStatus:
     """The decision in force; where there is none yet, the one that a plan would make now."""
     current = pool.status.observed_generation
     if live and current is not None and pool.status.conditions:
@@ -81,7 +81,7 @@ def _status(snapshot: Snapshot, pool: InferencePool, *, live: bool) -> Inference
         return pool.status
     if live:
         remark(f"the operator has not yet said anything about {pool.key}: this is what a plan would do now")
-    return pool_status(pool, plan(snapshot).pools[pool.key], (), snapshot.now)
+    return pool_status(pool, inputs.plan().pools[pool.key], (), inputs.snapshot.now)
 
 
 def _data(pool: InferencePool, status: InferencePoolStatus, what_if: WhatIf, text: str) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from berth_operator.cli.plan_view import plan_data, print_plan
 from berth_operator.cli.problems import BAD_INPUT, FAILED, OK, complain, leave, remark
 from berth_operator.cli.snapshots import gather
 from berth_operator.cluster.kube import ApiError
-from berth_operator.planner import Plan, plan
+from berth_operator.planner import Plan
 
 
 def command(
@@ -38,13 +38,15 @@ def command(
     if not files and not from_cluster:
         leave(BAD_INPUT, "nothing to plan: name files with -f, or say --from-cluster")
     try:
-        inputs = gather(files or [], from_cluster=from_cluster, namespace=namespace, kubeconfig=kubeconfig)
+        inputs = gather(
+            files or [], from_cluster=from_cluster, namespace=namespace, kubeconfig=kubeconfig, check_nodes=True
+        )
     except ApiError as error:
         leave(FAILED, f"the cluster cannot be read: {error}")
     complain(inputs.problems)
     for text in inputs.remarks:
         remark(text)
-    result = plan(inputs.snapshot)
+    result = inputs.plan()
     if output is TableFormat.TABLE:
         print_plan(console(), result, inputs.snapshot, summary=summary)
     else:

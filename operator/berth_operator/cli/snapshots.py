@@ -1,19 +1,23 @@
 """What is planned: the files, the cluster, or the cluster as it would be with the files applied?"""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from berth_operator.api import HardwareClass, InferencePool
+from berth_operator.api import HardwareClass, InferencePool, PriceInForce
 from berth_operator.api.meta import Resource
-from berth_operator.cli.cluster_objects import namespace_in_context, read_cluster
+from berth_operator.catalog.matching import unmatched
+from berth_operator.catalog.sanity import Fault, sift
+from berth_operator.cli.cluster_objects import ClusterNodes, namespace_in_context, read_cluster
 from berth_operator.cli.objects import Objects, read_objects
 from berth_operator.cli.problems import InputProblem
 from berth_operator.cluster.observe import Observation
 from berth_operator.loop import snapshot_of
-from berth_operator.planner import Snapshot
+from berth_operator.planner import Plan, Snapshot
+from berth_operator.prices import Price, Priced, Quotes, age_text, plan_priced, price
+from berth_operator.prices.quotes import Key
 
 R = TypeVar("R", bound=Resource)
 
@@ -25,21 +29,56 @@ class Inputs:
     snapshot: Snapshot
     problems: tuple[InputProblem, ...] = ()
     remarks: tuple[str, ...] = ()
+    stale: Mapping[Key, Price] = field(default_factory=dict)
+    """Prices in the snapshot that no placement may be moved for."""
+
+    def plan(self) -> Plan:
+        """The plan that the operator would make."""
+        return plan_priced(self.snapshot, self.stale)
 
 
 def gather(
-    files: Sequence[str], *, from_cluster: bool, namespace: str | None = None, kubeconfig: Path | None = None
+    files: Sequence[str],
+    *,
+    from_cluster: bool,
+    namespace: str | None = None,
+    kubeconfig: Path | None = None,
+    check_nodes: bool = False,
 ) -> Inputs:
     """A snapshot of files, of the cluster, or of both: then a file wins over the cluster's object of the same name.
 
-    Raises berth_operator.cluster.kube.ApiError when the cluster is asked for and cannot be read.
+    What cannot be true is a problem, and left out.  `check_nodes`: so are classes that no node of the cluster matches,
+    but they stay.  Raises berth_operator.cluster.kube.ApiError when the cluster is asked for and cannot be read.
     """
     namespace = namespace or target_namespace(from_cluster=from_cluster, kubeconfig=kubeconfig)
     objects, problems = read_objects(files, namespace)
-    seen = read_cluster(kubeconfig) if from_cluster else Observation()
-    snapshot = overlay(objects, seen, datetime.now(UTC))
-    left_out = (f"{item.kind} {item.key} in the cluster is left out: {item.message}" for item in seen.invalid)
-    return Inputs(snapshot, tuple(problems), (*left_out, *objects.remarks, *_unused_profiles(snapshot)))
+    seen, nodes = Observation(), ClusterNodes()
+    if from_cluster:
+        seen, nodes = read_cluster(kubeconfig, nodes=check_nodes)
+    now = datetime.now(UTC)
+    snapshot = overlay(objects, seen, now)
+    remarks = [f"{item.kind} {item.key} in the cluster is left out: {item.message}" for item in seen.invalid]
+    remarks += [*objects.remarks, *_unused_profiles(snapshot), *nodes.remarks]
+    sifted = sift(snapshot.hardware_classes, snapshot.serving_profiles)
+    problems += map(_problem, sifted.faults)
+    if nodes.read:
+        problems += map(_problem, unmatched(sifted.hardware_classes, nodes.nodes, nodes.node_pools))
+    priced = price(sifted.hardware_classes, Quotes(), now)
+    snapshot = replace(snapshot, hardware_classes=priced.classes, serving_profiles=sifted.serving_profiles)
+    return Inputs(snapshot, tuple(problems), (*remarks, *_live_prices(priced, now)), priced.stale)
+
+
+def _problem(fault: Fault) -> InputProblem:
+    return InputProblem("", f"{fault.kind} {fault.name}", fault.field, fault.message)
+
+
+def _live_prices(priced: Priced, now: datetime) -> Iterable[str]:
+    """What a feed said, and how long ago."""
+    for (name, kind), found in sorted(priced.prices.items()):
+        if found.live:
+            moves = ": too old to move a placement for" if found.stale else ""
+            usd = f"{found.usd_per_hour:f} USD/h"
+            yield f"{name} {kind.value}: {usd} by {found.source}, {age_text(found, now)} old{moves}"
 
 
 def target_namespace(*, from_cluster: bool, kubeconfig: Path | None) -> str:
@@ -83,9 +122,21 @@ def _key(item: Resource) -> tuple[str, str]:
 def _with_status_of(item: R, old: R) -> R:
     labels = {**old.metadata.labels, **item.metadata.labels}
     update: dict[str, Any] = {"metadata": old.metadata.model_copy(update={"labels": labels})}
-    if isinstance(old, InferencePool | HardwareClass):
+    if isinstance(old, InferencePool):
         update["status"] = old.status
+    elif isinstance(old, HardwareClass) and isinstance(item, HardwareClass):
+        update["status"] = old.status.model_copy(update={"prices": _prices_not_in_question(item, old)})
     return item.model_copy(update=update)
+
+
+def _prices_not_in_question(item: HardwareClass, old: HardwareClass) -> list[PriceInForce]:
+    """Prices in force, but for capacity that the file prices anew: then that is what is asked."""
+    same = {
+        c.type
+        for c in item.spec.capacity
+        if (before := old.capacity_of(c.type)) and before.usd_per_hour == c.usd_per_hour
+    }
+    return [entry for entry in old.status.prices or () if entry.type in same]
 
 
 def _unused_profiles(snapshot: Snapshot) -> Iterable[str]:

@@ -93,6 +93,10 @@ class Cluster:
             namespace_labels={name: namespace.labels for (_, name), namespace in self.namespaces.items()},
         )
 
+    def known_hardware_classes(self) -> tuple[HardwareClass, ...]:
+        """Hardware classes that parse and are not being deleted; none before the first list."""
+        return _alive(self.hardware_classes.values(), HardwareClass)
+
     async def write_pool_status(self, namespace: str | None, name: str, resource_version: str, status: Object) -> None:
         """Apply the status of a pool as of a resource version.  Raises ApiError: 409 when it has changed since."""
         self.pools.note(await self._write_status(POOLS, namespace, name, resource_version, status))

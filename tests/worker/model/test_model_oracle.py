@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from berth_worker.model.batched import BatchedLlama
 from berth_worker.model.gguf_file import GgufFile
+from berth_worker.model.int8 import Int8Llama
 from berth_worker.model.llama import Llama, check_batch
 from berth_worker.model.llama_gguf import LlamaReader
 
@@ -71,6 +74,21 @@ def test_bfloat16_is_near_float32(tiny: Any, tiny_reader: Any) -> None:
     assert 0 < divergence < 1e-3
 
 
+@pytest.mark.parametrize("kind", [Llama, BatchedLlama, Int8Llama])
+def test_a_sequence_that_goes_on_in_copied_blocks_gets_the_logits_of_one_that_wrote_them(
+    tiny: Any, tiny_reader: Any, kind: type
+) -> None:
+    reader = tiny_reader(tiny.Shape())
+    model = Int8Llama(reader, 1) if kind is Int8Llama else kind(reader, torch.float32)
+    tokens = [i * 7 % tiny.VOCAB for i in range(24)]
+    exact = tiny.all_logits(model, tokens, [20, 4])[-4:]
+    cache = model.new_cache(5)
+    model.forward(tiny.single(tokens[:20], 0, [0, 1]), cache)
+    on = tiny.single(tokens[20:], 20, [3, 4])
+    found = model.forward(dataclasses.replace(on, copies=[(0, 2), (2, 3), (1, 4), (0, 1)]), cache)
+    assert torch.equal(found, exact)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
@@ -83,15 +101,15 @@ def test_bfloat16_is_near_float32(tiny: Any, tiny_reader: Any) -> None:
         ("block_tables", [[0], [1]], "sequences"),
         ("sequence_starts", [0, 2], "sequence_starts"),
         ("context_lengths", [17], "positions"),
+        ("copies", [(0, 9)], "copies"),
+        ("copies", [(-1, 0)], "copies"),
     ],
 )
 def test_a_batch_that_contradicts_itself_is_refused_by_field(
     tiny: Any, tiny_reader: Any, field: str, value: Any, says: str
 ) -> None:
-    from dataclasses import replace  # noqa: PLC0415
-
     batch = tiny.single([3], 0, [0])
     config = tiny_reader(tiny.Shape()).config
     check_batch(batch, config, num_blocks=9)
     with pytest.raises(ValueError, match=says):
-        check_batch(replace(batch, **{field: value}), config, num_blocks=9)
+        check_batch(dataclasses.replace(batch, **{field: value}), config, num_blocks=9)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import select
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from berth_worker.model import ModelError, load, room
+from berth_worker.model import ModelError, load, packed_cache, room
 from berth_worker.model.config import LlamaConfig
 from berth_worker.model.int8 import Int8Llama
 from berth_worker.model.llama import Llama
-from berth_worker.model.room import Room, check_room, kv_bytes, packing_bytes, weight_bytes
+from berth_worker.model.room import Room, check_room, kv_bytes, weight_bytes
 
 GIB = 1 << 30
 
@@ -99,10 +102,16 @@ class Weights:
     [
         (20, {"packed": True}, None),
         (9, {"packed": True}, None),
-        (9, {}, r"need 13\.\d GiB of memory \(7\.95 GiB as Int8, 5\.87 GiB while they are packed\)"),
-        (14, {}, None),
+        (8, {"packed": True}, None),
+        (8, {}, r"need 8\.\d\d GiB of memory \(7\.71 GiB as Int8, \d{3}\.\d\d MiB while they are packed\)"),
+        (9, {}, None),
+        (9, {"threads": 8}, r"need 11\.\d GiB of memory \(7\.71 GiB as Int8, 3\.\d\d GiB while they are packed\)"),
         (14, {"kv_tokens": 131072}, r"need 16\.\d GiB .*8\.\d\d GiB for 131,072 tokens of KV\)"),
-        (14, {"quantization": "BF16"}, r"need 20\.\d GiB of memory \(15\.0 GiB as BF16, .*\)"),
+        (
+            14,
+            {"quantization": "BF16"},
+            r"need 16\.\d GiB .*\(15\.0 GiB as BF16, 1\.96 GiB while they are read\)",
+        ),
     ],
 )
 def test_what_an_8b_llama_needs(free: int, options: dict[str, Any], says: str | None) -> None:
@@ -123,4 +132,65 @@ def test_the_estimates_are_what_the_models_take(tiny: Any, tiny_reader: Any) -> 
     assert weight_bytes(reader, "FP32") == plain.resident_bytes
     assert kv_bytes(reader.config, 160, "FP32") == 10 * plain.kv_bytes_per_block
     assert kv_bytes(reader.config, 145, "Int8") == 10 * Int8Llama(reader, 1).kv_bytes_per_block
-    assert packing_bytes(reader.config, 2) > 0
+
+
+PACK = """
+import sys, torch
+from berth_worker.model.load import open_checkpoint
+from berth_worker.model.packed_weights import pack
+from berth_worker.model.quantization import Recipe
+from berth_worker.model.room import packing_bytes
+from berth_worker.model.sources import resolve
+
+torch.set_num_threads(1)
+weights, _ = open_checkpoint(resolve(sys.argv[1]).path)
+torch.ones(64, 64) @ torch.ones(64, 64)
+print("ready", flush=True)
+sys.stdin.readline()
+packed, _ = pack(weights, Recipe(), 2)
+print(len(packed), packing_bytes(weights.config, 2), flush=True)
+"""
+
+
+@pytest.mark.parametrize("what", ["large matrices", "a large vocabulary"])
+def test_packing_takes_no_more_memory_than_is_asked_for_and_not_much_less(tiny: Any, tmp_path: Path, what: str) -> None:
+    source = "smollm2-135m-instruct"
+    if what == "large matrices":
+        shape = tiny.Shape(heads=12, kv_heads=4, head_dim=64, hidden=768, intermediate=3072, layers=2)
+        source = str(tiny.write_gguf(tmp_path / "wide.gguf", shape, tiny.random_state(shape)))
+    with subprocess.Popen(
+        [sys.executable, "-c", PACK, source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        before = peak = anonymous(process.pid)
+        process.stdin.write("\n")
+        process.stdin.close()
+        while not select.select([process.stdout], [], [], 0.001)[0]:
+            peak = max(peak, anonymous(process.pid))
+        size, claimed = map(int, process.stdout.readline().split())
+    allowance = 12 << 20  # what Python, the thread pool and the C library keep for themselves
+    assert 0.5 * claimed < peak - before - size < claimed + allowance
+
+
+def anonymous(pid: int) -> int:
+    """Bytes of memory that a process holds and that are not pages of files."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
+
+
+def test_a_model_whose_packed_form_is_kept_needs_no_room_for_packing(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = tiny.Shape()
+    path = str(tiny.write_gguf(tmp_path / "tiny.gguf", shape, tiny.random_state(shape)))
+    monkeypatch.setenv("BERTH_CACHE_DIR", str(tmp_path / "kept"))
+    monkeypatch.setattr(packed_cache.packed, "__kwdefaults__", packed_cache.packed.__kwdefaults__ | {"smallest": 0})
+    first = load(path, threads=1)
+    monkeypatch.setattr(room, "room", lambda: Room(90_000, 100_000, "the container"))
+    assert load(path, threads=1).resident_bytes == first.resident_bytes
+    (kept,) = (tmp_path / "kept").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(ModelError, match="while they are packed"):
+        load(path, threads=1)

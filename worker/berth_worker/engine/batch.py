@@ -32,3 +32,5 @@ class Batch:
     """[S][>= ceil(context / BLOCK_TOKENS)] ids of KV blocks, in order of position."""
     output_rows: Sequence[int]
     """[N] rows of T whose logits are wanted, in the order in which they are wanted."""
+    copies: Sequence[tuple[int, int]] = ()
+    """Blocks to copy whole, (from, to), one after the other, before anything of this batch is written."""

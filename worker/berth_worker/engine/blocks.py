@@ -1,8 +1,9 @@
 """Who holds which block of the KV cache, and which blocks can be used again by the next request?
 
 Blocks of 16 tokens with reference counts. A full block is known by a digest that chains over everything before it,
-so equal digests mean equal prefixes and such a block is shared. A block that nobody holds any more keeps its content
-until its memory is needed: least recently used goes first. A pinned block is not taken though nobody holds it.
+so equal digests mean equal prefixes and such a block is shared; so is the last block of a sequence that has ended, full
+or not, which whoever goes on from there copies. A block that nobody holds any more keeps its content until its memory
+is needed: least recently used goes first. A pinned block is not taken though nobody holds it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from berth_worker.engine.batch import BLOCK_TOKENS
 
-__all__ = ["BlockManager", "OutOfBlocksError", "blocks_for", "extend_digests"]
+__all__ = ["BlockManager", "OutOfBlocksError", "blocks_for", "extend_digests", "tail_digest"]
 
 
 class OutOfBlocksError(RuntimeError):
@@ -32,9 +33,20 @@ def extend_digests(digests: list[bytes], tokens: Sequence[int], full_blocks: int
     A cryptographic digest, because whoever finds two prompts of one digest would read another client's context.
     """
     for index in range(len(digests), full_blocks):
-        content = array("q", tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]).tobytes()
-        parent = digests[-1] if digests else b""
-        digests.append(hashlib.blake2b(content, digest_size=16, key=parent).digest())
+        digests.append(_digest(digests, tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]))
+
+
+def tail_digest(digests: Sequence[bytes], tokens: Sequence[int], end: int) -> bytes:
+    """Of the block that holds what digests do not cover of tokens[:end]: 1 to BLOCK_TOKENS tokens.
+
+    Its length is part of it: a block is found by exactly as many tokens as it was published with.
+    """
+    return _digest(digests, tokens[len(digests) * BLOCK_TOKENS : end])
+
+
+def _digest(before: Sequence[bytes], tokens: Sequence[int]) -> bytes:
+    parent = before[-1] if before else b""
+    return hashlib.blake2b(array("q", tokens).tobytes(), digest_size=16, key=parent).digest()
 
 
 class BlockManager:
@@ -117,7 +129,7 @@ class BlockManager:
         return block
 
     def publish(self, block: int, digest: bytes) -> None:
-        """From now on the block is full, is never written again, and can be shared.
+        """From now on the block is never written again and can be shared.
 
         A second block of the same content stays private: its holder keeps it and nobody finds it.
         """

@@ -9,6 +9,7 @@ its own duration, so that what counts is the relative error and a large step say
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import mul
 
 __all__ = ["Load", "Pace", "StepCost"]
 
@@ -29,6 +30,7 @@ LEARNING = 0.05
 OUTLIER = 3.0
 """A step this many times slower than predicted counts as so many times only: somebody else had the processor."""
 _FORGOTTEN = 1e-100
+_LARGE = 1e100
 
 
 @dataclass(slots=True)
@@ -62,6 +64,8 @@ class StepCost:
         """Seconds a step, a row, a row past each knee, a row of logits, a token attended to."""
         self._gram = [[0.0] * size for _ in range(size)]
         self._moment = [0.0] * size
+        self._newest = 1.0
+        """Weight of the last step that was observed."""
         self.lateness = 1.15
         """Measured over predicted seconds, exceeded by a share LATE of the steps; at first a guess."""
 
@@ -83,18 +87,27 @@ class StepCost:
             late = seconds > predicted * self.lateness
             self.lateness = min(max(self.lateness + LEARNING * (late - LATE), EXACT), NOISY)
             seconds = min(seconds, OUTLIER * predicted)
-        weight = 1.0 / max(seconds, 1e-6)
-        past = [max(0, load.rows - knee) for knee in KNEES]
-        features = [weight * x for x in (1, load.rows, *past, load.outputs, load.attended)]
+        # what is learned now weighs more and more, instead of all before it less and less: zeros cost nothing
+        self._newest /= FORGET
+        weight = self._newest / max(seconds, 1e-6) ** 2
+        rows = load.rows
+        features = [1, rows, max(0, rows - KNEES[0]), max(0, rows - KNEES[1]), load.outputs, load.attended]
         gram, moment, coefficients = self._gram, self._moment, self._coefficients
-        for i, x in enumerate(features):
-            gram[i] = [FORGET * g + x * y for g, y in zip(gram[i], features, strict=True)]
-            moment[i] = FORGET * moment[i] + x * weight * seconds
+        present = [(i, x) for i, x in enumerate(features) if x]
+        for i, x in present:
+            weighted, row = weight * x, gram[i]
+            moment[i] += weighted * seconds
+            for j, y in present:
+                row[j] += weighted * y
         for _ in range(SWEEPS):
             for i, row in enumerate(gram):
-                if (own := row[i]) > _FORGOTTEN:
-                    rest = sum([g * c for g, c in zip(row, coefficients, strict=True)]) - own * coefficients[i]
-                    coefficients[i] = max(0.0, (moment[i] - rest) / own)
+                if (own := row[i]) > _FORGOTTEN * self._newest:
+                    coefficient = coefficients[i] + (moment[i] - sum(map(mul, row, coefficients))) / own
+                    coefficients[i] = coefficient if coefficient > 0.0 else 0.0
+        if self._newest > _LARGE:
+            self._gram = [[value / self._newest for value in row] for row in gram]
+            self._moment = [value / self._newest for value in moment]
+            self._newest = 1.0
 
 
 @dataclass(frozen=True, slots=True)

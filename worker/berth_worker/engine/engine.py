@@ -238,7 +238,7 @@ class Engine:
             if item.request.admitted is None:
                 item.request.admitted = now
         try:
-            logits = run_step(self._model, self._cache, work)
+            logits = run_step(self._model, self._cache, work, scheduler.copies)
         finally:
             self._step_began = None
         now = time.monotonic()

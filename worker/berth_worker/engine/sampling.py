@@ -8,6 +8,7 @@ before any of it.
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ __all__ = ["NonFiniteLogitsError", "Sampler", "TokenLogprobs", "sample"]
 
 COLDEST = 1e-5
 """Lower temperatures are greedy: float32 would overflow."""
-CUTOFFS = (1e-2, 1e-4)
-"""Weights, the greatest being 1, below which tokens are left out at once; the next one where too few remain."""
-SORTED = 512
-"""Weights up to this number are sorted."""
+CUTOFFS = (1e-4, 1e-6)
+"""Weights, the greatest being 1, below which top-p leaves tokens out at once; the next one where too few remain."""
+RANK_CUTOFFS = (1e-2, 1e-4)
+"""The same for top-k, which asks for fewer."""
+LIGHTEST = np.float32(-80.0)
+"""Logarithm of the least weight: exp is ten times slower where it underflows."""
 STRIDE = 256
 """Weights that are summed together before one of them is looked for."""
 
@@ -93,12 +96,12 @@ class Sampler:
         The random number is a function of the request's seed and of how many tokens it has, so neither the rest of the
         batch nor a preemption nor a draft changes the outcome. Raises NonFiniteLogitsError.
         """
-        best = int(np.argmax(logits))  # of equals the lowest id; NaN counts as the greatest
+        best = int(logits.argmax())  # of equals the lowest id; NaN counts as the greatest
         if not np.isfinite(logits[best]):
             raise NonFiniteLogitsError(f"request {self._request.id}: logit of token {best} is {logits[best]}")
         if not self._plain:
             logits = self._adjusted(logits)
-            best = int(np.argmax(logits))
+            best = int(logits.argmax())
         if self._greedy:
             return best
         tokens, weights = _candidates(logits, logits[best], self._request.params)
@@ -108,11 +111,12 @@ class Sampler:
     def logprobs(self, logits: NDArray[np.float32], token: int, top: int) -> TokenLogprobs:
         """What the model thought of the token and of the `top` likeliest; logits as it gave them."""
         greatest = logits.max()
-        total = float(greatest) + float(np.log(np.exp(logits - greatest).sum(dtype=np.float64)))
+        gaps = logits - greatest
         likely = np.arange(0)
         if top:
-            likely = np.flatnonzero(logits >= _weight_of_rank(logits, min(top, len(logits))))
+            likely = np.flatnonzero(gaps >= _value_of_rank(gaps, min(top, len(gaps))))
             likely = likely[np.argsort(-logits[likely], kind="stable")[:top]]
+        total = float(greatest) + math.log(float(np.exp(gaps, out=gaps).sum()))
         pairs = tuple((int(i), float(logits[i]) - total) for i in likely)
         return TokenLogprobs(token, float(logits[token]) - total, pairs)
 
@@ -166,6 +170,9 @@ def _uniform(seed: int, place: int) -> float:
 
 def _draw(weights: Floats, uniform: float) -> int:
     """The index at which the running sum of weights passes this share of their sum; never one that weighs nothing."""
+    if len(weights) <= STRIDE:
+        inside = np.cumsum(weights, dtype=np.float64)
+        return int(np.searchsorted(inside, min(uniform * inside[-1], np.nextafter(inside[-1], 0.0)), side="right"))
     blocks = np.add.reduceat(weights, np.arange(0, len(weights), STRIDE)).astype(np.float64).cumsum()
     wanted = uniform * blocks[-1]
     block = min(int(np.searchsorted(blocks, wanted, side="right")), len(blocks) - 1)
@@ -178,57 +185,71 @@ def _draw(weights: Floats, uniform: float) -> int:
 def _candidates(logits: Floats, best: np.float32, params: SamplingParams) -> tuple[NDArray[np.intp] | None, Floats]:
     """Tokens that may be drawn (None: all), in order of id, and their unnormalized probabilities.
 
-    The likeliest token weighs 1. Nothing is sorted but what stands near a cut.
+    The likeliest token weighs 1. Nothing is sorted but what stands near a cut, and only top-p by itself and no cut at
+    all ask for the weights of the whole vocabulary.
     """
-    weights = np.exp((logits - best) * np.float32(1.0 / params.temperature))
-    if params.min_p == 0.0 and params.top_k == 0 and params.top_p >= 1.0:
-        return None, weights
-    least = _weight_of_rank(weights, params.top_k) if 0 < params.top_k < len(weights) else np.float32(0.0)
-    if params.min_p == 0.0 and params.top_k == 0:
-        total = float(weights.sum(dtype=np.float64))
+    gaps = logits - best
+    if 0 < params.top_k < len(gaps) or params.min_p > 0.0:
+        tokens = _near(gaps, params)
+        weights = _weights(gaps[tokens], params)
+        total = weights.sum()
+    else:
+        weights = _weights(gaps, params)
+        if params.top_p >= 1.0:
+            return None, weights
+        total = weights.sum()
         for cutoff in CUTOFFS:
             tokens = np.flatnonzero(weights >= cutoff)
-            if float(weights[tokens].sum(dtype=np.float64)) >= params.top_p * total:
+            kept = weights[tokens]
+            if kept.sum() >= params.top_p * total:
+                weights = kept
                 break
         else:
             tokens = np.arange(len(weights))
-    else:
-        tokens = np.flatnonzero(weights >= max(np.float32(params.min_p), least))
-        tokens = _first_of_equals(tokens, weights, least, params.top_k) if least else tokens
-        total = float(weights[tokens].sum(dtype=np.float64))
     if params.top_p < 1.0:
-        tokens = tokens[_nucleus(weights[tokens], params.top_p * total)]
-    return tokens, weights[tokens]
+        nucleus = _nucleus(weights, params.top_p * float(total))
+        tokens, weights = tokens[nucleus], weights[nucleus]
+    return tokens, weights
 
 
-def _weight_of_rank(weights: Floats, rank: int) -> np.float32:
-    """The weight that stands at this rank, the greatest at 1."""
-    return np.float32(np.partition(weights, -rank)[-rank])
+def _weights(gaps: Floats, params: SamplingParams) -> Floats:
+    """Unnormalized probabilities, in place of how far logits are below the greatest."""
+    gaps *= np.float32(1.0 / params.temperature)
+    if gaps.min() < LIGHTEST:
+        np.maximum(gaps, LIGHTEST, out=gaps)
+    return np.exp(gaps, out=gaps)
 
 
-def _first_of_equals(tokens: NDArray[np.intp], weights: Floats, least: np.float32, most: int) -> NDArray[np.intp]:
-    """At most so many of the tokens: of those that weigh least, the highest ids are left out."""
-    if (surplus := len(tokens) - most) <= 0:
-        return tokens
-    return np.delete(tokens, np.flatnonzero(weights[tokens] == least)[-surplus:])
+def _near(gaps: Floats, params: SamplingParams) -> NDArray[np.intp]:
+    """The tokens that top-k and min-p leave, by how far their logits are below the greatest."""
+    least = params.temperature * math.log(params.min_p) if params.min_p else -math.inf
+    rank = params.top_k if 0 < params.top_k < len(gaps) else 0
+    if not rank:
+        return np.flatnonzero(gaps >= np.float32(least))
+    last = _value_of_rank(gaps, rank, params.temperature)
+    return _first(np.flatnonzero(gaps >= max(last, np.float32(least))), gaps, last, rank)
+
+
+def _value_of_rank(values: Floats, rank: int, scale: float = 1.0) -> np.float32:
+    """The value that stands at this rank, the greatest at 1; quick where the greatest are within a few scales of 0."""
+    for cutoff in RANK_CUTOFFS:
+        near = values[values >= np.float32(scale * math.log(cutoff))]
+        if len(near) >= rank:
+            values = near
+            break
+    return np.float32(np.partition(values, -rank)[-rank])
 
 
 def _nucleus(weights: Floats, wanted: float) -> NDArray[np.intp]:
-    """Indices of the fewest heaviest that together weigh as much as wanted; of equals the first.
+    """Indices of the fewest heaviest that together weigh as much as wanted; of equals the first."""
+    heaviest = np.sort(weights)[::-1]  # values alone, which numpy sorts by SIMD; not so indices, or stably
+    count = int(np.searchsorted(np.cumsum(heaviest, dtype=np.float64), wanted, side="left")) + 1
+    if count >= len(weights):
+        return np.arange(len(weights))
+    return _first(np.flatnonzero(weights >= heaviest[count - 1]), weights, heaviest[count - 1], count)
 
-    Where there are many, a histogram finds the weight at which the cut is, and only those next to it are sorted. The
-    bits of a positive float32 sort as it does; the upper 16 are sign, exponent and 7 bits of mantissa.
-    """
-    if len(weights) > SORTED:
-        bins = (weights.view(np.uint32) >> np.uint32(16)).astype(np.intp)
-        reach = np.bincount(bins, weights=weights)[::-1].cumsum()
-        place = min(int(np.searchsorted(reach, wanted, side="left")), len(reach) - 1)
-        cut = len(reach) - 1 - place
-        near, kept = np.flatnonzero(bins == cut), bins > cut
-        wanted -= float(reach[place - 1]) if place else 0.0
-    else:
-        near, kept = np.arange(len(weights)), np.zeros(len(weights), dtype=np.bool_)
-    near = near[np.argsort(-weights[near], kind="stable")]
-    count = int(np.searchsorted(np.cumsum(weights[near], dtype=np.float64), wanted, side="left")) + 1
-    kept[near[:count]] = True
-    return np.flatnonzero(kept)
+
+def _first(indices: NDArray[np.intp], values: Floats, least: np.float32, count: int) -> NDArray[np.intp]:
+    """As many of the indices: of those whose value is the least, the last are left out."""
+    surplus = len(indices) - count
+    return indices if surplus <= 0 else np.delete(indices, np.flatnonzero(values[indices] == least)[-surplus:])

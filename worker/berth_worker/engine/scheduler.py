@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from berth_worker.engine.batch import BLOCK_TOKENS
-from berth_worker.engine.blocks import BlockManager, blocks_for, extend_digests
+from berth_worker.engine.blocks import BlockManager, blocks_for, extend_digests, tail_digest
 from berth_worker.engine.cost import Load, Pace
 from berth_worker.engine.request import Request, State
 from berth_worker.engine.sessions import Sessions
@@ -79,6 +79,8 @@ class Scheduler:
         """Sorted by rank."""
         self.running: list[Request] = []
         """Sorted by rank."""
+        self.copies: list[tuple[int, int]] = []
+        """Blocks to copy, (from, to), before the scheduled step writes anything; `complete` forgets them."""
         self.preemptions = 0
         self.prefix_queried = 0
         """Tokens looked up in the prefix cache since the start."""
@@ -101,6 +103,7 @@ class Scheduler:
         most = len(request.tokens) + request.max_tokens
         if blocks_for(most) > self.blocks.num_blocks:
             raise ValueError(f"{most} tokens never fit in {self.blocks.num_blocks} blocks of {BLOCK_TOKENS}")
+        self.sessions.touch(request.session_id, max(self.now, request.arrived))
         insort(self.waiting, request, key=lambda r: r.rank)
 
     def tick(self, now: float) -> None:
@@ -134,19 +137,21 @@ class Scheduler:
         return work
 
     def complete(self, work: Sequence[Scheduled]) -> None:
-        """The step ran, and what was sampled is in `tokens`: KV that stands for these is in the blocks.
+        """The step ran, copies first, and what was sampled is in `tokens`: KV that stands for these is in the blocks.
 
         Full blocks can be shared from now on. The KV of draft tokens that did not come is forgotten: it stands beyond
         `computed`, where the next step writes before it reads, and blocks that hold nothing else are given back.
         """
+        self.copies.clear()
         for item in work:
             request = item.request
             before = request.computed // BLOCK_TOKENS
             request.computed = min(item.start + item.rows, len(request.tokens) - 1)
             full = request.computed // BLOCK_TOKENS
-            extend_digests(request.digests, request.tokens, full)
-            for index in range(before, full):
-                self.blocks.publish(request.blocks[index], request.digests[index])
+            if full > before:
+                extend_digests(request.digests, request.tokens, full)
+                for index in range(before, full):
+                    self.blocks.publish(request.blocks[index], request.digests[index])
             needed = blocks_for(len(request.tokens))
             if len(request.blocks) > needed:
                 self.blocks.release(request.blocks[needed:])
@@ -159,7 +164,7 @@ class Scheduler:
         """
         if request.state is State.RUNNING:
             self.running.remove(request)
-            self.sessions.retain(request, request.computed // BLOCK_TOKENS, self.now)
+            self.sessions.retain(request.session_id, self._publish(request), self.now)
             self._release(request)
         elif request.state is State.WAITING and request in self.waiting:
             self.waiting.remove(request)
@@ -207,9 +212,13 @@ class Scheduler:
         self.sessions.touch(request.session_id, self.now)
         for block in shared:
             self.blocks.share(block)
+        tail = self._find_tail(request, len(shared))
         self._make_free(own + reserve)
         request.blocks = shared + [self.blocks.take() for _ in range(own)]
         request.computed = len(shared) * BLOCK_TOKENS
+        if tail is not None:
+            block, request.computed = tail
+            self.copies.append((block, request.blocks[len(shared)]))
         request.state = State.RUNNING
         if request.preemptions == 0:
             request.cached_tokens = request.computed
@@ -217,6 +226,20 @@ class Scheduler:
             self.prefix_hits += request.computed
         insort(self.running, request, key=lambda r: r.rank)
         return request
+
+    def _find_tail(self, request: Request, full: int) -> tuple[int, int] | None:
+        """A block that begins as the request goes on after its full blocks, and up to where it spares computing.
+
+        It is to be copied: the request writes behind what it takes over. The copy comes before all writes of the step,
+        so it does not matter if the block itself is taken for something else in the same step.
+        """
+        tokens = request.tokens
+        for end in range(min(len(tokens), (full + 1) * BLOCK_TOKENS), full * BLOCK_TOKENS, -1):
+            found = self.blocks.find(tail_digest(request.digests[:full], tokens, end))
+            if found is not None:
+                computed = min(end, len(tokens) - 1)
+                return (found, computed) if computed > full * BLOCK_TOKENS else None
+        return None
 
     def _catch_up(self, request: Request) -> None:
         """Swap blocks still to be computed for those that another request has published meanwhile.
@@ -243,8 +266,19 @@ class Scheduler:
             pass
         return self.blocks.free >= count
 
+    def _publish(self, request: Request) -> list[bytes]:
+        """Let others find all that is computed of a request that writes no more; the digests of its blocks."""
+        full, rest = divmod(request.computed, BLOCK_TOKENS)
+        digests = request.digests[:full]
+        if rest:
+            digests.append(tail_digest(digests, request.tokens, request.computed))
+        for block, digest in zip(request.blocks, digests, strict=False):
+            self.blocks.publish(block, digest)  # full ones too: another of this content may have been reused since
+        return digests
+
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
+        self._publish(request)
         self._release(request)
         request.computed = 0
         request.state = State.WAITING

@@ -5,15 +5,15 @@ the session's next turn finds its prefix. They are unpinned when the session's n
 the session has not come back in time, or under memory pressure, least recently used session first and whole: a prefix
 without its beginning is worth nothing. Unpinned blocks keep their content until they are taken like all others.
 
-Full blocks alone are kept. The up to 15 tokens after them are computed again, as rows of the next turn's prompt.
+The last block, seldom full, is kept too: the next turn goes on in a copy of it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from berth_worker.engine.blocks import BlockManager
-from berth_worker.engine.request import Request
 
 __all__ = ["Sessions"]
 
@@ -31,26 +31,22 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def retain(self, request: Request, computed_blocks: int, now: float) -> None:
-        """Keep the request's first blocks for its session, in place of what was kept for it before.
+    def retain(self, session_id: str, digests: Sequence[bytes], now: float) -> None:
+        """Keep the published blocks of these digests for the session, in place of what was kept for it before.
 
-        The request still holds them. As many sessions as there are blocks are kept at most, because sessions can share
-        all of theirs.
+        As many sessions as there are blocks are kept at most, because sessions can share all of theirs.
         """
-        if not request.session_id or not computed_blocks or not self._seconds:
+        if not session_id or not digests or not self._seconds:
             return
-        digests = request.digests[:computed_blocks]
-        for block, digest in zip(request.blocks, digests, strict=False):
-            self._blocks.publish(block, digest)  # another block of this content may have been reused since
         pinned = self._blocks.find_prefix(digests)
         self._blocks.pin(pinned)
-        self._drop(request.session_id)
-        self._kept[request.session_id] = (pinned, now)
+        self._drop(session_id)
+        self._kept[session_id] = (pinned, now)
         if len(self._kept) > self._blocks.num_blocks:
             self.reclaim()
 
     def touch(self, session_id: str, now: float) -> None:
-        """The session's next turn has begun."""
+        """The session's next turn has come or begun."""
         if session_id in self._kept:
             self._kept[session_id] = (self._kept[session_id][0], now)
             self._kept.move_to_end(session_id)

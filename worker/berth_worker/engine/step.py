@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["run_step", "to_batch", "warm_up"]
 
 
-def to_batch(work: Sequence[Scheduled]) -> Batch:
+def to_batch(work: Sequence[Scheduled], copies: Sequence[tuple[int, int]] = ()) -> Batch:
     """The batch of T tokens of len(work) sequences.
 
     Logits are wanted of those that sample, in the order of work: of the last known token, then of each drafted one.
@@ -44,13 +44,16 @@ def to_batch(work: Sequence[Scheduled]) -> Batch:
         context_lengths=[item.start + item.rows for item in work],
         block_tables=[item.request.blocks for item in work],
         output_rows=outputs,
+        copies=copies,
     )
 
 
-def run_step(model: Model, cache: KVCache, work: Sequence[Scheduled]) -> NDArray[np.float32]:
-    """Run the model once; float32 [N, vocab] logits, the rows of `to_batch`."""
+def run_step(
+    model: Model, cache: KVCache, work: Sequence[Scheduled], copies: Sequence[tuple[int, int]] = ()
+) -> NDArray[np.float32]:
+    """Copy blocks, (from, to), and run the model once; float32 [N, vocab] logits, the rows of `to_batch`."""
     with torch.inference_mode():
-        logits = model.forward(to_batch(work), cache)
+        logits = model.forward(to_batch(work, copies), cache)
     rows: NDArray[np.float32] = logits.numpy(force=True)
     return rows
 

@@ -17,8 +17,8 @@ from berth_worker.engine.batch import Batch
 from berth_worker.model.device import check_cache_fits, gpu_memory
 from berth_worker.model.interface import KVCache
 from berth_worker.model.llama import Llama, LlamaLayer, PagedCache, check_batch
-from berth_worker.model.llama_gguf import LlamaReader
 from berth_worker.model.paged_attention import Layout, Step, attend, workspace_bytes
+from berth_worker.model.weights import LlamaWeights
 
 __all__ = ["BatchedLlama"]
 
@@ -30,7 +30,7 @@ class BatchedLlama(Llama):
     what else is in the batch.
     """
 
-    def __init__(self, reader: LlamaReader, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
+    def __init__(self, reader: LlamaWeights, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
         super().__init__(reader, dtype, device)
         self.workspace_bytes = workspace_bytes(self.config, dtype)
 
@@ -55,6 +55,8 @@ class BatchedLlama(Llama):
         if not isinstance(cache, PagedCache):
             raise TypeError(f"cache: found {type(cache).__name__}; right is what this model's new_cache gave")
         check_batch(batch, self.config, cache.num_blocks)
+        for source, target in batch.copies:
+            cache.copy_block(source, target)
         if not batch.tokens:
             return torch.empty(0, self.config.vocab_size)
         layout = Layout(batch, self.device.type)

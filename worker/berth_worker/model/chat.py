@@ -1,16 +1,26 @@
-"""What prompt does a conversation become?  The model's own template says; sandboxed, because it came with the file."""
+"""What prompt does a conversation become?  The model's own template says; sandboxed, because it came with the file.
+
+What clients say must not steer the prompt: where their text spells a control token, a mark is put inside before the
+template sees it, so that the tokens of the template's own text, and only those, can be told apart in the result.
+"""
 
 from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-__all__ = ["ChatTemplate"]
+from berth_worker.model.chat_tools import described, with_objects
+
+__all__ = ["ChatTemplate", "Shield"]
+
+_NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # no text has them (Unicode 16, section 23.7)
 
 
 class ChatTemplate:
@@ -18,23 +28,94 @@ class ChatTemplate:
 
     def __init__(self, source: str | None, *, bos_token: str, eos_token: str) -> None:
         self._source, self._bos, self._eos = source, bos_token, eos_token
-        self._compiled: jinja2.Template | None = None
+        self._compiled: tuple[jinja2.Template, bool] | None = None
 
-    def render(self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool) -> str:
-        """Raises ValueError if there is no template, or it is broken, or it refuses these messages."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] = (),
+        add_generation_prompt: bool,
+    ) -> str:
+        """The prompt's text.  messages and tools are in OpenAI's form.
+
+        A template that knows nothing of tools gets them described in the system message, and calls and results as
+        text; see `chat_tools`.  Raises ValueError if there is no template, or it is broken, or it refuses these
+        messages.
+        """
         if self._source is None:
             raise ValueError("this model has no chat template; send a plain prompt instead")
         try:
             if self._compiled is None:
-                self._compiled = _environment().from_string(self._source)
-            return self._compiled.render(
-                messages=messages,
+                environment = _environment()
+                known = jinja2.meta.find_undeclared_variables(environment.parse(self._source))
+                self._compiled = environment.from_string(self._source), "tools" in known
+            template, knows_tools = self._compiled
+            return template.render(
+                messages=with_objects(messages) if knows_tools else described(messages, tools),
+                tools=list(tools) or None,
                 add_generation_prompt=add_generation_prompt,
                 bos_token=self._bos,
                 eos_token=self._eos,
             )
         except (jinja2.TemplateError, TypeError, OverflowError) as error:
             raise ValueError(f"messages: the model's chat template refuses them: {error}") from error
+
+
+class Shield:
+    """Tells the control tokens of a template's text from those that clients spell."""
+
+    def __init__(self, control: Mapping[str, int]) -> None:
+        """control: text of each control token to its id."""
+        self._ids = {text: i for text, i in control.items() if text}
+        longest_first = sorted(self._ids, key=len, reverse=True)
+        self._pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
+        self._anywhere = re.compile(f"(?=(?:{self._pattern}))")
+
+    def mark_for(self, value: object) -> str | None:
+        """A character that is in none of the strings in value; None if none of these spells a control token."""
+        strings = list(_strings(value))
+        if not any(token in text for text in strings for token in self._ids):
+            return None
+        used = set().union(*strings)
+        for mark in _NONCHARACTERS:
+            if mark not in used:
+                return mark
+        raise ValueError("messages: found every one of the noncharacters U+FDD0 to U+FDEF beside a control token")
+
+    def marked(self, value: Any, mark: str) -> Any:
+        """value with the mark inside of every control token that its strings spell, keys included."""
+        if isinstance(value, str):
+            return self._insert(value, mark)
+        if isinstance(value, Mapping):
+            return {self.marked(key, mark): self.marked(item, mark) for key, item in value.items()}
+        if isinstance(value, Sequence):
+            return [self.marked(item, mark) for item in value]
+        return value
+
+    def split(self, text: str, mark: str) -> Iterator[str | int]:
+        """The rendered text in pieces: plain text, to be encoded as nothing else, and ids of control tokens."""
+        for index, piece in enumerate(re.split(f"({self._pattern})(?!{mark})", text)):
+            if index % 2:
+                yield self._ids[piece]
+            elif piece:
+                yield piece.replace(mark, "")
+
+    def _insert(self, text: str, mark: str) -> str:
+        starts = [match.start() + 1 for match in self._anywhere.finditer(text)]
+        return mark.join(text[begin:end] for begin, end in zip([0, *starts], [*starts, len(text)], strict=True))
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _strings(item)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

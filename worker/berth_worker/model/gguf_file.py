@@ -32,6 +32,7 @@ SUPPORTED_TYPES: dict[int, tuple[str, int, int]] = {
     14: ("Q6_K", 256, 210),
     30: ("BF16", 1, 2),
 }
+_CHUNK = 1 << 16  # weights that are dequantized at a time
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MAX_KEYS, _MAX_TENSORS, _MAX_DIMENSION = 1 << 16, 1 << 16, 1 << 31
@@ -84,8 +85,13 @@ class GgufFile:
             from gguf.constants import GGMLQuantizationType  # noqa: PLC0415  (takes 0.1 s: only when it is needed)
             from gguf.quants import dequantize  # noqa: PLC0415
 
-            with np.errstate(all="ignore"):
-                values = dequantize(raw.reshape(-1, raw.size), GGMLQuantizationType(info.type_id)).astype(np.float32)
+            _, block, block_bytes = SUPPORTED_TYPES[info.type_id]
+            values = np.empty(info.nbytes // block_bytes * block, dtype=np.float32)
+            for start in range(0, len(values), _CHUNK):  # the library makes several copies of what it is given
+                end = min(start + _CHUNK, len(values))
+                part = raw[start // block * block_bytes : end // block * block_bytes]
+                with np.errstate(all="ignore"):
+                    values[start:end] = dequantize(part[None], GGMLQuantizationType(info.type_id))[0]
         if not np.isfinite(values).all():
             raise ModelError(
                 f"{self.path}: tensor {info.name}: found infinite or NaN values; every weight must be finite"

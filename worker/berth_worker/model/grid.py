@@ -15,6 +15,7 @@ from berth_worker.model.interface import ModelError
 __all__ = ["FloatArray", "Grid4", "gguf_grid"]
 
 FloatArray = npt.NDArray[np.float32]
+_CHUNK = 1 << 16  # weights whose scales are spread out at a time
 GGUF_GROUP = 32  # weights that share a scale in Q4_0, Q4_1 and, as sub-blocks, Q4_K
 
 
@@ -33,9 +34,14 @@ class Grid4:
 
     def dequantize(self) -> FloatArray:
         """float32 [rows, depth], in one multiplication and one addition, each rounded."""
-        depth = self.q.shape[1]
-        scale = np.repeat(self.scale, self.group, axis=1)[:, :depth]
-        return self.q * scale + np.repeat(self.minimum, self.group, axis=1)[:, :depth]
+        rows, depth = self.q.shape
+        values = np.empty((rows, depth), dtype=np.float32)
+        step = max(1, _CHUNK // depth)
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            np.multiply(self.q[part], np.repeat(self.scale[part], self.group, axis=1)[:, :depth], out=values[part])
+            values[part] += np.repeat(self.minimum[part], self.group, axis=1)[:, :depth]
+        return values
 
     def rows(self, order: npt.NDArray[np.intp]) -> Grid4:
         """The rows order[0], order[1], ... of this matrix."""

@@ -40,6 +40,9 @@ class Int8Cache:
             raise ModelError(f"KV cache: found no memory for {num_blocks} blocks; fewer blocks fit") from error
         self.data = memory.view(torch.int8).view(config.num_layers, num_blocks, block_bytes)
 
+    def copy_block(self, source: int, target: int) -> None:
+        self.data[:, target] = self.data[:, source]
+
 
 class Int8Llama:
     """A Llama in int8 kernels; see `berth_worker.model.interface.Model`.
@@ -75,6 +78,8 @@ class Int8Llama:
         if not isinstance(cache, Int8Cache):
             raise TypeError(f"cache: found {type(cache).__name__}; right is what this model's new_cache gave")
         check_batch(batch, self.config, cache.num_blocks)
+        for source, target in batch.copies:
+            cache.copy_block(source, target)
         logits = torch.empty(len(batch.output_rows), self._padded_vocab, dtype=torch.float32)
         if batch.tokens:
             kernels.step(self._weights, self._plan, cache.data, _flatten(batch), logits, self.threads, self.isa)

@@ -44,6 +44,10 @@ class KVCache(Protocol):
 
     num_blocks: int
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Make the content of block `target` that of block `source`, in all layers."""
+        ...
+
 
 class Model(Protocol):
     """A Llama that runs one Batch a call.
@@ -65,7 +69,8 @@ class Model(Protocol):
         ...
 
     def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:
-        """Write the K and V of the batch's tokens into the cache; return float32 logits [N, vocab_size].
+        """Copy the batch's blocks, write the K and V of its tokens into the cache; return float32 logits
+        [N, vocab_size].
 
         The result is a fresh tensor.  Raises ValueError for a batch that contradicts itself, the model or the cache
         (token id, position, block id out of range), before anything is written.
@@ -102,8 +107,19 @@ class Tokenizer(Protocol):
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True
     ) -> str:
-        """The prompt of a conversation; encode it with add_special_tokens=False.  Raises ValueError if the model has no
-        chat template or the template refuses the messages."""
+        """The prompt of a conversation, as text.  Raises ValueError if the model has no chat template or the template
+        refuses the messages."""
+        ...
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] = (),
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Ids of a conversation's prompt.  Control tokens come from the template alone: where messages or tools spell
+        one, such as <|im_end|>, it stays plain text.  Raises ValueError as apply_chat_template does."""
         ...
 
 

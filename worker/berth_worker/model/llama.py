@@ -14,7 +14,7 @@ from torch import Tensor
 from berth_worker.engine.batch import BLOCK_TOKENS, Batch
 from berth_worker.model.config import LlamaConfig
 from berth_worker.model.interface import KVCache, ModelError
-from berth_worker.model.llama_gguf import LlamaReader
+from berth_worker.model.weights import LlamaWeights
 
 __all__ = ["Llama", "LlamaLayer", "PagedCache", "check_batch", "rotary_frequencies"]
 
@@ -39,6 +39,9 @@ class PagedCache:
             self.data = torch.zeros(shape, dtype=dtype, device=device)
         except (RuntimeError, MemoryError) as error:
             raise ModelError(f"KV cache: found no memory for {num_blocks} blocks; fewer blocks fit") from error
+
+    def copy_block(self, source: int, target: int) -> None:
+        self.data[:, :, target] = self.data[:, :, source]
 
 
 def rotary_frequencies(config: LlamaConfig) -> Tensor:
@@ -68,12 +71,15 @@ def check_batch(batch: Batch, config: LlamaConfig, num_blocks: int) -> None:
         used = table[: -(-context // BLOCK_TOKENS)]
         if not 0 <= min(used) <= max(used) < num_blocks:
             raise ValueError(f"batch.block_tables[{s}]: found a block outside 0 to {num_blocks - 1}")
+    for copy in batch.copies:
+        if not 0 <= min(copy) <= max(copy) < num_blocks:
+            raise ValueError(f"batch.copies: found {copy}; blocks are 0 to {num_blocks - 1}")
 
 
 class Llama:
     """A Llama in plain PyTorch; see `berth_worker.model.interface.Model`."""
 
-    def __init__(self, reader: LlamaReader, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
+    def __init__(self, reader: LlamaWeights, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
         self.config = config = reader.config
         self.dtype, self.device = dtype, torch.device(device)
         self.kv_bytes_per_block = 2 * config.num_layers * BLOCK_TOKENS * config.kv_size * dtype.itemsize
@@ -86,7 +92,7 @@ class Llama:
     def _put(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self.device, dtype=self.dtype)
 
-    def _layer(self, reader: LlamaReader, index: int) -> LlamaLayer:
+    def _layer(self, reader: LlamaWeights, index: int) -> LlamaLayer:
         w = {name: torch.from_numpy(values) for name, values in reader.layer(index).items()}
         return LlamaLayer(
             attn_norm=self._put(w["attn_norm"]),
@@ -112,6 +118,8 @@ class Llama:
         if not isinstance(cache, PagedCache):
             raise TypeError(f"cache: found {type(cache).__name__}; right is what this model's new_cache gave")
         check_batch(batch, self.config, cache.num_blocks)
+        for source, target in batch.copies:
+            cache.copy_block(source, target)
         positions = torch.tensor(batch.positions, device=self.device)
         cos, sin = self._rotation(positions)
         slots = self._slots(batch)

@@ -129,17 +129,22 @@ class LlamaReader:
     def layer(self, index: int) -> dict[str, FloatArray]:
         """attn_norm, ffn_norm: [hidden]; q: [q_size, hidden]; k, v: [kv_size, hidden]; o: [hidden, q_size];
         gate, up: [intermediate, hidden]; down: [hidden, intermediate]."""
-        layer = {}
-        for key, name in (_MATRICES | _NORMS).items():
-            values = self._read(f"blk.{index}.{name}.weight")
-            order = self._row_order(key)
-            layer[key] = values if order is None else values[order]
-        return layer
+        return {name: self.matrix(index, name) for name in _MATRICES | _NORMS}
+
+    def matrix(self, index: int, name: str) -> FloatArray:
+        """One of those that layer() gives, as a fresh array."""
+        values = self._read(f"blk.{index}.{(_MATRICES | _NORMS)[name]}.weight")
+        order = self._row_order(name)
+        return values if order is None else values[order]
 
     def grids(self, index: int) -> dict[str, Grid4 | None]:
         """The 4-bit grid of each matrix of a layer (q, k, v, o, gate, up, down), rows in the order of layer(); None for
         a matrix that the file stores otherwise.  Grid4.dequantize() is what layer() gives."""
-        return {key: self._grid(key, f"blk.{index}.{name}.weight") for key, name in _MATRICES.items()}
+        return {name: self.grid(index, name) for name in _MATRICES}
+
+    def grid(self, index: int, name: str) -> Grid4 | None:
+        """One of those that grids() gives."""
+        return self._grid(name, f"blk.{index}.{_MATRICES[name]}.weight")
 
     def identity(self) -> str:
         """See `berth_worker.model.identity`."""

@@ -130,12 +130,19 @@ class SafetensorsReader:
         return self.file.floats("model.norm.weight")
 
     def layer(self, index: int) -> dict[str, FloatArray]:
+        return {name: self.matrix(index, name) for name in _MATRICES | _NORMS}
+
+    def matrix(self, index: int, name: str) -> FloatArray:
         prefix = f"model.layers.{index}."
-        layer = {key: self._dense(self._matrices[prefix + name]) for key, name in _MATRICES.items()}
-        return layer | {key: self.file.floats(f"{prefix}{name}.weight") for key, name in _NORMS.items()}
+        if name in _NORMS:
+            return self.file.floats(f"{prefix}{_NORMS[name]}.weight")
+        return self._dense(self._matrices[prefix + _MATRICES[name]])
 
     def grids(self, index: int) -> dict[str, Grid4 | None]:
-        return {key: self._grid(self._matrices[f"model.layers.{index}.{name}"]) for key, name in _MATRICES.items()}
+        return {name: self.grid(index, name) for name in _MATRICES}
+
+    def grid(self, index: int, name: str) -> Grid4 | None:
+        return self._grid(self._matrices[f"model.layers.{index}.{_MATRICES[name]}"])
 
     def identity(self) -> str:
         identity = Identity()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -17,6 +16,7 @@ from berth_worker.model.int8 import Int8Llama
 from berth_worker.model.interface import BLOCK_TOKENS, LoadedModel, ModelError, Quantization, Tokenizer
 from berth_worker.model.llama_gguf import LlamaReader
 from berth_worker.model.llama_safetensors import SafetensorsReader
+from berth_worker.model.packed_weights import is_packed
 from berth_worker.model.quantization import Recipe
 from berth_worker.model.room import check_room
 from berth_worker.model.sources import resolve
@@ -28,6 +28,8 @@ __all__ = ["load", "open_checkpoint"]
 
 _log = logging.getLogger(__name__)
 _QUANTIZATIONS = ("Int8", "Int4", "BF16", "FP32")
+_RECIPES: dict[Quantization, Recipe] = {"Int8": Recipe(), "Int4": Recipe.own_grid()}
+"""Of those that run in our kernels."""
 
 
 def load(
@@ -60,7 +62,8 @@ def load(
     if chosen.type == "cuda":  # weights go there a layer at a time: the host holds none
         check_weights_fit(str(weights.path), weights.parameters, quantization, gpu_memory(chosen))
     else:
-        check_room(weights, quantization, threads=count, kv_tokens=tokens)
+        packed = quantization in _RECIPES and is_packed(weights, _RECIPES[quantization])
+        check_room(weights, quantization, threads=count, kv_tokens=tokens, packed=packed)
     model = _build(weights, quantization, count, tokens, chosen)
     return LoadedModel(
         model=model,
@@ -92,8 +95,7 @@ def open_checkpoint(path: Path) -> tuple[LlamaWeights, Tokenizer]:
 def _build(
     weights: LlamaWeights, quantization: Quantization, threads: int, kv_tokens: int, device: torch.device
 ) -> Int8Llama | BatchedLlama:
-    reader = cast("LlamaReader", weights)  # what the models use of it, every LlamaWeights has
-    if quantization in ("Int8", "Int4"):
+    if quantization in _RECIPES:
         # Torch's own thread pool would spin beside the kernels'; beside them torch only copies a few numbers a step.
         torch.set_num_threads(1)
         try:
@@ -102,15 +104,13 @@ def _build(
             _log.warning("%s; running in plain PyTorch in float32 instead, several times slower", error)
             check_room(weights, "FP32", threads=threads, kv_tokens=kv_tokens)
     torch.set_num_threads(threads)
-    return BatchedLlama(reader, torch.bfloat16 if quantization == "BF16" else torch.float32, device)
+    return BatchedLlama(weights, torch.bfloat16 if quantization == "BF16" else torch.float32, device)
 
 
 def _recipe(weights: LlamaWeights, quantization: Quantization) -> Recipe:
-    if quantization == "Int8":
-        return Recipe()
-    if not any(grid is not None for grid in weights.grids(0).values()):
+    if quantization == "Int4" and not any(grid is not None for grid in weights.grids(0).values()):
         raise ModelError(
             f"{weights.path}: quantization: found Int4 for weights that are not in 4 bits; rounding them here "
             "would cost more than a quarter of their perplexity: choose Int8, or a Q4_1, Q4_K, GPTQ or AWQ checkpoint"
         )
-    return Recipe.own_grid()
+    return _RECIPES[quantization]

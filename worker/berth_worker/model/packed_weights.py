@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -31,53 +35,76 @@ from berth_worker.model.quantization import (
     Recipe,
     quantize_rows,
     rotated_embedding,
-    rotated_layer,
+    rotated_matrix,
     rotated_output,
 )
+from berth_worker.model.room import check_room, packing_threads
 from berth_worker.model.rotation import Rotation
 from berth_worker.model.weights import LlamaWeights
 
-__all__ = ["pack", "packed_weights"]
+__all__ = ["is_packed", "pack", "packed_weights"]
 
 _PLAN_VERSION = 2
+_ORDER = ("q", "k", "v", "o", "gate_up", "down")
+"""The parts of a layer in the order in which a step reads them; the rows of gate and up are one matrix."""
 
 Part = Quantized | Grid4 | Tensor
 
 
 def packed_weights(weights: LlamaWeights, recipe: Recipe, threads: int) -> tuple[Tensor, Tensor]:
     """Weights (uint8) and plan (int64), from the cache on disk where it has them; see `packed_cache`."""
+
+    def build() -> tuple[Tensor, Tensor]:
+        check_room(weights, "Int8" if recipe.rotated else "Int4", threads=threads)  # what was kept may be damaged
+        return pack(weights, recipe, threads)
+
+    return packed(_key(weights, recipe), build, cache_directory())
+
+
+def is_packed(weights: LlamaWeights, recipe: Recipe) -> bool:
+    """Whether the cache on disk has a file for it, so that nothing will be packed unless that is damaged."""
+    directory = cache_directory()
+    return directory is not None and (directory / _key(weights, recipe).file_name).is_file()
+
+
+def _key(weights: LlamaWeights, recipe: Recipe) -> PackedKey:
     code = (sys.modules[__name__], packing, quantization, rotations, grids)
-    key = PackedKey.of(weights, recipe.name, _PLAN_VERSION, code)
-    return packed(key, lambda: pack(weights, recipe, threads), cache_directory())
+    return PackedKey.of(weights, recipe.name, _PLAN_VERSION, code)
 
 
 def pack(weights: LlamaWeights, recipe: Recipe, threads: int) -> tuple[Tensor, Tensor]:
-    """Weights (uint8) and plan (int64), as Model in csrc/model.h reads them; `threads` layers are packed at a time."""
+    """Weights (uint8) and plan (int64), as Model in csrc/model.h reads them; see `room.packing_threads`."""
     config, group = weights.config, recipe.group
     rotation = Rotation(config.hidden_size)
     # int8, and 2 bytes of scale a group (4 bits with scale and minimum a group of 32 are less); padding, gains
     store = WeightStore(int(weights.parameters * (1 + 2 / group) * 1.01) + (1 << 22))
     _put_shape(store, weights, recipe, rotation)
 
-    def rotated(index: int) -> list[Part]:
-        w = rotated_layer(weights, rotation, index)
-        q, k, v = w["qkv"].split([config.q_size, config.kv_size, config.kv_size])
-        return [quantize_rows(m, group) for m in (q, k, v, w["o"], interleave(w["gate"], w["up"]), w["down"])]
-
+    outer: list[Callable[[], Tensor]]
     if recipe.rotated:
-        outer = [rotated_embedding(weights, rotation)]
-        outer += [] if config.tie_embeddings else [rotated_output(weights, rotation)]
+        outer = [lambda: rotated_embedding(weights, rotation)]
+        outer += [] if config.tie_embeddings else [lambda: rotated_output(weights, rotation)]
     else:
-        outer = [torch.from_numpy(weights.embedding())]
-        outer += [] if config.tie_embeddings else [torch.from_numpy(weights.output())]
-    while outer:
-        _put(store, quantize_rows(outer.pop(0), group), group)
-    with ThreadPoolExecutor(threads) as pool:  # a few layers at a time: their float32 copies are large
-        for start in range(0, config.num_layers, threads):
-            layers = range(start, min(start + threads, config.num_layers))
-            for parts in pool.map(rotated if recipe.rotated else lambda i: _on_own_grid(weights, i, group), layers):
-                for part in parts:
-                    _put(store, part, group)
+        outer = [lambda: torch.from_numpy(weights.embedding())]
+        outer += [] if config.tie_embeddings else [lambda: torch.from_numpy(weights.output())]
+    for read in outer:
+        _put(store, quantize_rows(read(), group), group)
+
+    def part(place: tuple[int, str]) -> Part:
+        return _rotated(weights, rotation, *place, group) if recipe.rotated else _as_it_is(weights, *place, group)
+
+    names = _ORDER if recipe.rotated else (*_ORDER, "attn_norm", "ffn_norm")
+    places = [(index, name) for index in range(config.num_layers) for name in names]
+    workers = packing_threads(threads)
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[Part]] = deque()  # a few matrices at a time: in float32 they are large
+        for place in places:
+            if len(ahead) == workers:
+                _put(store, ahead.popleft().result(), group)
+            ahead.append(pool.submit(part, place))
+        while ahead:
+            _put(store, ahead.popleft().result(), group)
+    _give_back()
     return store.finish()
 
 
@@ -114,17 +141,36 @@ def _put(store: WeightStore, part: Part, group: int) -> None:
         store.tensor(pack_scales(part.scales))
 
 
-def _on_own_grid(weights: LlamaWeights, index: int, group: int) -> list[Part]:
-    """A layer, not rotated: 4-bit matrices as they are, others in int8, and the gains of its norms."""
-    kept = {name: grid if grid and _fits(grid, group) else None for name, grid in weights.grids(index).items()}
-    w = {name: torch.from_numpy(values) for name, values in weights.layer(index).items()}
-    found: list[Part] = [kept[name] or quantize_rows(w[name], group) for name in ("q", "k", "v", "o")]
-    gate, up = kept["gate"], kept["up"]
+def _rotated(weights: LlamaWeights, rotation: Rotation, index: int, name: str, group: int) -> Part:
+    if name != "gate_up":
+        return quantize_rows(rotated_matrix(weights, rotation, index, name), group)
+    gate, up = (quantize_rows(rotated_matrix(weights, rotation, index, name), group) for name in ("gate", "up"))
+    return Quantized(interleave(gate.values, up.values), interleave(gate.scales, up.scales))
+
+
+def _as_it_is(weights: LlamaWeights, index: int, name: str, group: int) -> Part:
+    """Not rotated: a 4-bit matrix on its own grid, another in int8, or the gain of a norm."""
+    if name.endswith("_norm"):
+        return torch.from_numpy(weights.matrix(index, name))
+    if name != "gate_up":
+        grid = weights.grid(index, name)
+        return grid if grid and _fits(grid, group) else _quantized(weights, index, name, group)
+    grids = [weights.grid(index, half) for half in ("gate", "up")]
+    gate, up = (grid if grid and _fits(grid, group) else None for grid in grids)
     if gate and up and gate.group == up.group:
-        found.append(_interleaved(gate, up))
-    else:
-        found.append(quantize_rows(interleave(w["gate"], w["up"]), group))
-    return [*found, kept["down"] or quantize_rows(w["down"], group), w["attn_norm"], w["ffn_norm"]]
+        return _interleaved(gate, up)
+    first, second = (_quantized(weights, index, half, group) for half in ("gate", "up"))
+    return Quantized(interleave(first.values, second.values), interleave(first.scales, second.scales))
+
+
+def _quantized(weights: LlamaWeights, index: int, name: str, group: int) -> Quantized:
+    return quantize_rows(torch.from_numpy(weights.matrix(index, name)), group)
+
+
+def _give_back() -> None:
+    """Return what packing has freed to the system, which the C library keeps; the KV cache wants it."""
+    with contextlib.suppress(OSError, AttributeError):  # not the GNU C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _fits(grid: Grid4, group: int) -> bool:

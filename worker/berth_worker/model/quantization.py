@@ -15,6 +15,7 @@ values as above, turned at run time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,10 @@ from berth_worker.model.config import LlamaConfig
 from berth_worker.model.rotation import Rotation, hadamard, power_of_two_part
 from berth_worker.model.weights import LlamaWeights
 
-__all__ = ["Quantized", "Recipe", "quantize_rows", "rotated_embedding", "rotated_layer", "rotated_output"]
+__all__ = ["CHUNK", "Quantized", "Recipe", "quantize_rows", "rotated_embedding", "rotated_matrix", "rotated_output"]
 
+CHUNK = 1 << 16
+"""Weights that are worked on at a time: each step of that makes a copy."""
 _MOST_FFN_BLOCK = 256
 
 
@@ -68,39 +71,59 @@ class Quantized:
 def quantize_rows(w: Tensor, group: int) -> Quantized:
     """Round each group of a row to the nearest of 255 steps of its largest magnitude / 127."""
     rows, depth = w.shape
-    padded = torch.nn.functional.pad(w, (0, -depth % group)).reshape(rows, -1, group)
-    scales = (padded.abs().amax(-1) / 127).to(torch.bfloat16)
-    steps = scales.float().clamp_min(torch.finfo(torch.float32).tiny)
-    values = (padded / steps[..., None]).round_().clamp_(-127, 127).to(torch.int8)
-    return Quantized(values.reshape(rows, -1)[:, :depth].contiguous(), scales)
+    values = torch.empty(rows, depth, dtype=torch.int8)
+    scales = torch.empty(rows, -(-depth // group), dtype=torch.bfloat16)
+    for part in _parts(w):
+        padded = torch.nn.functional.pad(w[part], (0, -depth % group)).unflatten(1, (-1, group))
+        scales[part] = padded.abs().amax(-1) / 127
+        steps = scales[part].float().clamp_min(torch.finfo(torch.float32).tiny)
+        values[part] = (padded / steps[..., None]).round_().clamp_(-127, 127).flatten(1)[:, :depth]
+    return Quantized(values, scales)
 
 
 def rotated_embedding(reader: LlamaWeights, rotation: Rotation) -> Tensor:
     """[vocab, hidden]"""
-    return rotation(torch.from_numpy(reader.embedding()))
+    return _changed(torch.from_numpy(reader.embedding()), rotation)
 
 
 def rotated_output(reader: LlamaWeights, rotation: Rotation) -> Tensor:
     """[vocab, hidden], the last norm's gain folded in: for models whose output matrix is not the embedding."""
-    return rotation(torch.from_numpy(reader.output() * reader.output_norm()))
+    gain = torch.from_numpy(reader.output_norm())
+    return _changed(torch.from_numpy(reader.output()), lambda rows: rotation(rows * gain))
 
 
-def rotated_layer(reader: LlamaWeights, rotation: Rotation, index: int) -> dict[str, Tensor]:
-    """A layer's matrices in the rotated basis, gains folded in, float32: qkv, o, gate, up, down."""
+def rotated_matrix(reader: LlamaWeights, rotation: Rotation, index: int, name: str) -> Tensor:
+    """q, k, v, o, gate, up or down of a layer in the rotated basis, the gain before it folded in, float32."""
     config = reader.config
     block, ffn = Recipe.head_block(config), Recipe.ffn_block(config)
-    w = {name: torch.from_numpy(values) for name, values in reader.layer(index).items()}
-    qk = rotation(torch.cat([w["q"], w["k"]]) * w["attn_norm"])
+    w = torch.from_numpy(reader.matrix(index, name))
+    if name not in ("o", "down"):
+        gain = torch.from_numpy(reader.matrix(index, "ffn_norm" if name in ("gate", "up") else "attn_norm"))
+        _changed(w, lambda rows: rotation(rows * gain))
+    else:
+        _changed(w.t(), rotation)
     # V is turned within each head and O turned back: (x V^T H / sqrt n) (H / sqrt n) O^T
-    v = _blocks(rotation(w["v"] * w["attn_norm"]).t(), block).t() / math.sqrt(block)
-    return {
-        "qkv": torch.cat([qk, v]),
-        "o": _blocks(rotation(w["o"].t()).t(), block) / math.sqrt(block),
-        "gate": rotation(w["gate"] * w["ffn_norm"]),
-        "up": rotation(w["up"] * w["ffn_norm"]),
-        # its input is multiplied by H, not normalized, at run time: H H = n
-        "down": _blocks(rotation(w["down"].t()).t(), ffn) / ffn,
-    }
+    if name == "v":
+        _changed(w.t(), lambda rows: _blocks(rows, block) / math.sqrt(block))
+    elif name == "o":
+        _changed(w, lambda rows: _blocks(rows, block) / math.sqrt(block))
+    elif name == "down":  # its input is multiplied by H, not normalized, at run time: H H = n
+        _changed(w, lambda rows: _blocks(rows, ffn) / ffn)
+    return w
+
+
+def _changed(w: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """w with its rows changed, in its place."""
+    for part in _parts(w):
+        w[part] = change(w[part])
+    return w
+
+
+def _parts(w: Tensor) -> Iterator[slice]:
+    """Rows of about CHUNK weights."""
+    rows, depth = w.shape
+    step = max(1, CHUNK // depth)
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def _blocks(w: Tensor, order: int) -> Tensor:

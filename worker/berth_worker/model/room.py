@@ -12,18 +12,20 @@ from pathlib import Path
 
 from berth_worker.model.config import LlamaConfig
 from berth_worker.model.interface import BLOCK_TOKENS, ModelError, Quantization
+from berth_worker.model.quantization import CHUNK
 from berth_worker.model.weights import LlamaWeights
 
 __all__ = ["Room", "check_room", "packing_bytes", "room", "weight_bytes"]
 
 _BYTES_PER_WEIGHT: dict[Quantization, float] = {
-    "Int8": 1 + 2 / 32,
-    "Int4": 1 + 2 / 32,  # at most: matrices that have no 4-bit grid are held in int8
+    "Int8": 1 + 2 / 64,  # a bfloat16 scale for 64
+    "Int4": 1 + 2 / 32,  # at most: matrices that have no 4-bit grid are held in int8, a scale for 32
     "BF16": 2,
     "FP32": 4,
-}  # Int8: bfloat16 scales per 32
-_COPIES = 3
-"""Float32 copies of a matrix that packing holds at once: as read, turned, and its rounding; 2.8 measured (SmolLM2)."""
+}
+_TEMPORARIES = 6
+"""Float32 copies of a chunk that is turned and rounded."""
+_MOST_PACKED_AT_ONCE = 8
 _UNLIMITED = 1 << 60  # what cgroup v1 writes for no limit is near 2^63
 
 
@@ -64,10 +66,27 @@ def weight_bytes(weights: LlamaWeights, quantization: Quantization) -> int:
     return int(weights.parameters * _BYTES_PER_WEIGHT[quantization])
 
 
+def packing_threads(threads: int) -> int:
+    """How many matrices are packed at a time: reading and memory bound it, not arithmetic."""
+    return min(threads, _MOST_PACKED_AT_ONCE)
+
+
 def packing_bytes(config: LlamaConfig, threads: int) -> int:
-    """Bytes that packing takes beside the weights: float32 copies of the embedding, or of `threads` layers."""
-    layer = (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size) * config.hidden_size
-    return 4 * _COPIES * max(config.vocab_size * config.hidden_size, min(threads, config.num_layers) * layer)
+    """Bytes that packing takes beside the weights, at its peak (measured in tests/worker/model/test_model_room.py).
+
+    Each thread has a matrix in float32, its rounding, and what it worked out before; another is being laid out. The
+    embedding comes first, when the layers' own place is still empty.
+    """
+    embedding = config.vocab_size * config.hidden_size
+    matrix = max(config.q_size, config.intermediate_size) * config.hidden_size
+    workers = packing_threads(threads)
+    layers = 4 * (2 * workers + 1.5) * matrix + workers * _TEMPORARIES * 4 * min(matrix, CHUNK)
+    empty = config.num_layers * _layer_weights(config)
+    return int(max(layers, 4 * 1.5 * embedding - empty))
+
+
+def _layer_weights(config: LlamaConfig) -> int:
+    return (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size) * config.hidden_size
 
 
 def kv_bytes(config: LlamaConfig, tokens: int, quantization: Quantization) -> int:
@@ -80,6 +99,13 @@ def kv_bytes(config: LlamaConfig, tokens: int, quantization: Quantization) -> in
         "FP32": 4 * config.head_dim,
     }[quantization]
     return blocks * BLOCK_TOKENS * config.num_layers * config.num_kv_heads * 2 * value
+
+
+def _loading_bytes(config: LlamaConfig, quantization: Quantization, threads: int) -> int:
+    """Bytes that reading takes beside the weights; in floats a matrix as it was read, or what is joined of a layer."""
+    if quantization in ("Int8", "Int4"):
+        return packing_bytes(config, threads)
+    return 4 * max(config.vocab_size * config.hidden_size, _layer_weights(config))
 
 
 def check_room(
@@ -99,14 +125,14 @@ def check_room(
     found = available or room()
     size = weight_bytes(weights, quantization)
     cache = kv_bytes(weights.config, kv_tokens, quantization)
-    work = 0 if packed else packing_bytes(weights.config, threads)
+    work = 0 if packed else _loading_bytes(weights.config, quantization, threads)
     # the copies are gone before the KV cache comes
     needed = size + max(cache, work)
     if needed <= found.free:
         return
     parts = f"{_shown(size)} as {quantization}"
     parts += (
-        f", {_shown(work)} while they are packed"
+        f", {_shown(work)} while they are {'packed' if quantization in ('Int8', 'Int4') else 'read'}"
         if work > cache
         else f", {_shown(cache)} for {kv_tokens:,} tokens of KV"
     )

@@ -90,7 +90,9 @@ class SafetensorsFile:
             )
         raw = self.raw(tensor)
         if tensor.dtype == "BF16":  # the upper half of a float32
-            values = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+            wide = raw.view("<u2").astype(np.uint32)
+            wide <<= 16
+            values = wide.view(np.float32)
         else:
             values = raw.view("<f4" if tensor.dtype == "F32" else "<f2").astype(np.float32)
         if not np.isfinite(values).all():

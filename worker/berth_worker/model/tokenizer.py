@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from berth_worker.model.chat import ChatTemplate
+from berth_worker.model.chat import ChatTemplate, Shield
 from berth_worker.model.gguf_file import GgufFile
 from berth_worker.model.interface import ModelError
 from berth_worker.model.json_file import shown
@@ -65,6 +65,7 @@ class BpeTokenizer:
         self.vocab_size = len(vocabulary.tokens)
         self.eos_ids = vocabulary.eos_ids
         self._control = frozenset(i for i, kind in enumerate(vocabulary.kinds) if kind in (CONTROL, UNKNOWN))
+        self._shield = Shield({vocabulary.tokens[i]: i for i in self._control})
         self._alphabet = byte_level_alphabet() if vocabulary.byte_level else {}
         self._pieces: dict[int, bytes] = {}
         self._plain: Tokenizer | None = None
@@ -82,6 +83,27 @@ class BpeTokenizer:
         self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True
     ) -> str:
         return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] = (),
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        mark = self._shield.mark_for([messages, tools])
+        if mark is not None:
+            messages, tools = self._shield.marked(messages, mark), self._shield.marked(tools, mark)
+        text = self._template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        if mark is None:
+            return self.encode(text, add_special_tokens=False)
+        ids: list[int] = []
+        for piece in self._shield.split(text, mark):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                ids += self.encode(piece, add_special_tokens=False, parse_special=False)
+        return ids
 
     def _without_special(self) -> Tokenizer:
         if self._plain is None:

@@ -57,6 +57,14 @@ class LlamaWeights(Protocol):
         gate, up: [intermediate, hidden]; down: [hidden, intermediate]."""
         ...
 
+    def matrix(self, index: int, name: str) -> FloatArray:
+        """One of those that layer() gives, as a fresh array."""
+        ...
+
+    def grid(self, index: int, name: str) -> Grid4 | None:
+        """One of those that grids() gives."""
+        ...
+
     def grids(self, index: int) -> dict[str, Grid4 | None]:
         """The 4-bit grid of each matrix of a layer (q, k, v, o, gate, up, down), or None for one that has none; where
         there is one, its dequantize() is what layer() gives."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SERVICE", "GrpcServer"]
 
+T = TypeVar("T")
+
 SERVICE = pb.DESCRIPTOR.services_by_name["Generation"].full_name
 MAX_ID = 256
 INLINE_CHARACTERS = 4096
-"""Longer text is tokenized in a thread, so that other streams flow meanwhile."""
+"""Longer text is tokenized in a thread."""
 OPTIONAL = [field.name for field in pb.SamplingParams.DESCRIPTOR.fields if field.has_presence]
 """Sampling parameters whose default is the engine's."""
 REASONS = {
@@ -108,7 +110,7 @@ async def _prompt(request: pb.GenerateRequest, engine: Engine) -> list[int]:
     if kind == "text":
         if not request.text:
             raise InvalidRequestError("prompt", "empty; at least one character")
-        text, special = request.text, True
+        text = request.text
     elif kind == "chat":
         if not request.chat.messages:
             raise InvalidRequestError("prompt", "no messages; at least one")
@@ -116,15 +118,19 @@ async def _prompt(request: pb.GenerateRequest, engine: Engine) -> list[int]:
             if not message.role:
                 raise InvalidRequestError(f"chat.messages[{index}].role", "empty; one of system, user, assistant, tool")
         messages = [{"role": message.role, "content": message.content} for message in request.chat.messages]
+        size = sum(len(message.content) for message in request.chat.messages)
         try:
-            text, special = tokenizer.apply_chat_template(messages), False
+            return await in_thread_if(size > INLINE_CHARACTERS, tokenizer.encode_chat, messages)
         except ValueError as error:
             raise InvalidRequestError("prompt", str(error)) from error
     else:
         raise InvalidRequestError("prompt", "nothing to continue; set one of text, chat and token_ids")
-    if len(text) <= INLINE_CHARACTERS:
-        return tokenizer.encode(text, add_special_tokens=special)
-    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special)
+    return await in_thread_if(len(text) > INLINE_CHARACTERS, tokenizer.encode, text)
+
+
+async def in_thread_if(long: bool, function: Callable[..., T], *arguments: object) -> T:
+    """The function's result: of a thread if that takes long, so that other streams flow meanwhile."""
+    return await asyncio.to_thread(function, *arguments) if long else function(*arguments)
 
 
 def sampling_params(sampling: pb.SamplingParams) -> SamplingParams:

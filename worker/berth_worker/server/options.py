@@ -56,6 +56,13 @@ def _choice(*allowed: str) -> Callable[[str], str]:
     return convert
 
 
+def _node(text: str) -> str:
+    return text.lower() if text.lower() in ("auto", "off") else str(_integer(0, 1023)(text))
+
+
+_node.__name__ = "one of auto, off and the number of a node"
+
+
 def _option(default: Any, convert: Callable[[str], Any], text: str) -> Any:
     return dataclasses.field(default=default, metadata={"convert": convert, "help": text})
 
@@ -117,6 +124,12 @@ class Options:
         "keep the blocks of a session_id for its next turn for so long, unless requests need the memory; 0: not at all",
     )
     threads: int | None = _option(None, _integer(1, 1024), "threads of a step (default: the CPUs that are allowed)")
+    numa_node: str = _option(
+        "auto",
+        _node,
+        "NUMA node to run on, with its memory: auto (the one with the most free memory that has a CPU for each "
+        "thread), off, or a number; run one replica a node on machines of several chips",
+    )
     drain_lag_seconds: float = _option(
         5.0, _seconds, "after SIGTERM, admit for so long while endpoints catch up; at most half of grace-seconds"
     )

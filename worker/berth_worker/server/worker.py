@@ -7,7 +7,8 @@ import logging
 from typing import TYPE_CHECKING, cast
 
 from berth_worker.engine.limits import EngineConfig
-from berth_worker.server.memory import GPU_KV_SHARE, KV_SHARE, available_bytes, kv_cache_tokens
+from berth_worker.server import numa
+from berth_worker.server.memory import GPU_KV_SHARE, KV_SHARE, kv_cache_tokens
 from berth_worker.server.metrics import Metrics
 from berth_worker.server.options import Options
 
@@ -60,16 +61,26 @@ def build_engine(options: Options) -> tuple[Engine, str, Metrics]:
     Raises ModelError for a model that cannot be served, and ValueError for limits that do not fit it.
     """
     from berth_worker.engine.engine import Engine  # noqa: PLC0415 - imports torch, seconds that /healthz need not wait
+    from berth_worker.kernels.cpus import usable_cpus  # noqa: PLC0415
     from berth_worker.model import load  # noqa: PLC0415
+    from berth_worker.model.room import room  # noqa: PLC0415
 
+    binding = numa.bind(options.numa_node, options.threads, usable_cpus())
+    if binding.advice:
+        log.warning("%s", binding.advice)
     loaded = load(
         options.model,
         quantization=cast("Quantization", options.quantization),
         threads=options.threads,
+        kv_cache_tokens=options.kv_cache_tokens,
         device=options.device,
     )
     name = options.served_model_name or loaded.name
-    config = engine_config(options, loaded, available_bytes())
+    free = room().free
+    if binding.node is not None:
+        log.info("runs on NUMA node %d, on %d CPUs", binding.node, len(binding.cpus))
+        free = min(free, numa.free_bytes(binding.node) or free)  # beyond it the cache would be another chip's memory
+    config = engine_config(options, loaded, free)
     metrics = Metrics(name, config)
     engine = Engine(loaded.model, loaded.tokenizer, config, observer=metrics)
     metrics.watch(engine)

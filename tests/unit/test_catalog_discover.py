@@ -1,0 +1,145 @@
+"""Does discovery propose what the cluster has, as it is labelled there, and name what it does not know?"""
+
+from typing import Any
+
+import pytest
+from berth_operator.api import CapacityType
+from berth_operator.catalog import CATALOG
+from berth_operator.catalog.discover import Discovery, capacity_type_of, discover
+from berth_operator.catalog.nodepools import Requirement, read_node_pool
+
+
+def node(instance_type: str, labels: Any = None, taints: Any = (), allocatable: Any = None) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "n", "labels": {"node.kubernetes.io/instance-type": instance_type} | (labels or {})},
+        "spec": {"taints": list(taints)},
+        "status": {"allocatable": allocatable or {}},
+    }
+
+
+def node_pool(*requirements: tuple[str, str, list[str]], limits: Any = None, taints: Any = ()) -> dict[str, Any]:
+    wanted = [{"key": key, "operator": operator, "values": values} for key, operator, values in requirements]
+    template = {"spec": {"requirements": wanted, "taints": list(taints)}}
+    return {"metadata": {"name": "np"}, "spec": {"template": template, "limits": limits or {}}}
+
+
+def ask(*nodes: dict[str, Any], pools: Any = ()) -> Discovery:
+    return discover(CATALOG, nodes, pools)
+
+
+def capacities(found: Discovery, name: str) -> dict[str, dict[str, Any]]:
+    (body,) = (p for p in found.proposals if p["metadata"]["name"] == name)
+    return {capacity["type"]: capacity for capacity in body["spec"]["capacity"]}
+
+
+def test_a_node_is_proposed_with_its_own_labels_and_taints() -> None:
+    spot = {"key": "spot", "value": "yes", "effect": "NoSchedule"}
+    passing = {"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}
+    found = ask(
+        node("c8g.4xlarge", {"eks.amazonaws.com/capacityType": "ON_DEMAND"}),
+        node("c8g.4xlarge", {"karpenter.sh/capacity-type": "spot"}, taints=[spot, passing]),
+    )
+    ways = capacities(found, "graviton4-c8g-4xl")
+    assert ways["OnDemand"]["usdPerHour"] == "0.638"
+    assert ways["Spot"]["selector"] == {
+        "karpenter.sh/capacity-type": "spot",
+        "node.kubernetes.io/instance-type": "c8g.4xlarge",
+    }
+    assert ways["Spot"]["tolerations"] == [{"key": "spot", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}]
+    assert any("set capacity.maxNodes" in remark for remark in found.remarks)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        ({}, CapacityType.ON_DEMAND),
+        ({"eks.amazonaws.com/capacityType": "SPOT"}, CapacityType.SPOT),
+        ({"cloud.google.com/gke-spot": "true"}, CapacityType.SPOT),
+        ({"kubernetes.azure.com/scalesetpriority": "spot"}, CapacityType.SPOT),
+        ({"karpenter.sh/capacity-type": "reserved"}, CapacityType.RESERVED),
+    ],
+)
+def test_capacity_types_are_read_as_each_cloud_writes_them(labels: dict[str, str], kind: CapacityType) -> None:
+    assert capacity_type_of(labels)[0] is kind
+
+
+def test_a_graviton_of_another_size_is_proposed_without_a_price_and_cannot_be_planned_with_yet() -> None:
+    found = ask(node("m8g.2xlarge"))
+    way = capacities(found, "graviton4-m8g-2xl")["OnDemand"]
+    assert (way["usdPerHour"], way["maxNodes"]) == ("0", 0)
+    assert any("set capacity.usdPerHour" in remark for remark in found.remarks)
+
+
+def test_a_known_chip_in_another_cloud_is_proposed_without_the_catalogs_price() -> None:
+    found = ask(
+        node("g2-standard-4", {"cloud.google.com/gke-accelerator": "nvidia-l4"}, allocatable={"nvidia.com/gpu": "1"})
+    )
+    (body,) = found.proposals
+    assert (body["metadata"]["name"], body["spec"]["chip"]) == ("l4-g2-standard-4", "L4")
+    assert body["spec"]["capacity"][0]["usdPerHour"] == "0"
+
+
+def test_what_the_catalog_does_not_know_is_counted_and_named() -> None:
+    found = ask(node("m5.large", {"kubernetes.io/arch": "amd64"}), node("m5.large", {"kubernetes.io/arch": "amd64"}))
+    assert not found.proposals
+    assert found.remarks[0].startswith("2 x m5.large (amd64): not in the catalog")
+
+
+def test_an_empty_cluster_says_so() -> None:
+    assert "nothing to propose from" in ask().remarks[0]
+
+
+def test_a_node_pool_offers_the_types_it_allows_within_its_limits() -> None:
+    pool = node_pool(
+        ("karpenter.k8s.aws/instance-family", "In", ["c8g"]),
+        ("karpenter.k8s.aws/instance-cpu", "Lt", ["33"]),
+        ("karpenter.sh/capacity-type", "In", ["spot", "on-demand"]),
+        limits={"cpu": "100"},
+        taints=[{"key": "llm", "effect": "NoSchedule"}],
+    )
+    found = ask(pools=[pool])
+    assert [p["metadata"]["name"] for p in found.proposals] == ["graviton4-c8g-4xl", "graviton4-c8g-8xl"]
+    ways = capacities(found, "graviton4-c8g-4xl")
+    assert ways["Spot"]["maxNodes"] == ways["OnDemand"]["maxNodes"] == 6
+    assert ways["Spot"]["selector"]["karpenter.sh/nodepool"] == "np"
+    assert ways["Spot"]["tolerations"] == [{"key": "llm", "operator": "Exists", "effect": "NoSchedule"}]
+
+
+def test_a_node_pool_is_on_demand_unless_it_says_otherwise() -> None:
+    found = ask(pools=[node_pool(("karpenter.k8s.aws/instance-gpu-name", "In", ["l4"]))])
+    assert list(capacities(found, "l4")) == ["OnDemand"]
+    assert len(found.proposals) == 1, "nodes without a GPU have no such label"
+
+
+def test_what_runs_goes_before_what_could() -> None:
+    pool = node_pool(("node.kubernetes.io/instance-type", "In", ["g6.xlarge"]))
+    found = ask(node("g6.xlarge"), pools=[pool])
+    assert capacities(found, "l4")["OnDemand"]["selector"] == {"node.kubernetes.io/instance-type": "g6.xlarge"}
+
+
+@pytest.mark.parametrize(
+    ("operator", "values", "value", "holds"),
+    [
+        ("In", ("a",), "a", True),
+        ("In", ("a",), None, False),
+        ("NotIn", ("a",), None, True),
+        ("Exists", (), None, False),
+        ("DoesNotExist", (), None, True),
+        ("Gt", ("3",), "4", True),
+        ("Gt", ("3",), "3", False),
+        ("Gte", ("3",), "3", True),
+        ("Lt", ("3",), "x", False),
+        ("Fancy", ("3",), "3", False),
+    ],
+)
+def test_requirements_hold_as_in_kubernetes(
+    operator: str, values: tuple[str, ...], value: str | None, holds: bool
+) -> None:
+    assert Requirement("k", operator, values).holds(value) is holds
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"), [({}, None), ({"cpu": "64"}, 4), ({"cpu": "1k", "nodes": "7"}, 7), ({"memory": "9Gi"}, None)]
+)
+def test_limits_become_nodes(limits: dict[str, str], most: int | None) -> None:
+    assert read_node_pool(node_pool(limits=limits)).most_nodes(16) == most

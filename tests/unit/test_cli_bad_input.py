@@ -1,0 +1,79 @@
+"""Does `berth plan` name what cannot be true, with exit code 2, and plan the rest?"""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from berth_operator.api import HardwareClass, InferencePool
+from berth_operator.cli.app import app
+from berth_operator.cli.objects import Objects
+from berth_operator.cli.snapshots import overlay
+from berth_operator.cluster.observe import Observation
+from click.testing import Result
+from typer.testing import CliRunner
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Callable[..., Result]:
+    def run(*extra: dict[str, Any]) -> Result:
+        file = tmp_path / "extra.yaml"
+        file.write_text(yaml.safe_dump_all(extra))
+        return CliRunner().invoke(app, ["plan", "-f", str(EXAMPLES), "-f", str(file), "-o", "json"])
+
+    return run
+
+
+def hardware(name: str, **spec: Any) -> dict[str, Any]:
+    body: dict[str, Any] = next(yaml.safe_load_all((EXAMPLES / "hardware.yaml").read_text()))
+    return body | {"metadata": {"name": name}, "spec": body["spec"] | spec}
+
+
+def test_a_class_with_a_price_of_nothing_is_named_and_the_rest_is_planned(plan: Callable[..., Result]) -> None:
+    done = plan(hardware("free", capacity=[{"type": "OnDemand", "usdPerHour": "0"}]))
+    assert done.exit_code == 2
+    assert "error: HardwareClass free: spec.capacity[0].usdPerHour: found 0: OnDemand nodes cost" in done.stderr
+    pools = json.loads(done.stdout)["pools"]
+    assert all(pool["placements"] for pool in pools)
+    assert "free" not in done.stdout
+
+
+def test_a_profile_faster_than_its_memory_is_refused_with_the_arithmetic(plan: Callable[..., Result]) -> None:
+    points = [{"concurrency": 1, "contextTokens": 100, "decodeTokensPerSecond": "9000", "interTokenLatencyP99": "1ms"}]
+    spec = {
+        "model": "llama-3.1-8b-instruct",
+        "quantization": "Int8",
+        "hardwareClass": "graviton4",
+        "runtime": "Berth",
+        "points": points,
+        "prefillTokensPerSecond": "100",
+        "kvCacheTokens": 9000,
+        "provenance": {"method": "Published", "source": "a press release"},
+    }
+    body = {"apiVersion": "berth.dev/v1alpha1", "kind": "ServingProfile", "metadata": {"name": "news"}, "spec": spec}
+    done = plan(body)
+    assert done.exit_code == 2
+    assert "error: ServingProfile news: spec.points[0].decodeTokensPerSecond: found 9000" in done.stderr
+    assert "228 GB/s make at most" in done.stderr
+    chat = next(pool for pool in json.loads(done.stdout)["pools"] if pool["name"] == "chat")
+    assert chat["placements"][0]["replica"]["estimated"], "the refused profile is not planned with"
+
+
+def test_a_live_price_in_status_is_planned_with_unless_the_file_asks_another(
+    make_class: Callable[..., HardwareClass], make_pool: Callable[..., InferencePool]
+) -> None:
+    now = datetime.now(UTC)
+    live = {"type": "Spot", "usdPerHour": "0.2", "source": "AWS", "asOf": (now - timedelta(hours=1)).isoformat()}
+    made = make_class("c")
+    old = made.model_copy(update={"status": type(made.status).model_validate({"prices": [live]})})
+    seen = Observation(hardware_classes=(old,))
+    same = overlay(Objects(hardware_classes=(make_class("c"),)), seen, now).hardware_classes[0]
+    assert [p.usd_per_hour for p in same.status.prices or ()] == ["0.2"]
+    ways = [{"type": "OnDemand", "usdPerHour": "0.638"}, {"type": "Spot", "usdPerHour": "0.1"}]
+    asked = overlay(Objects(hardware_classes=(make_class("c", capacity=ways),)), seen, now).hardware_classes[0]
+    assert asked.status.prices == []
