@@ -200,11 +200,11 @@ def measure(chip: Chip, loop: Loop, lines: list[str], iterations: int) -> Result
 # Vector operations for each vector of sums, once a unit of activations: begin, subtract (the conversion), multiply-add
 # and store for rotated models; one more for each unit's scale.  Counted, not simulated.
 SETTLE = 5
-UNIT = 64
+UNIT = 256
 
 
 def whole(name: str, result: Result, pipes: float) -> float:
-    """Cycles for 16 channels x 4 of depth of all rows, with what each unit of 64 adds."""
+    """Cycles for 16 channels x 4 of depth of all rows, with what each unit of 256 adds."""
     rows = int(re.findall(r"gem[mv](\d*)", name)[0] or 1)
     return result.line + rows * 16 / 4 * SETTLE / pipes / (UNIT / 4)  # V1's SVE does as much in half the pipes
 
@@ -227,7 +227,7 @@ def turn(chip: Chip, results: dict[str, Result]) -> tuple[int, float]:
             rows -= now
         return total
 
-    line = 64 * (1 + 2 / UNIT)  # bytes: int8 weights and a bf16 scale for each 64
+    line = 64 * (1 + 2 / UNIT)  # bytes: int8 weights and a bf16 scale for each unit
     memory = line / (chip.gb_per_s / chip.cores / chip.ghz)  # cycles of a core, whose share of the bandwidth this is
     rows = next(n for n in count(1) if cycles(n) >= memory)
     return rows, rows * 64 / cycles(rows)
