@@ -8,10 +8,11 @@
 namespace berth {
 namespace {
 
-constexpr int kFewestRows = 9;
+constexpr int kFewestRows = 4;
 constexpr int kAmxRows = 16;
 constexpr int64_t kDeep = 64;                            // of a tile of weights
 constexpr int64_t kTileBytes = kDeep * kPanel;           // which lie one after the other
+constexpr int64_t kAhead = 4 * kTileBytes;               // of weights that are read in order
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -29,8 +30,8 @@ inline void configure(const int (&rows)[8]) {
   asm volatile("ldtilecfg %0" ::"m"(config));  // GCC 12's _tile_loadconfig says that it reads 8 bytes, and loses the rest
 }
 
-// What a block of row tiles x panels is made of.  Tiles 0 to 3 are sums [rows][16 channels]; of the others the first are activations
-// [rows][64 deep], the rest weights [64 deep][16 channels].  Four tiles of sums: a product's result comes 52 cycles later, the next starts after 16.
+// Rows x panels.  Tiles 0 to 3 are sums [rows][16 channels] of four products in flight: a product's result comes 52 cycles later, the next
+// one starts after 16.  Of the others some are activations [rows][64 deep], some weights [64 deep][16 channels].
 struct Block {
   const Matrix& m;
   const Activations& a;
@@ -43,111 +44,115 @@ struct Block {
   int64_t ahead_each;   // bytes of them to ask for with each tile of depth
 };
 
-// `RowTiles` x `Panels` is 2 x 2 or 1 x 4: the more a tile is used when it is loaded, the better; or less for what is left.
+// Adds the sums of a unit, integers `dots` [rows][16 channels], to the floats before them, or writes the result after the last unit.
 // The order of operations is that of tile in body.h: integers over a unit, then floats unit by unit.
-template <int RowTiles, int Panels>
-void amx_block(const Block& b) {
-  constexpr int kSums = RowTiles * Panels;
-  alignas(64) int32_t dots[kSums][kAmxRows * kPanel];
-  alignas(64) float sums[kSums][kAmxRows * kPanel];
-  const int64_t depth = b.a.depth, panel_bytes = b.m.panel_bytes(), panel_scales = b.m.panel_scales();
-  const int64_t tiles = depth / kDeep, unit_tiles = b.a.unit / kDeep;
+inline void settle(const Block& b, int64_t panel, int64_t row_tile, int64_t unit, bool last, const int32_t* dots, float* sums) {
+  const uint16_t* scales = b.m.scales + (b.panel + panel) * b.m.panel_scales() + unit * b.a.unit / b.m.group * kPanel;
+  const __m512 scale = bf16_scales(scales);
+  const auto sum = [&](int r) {
+    const __m512 before = unit == 0 ? _mm512_setzero_ps() : _mm512_load_ps(sums + r * kPanel);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(dots + r * kPanel)), scale, before);
+  };
+  if (!last) {
+    for (int r = 0; r < b.rows; ++r) _mm512_store_ps(sums + r * kPanel, sum(r));
+    return;
+  }
+  float* to = b.out + row_tile * kAmxRows * b.stride + panel * kPanel;
+  const float* row_scales = b.a.scales + b.row + row_tile * kAmxRows;
+  for (int r = 0; r < b.rows; ++r, to += b.stride) {
+    const __m512 scaled = _mm512_mul_ps(sum(r), _mm512_set1_ps(row_scales[r]));
+    _mm512_storeu_ps(to, b.add ? _mm512_add_ps(_mm512_loadu_ps(to), scaled) : scaled);
+  }
+}
+
+inline void ask_for(const int8_t* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T1);
+}
+
+// 32 rows by two panels: each tile that is loaded is used twice.  Tiles 4 and 5 are activations, 6 and 7 weights.
+void square_block(const Block& b) {
+  alignas(64) int32_t dots[4][kAmxRows * kPanel];
+  alignas(64) float sums[4][kAmxRows * kPanel];
+  const int64_t depth = b.a.depth, panel_bytes = b.m.panel_bytes(), tiles = depth / kDeep, unit_tiles = b.a.unit / kDeep;
   const int8_t* weights = b.m.weights + b.panel * panel_bytes;
-  const uint16_t* scales = b.m.scales + b.panel * panel_scales;
   const int8_t *values = b.a.values + b.row * depth, *ahead = b.ahead;
-  for (int64_t first = 0; first < tiles; first += unit_tiles) {
-    const int64_t last = first + unit_tiles < tiles ? first + unit_tiles : tiles;
+  for (int64_t first = 0, unit = 0; first < tiles; first += unit_tiles, ++unit) {
+    const int64_t end = first + unit_tiles < tiles ? first + unit_tiles : tiles;
     _tile_zero(0);
-    if constexpr (kSums > 1) _tile_zero(1);
-    if constexpr (kSums > 2) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-    for (int64_t t = first; t < last; ++t) {
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t t = first; t < end; ++t, ahead += b.ahead_each) {
       const int8_t *w = weights + t * kTileBytes, *x = values + t * kDeep;
-      for (int64_t line = 0; line < b.ahead_each; line += 64, ahead += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T0);
+      ask_for(ahead, b.ahead_each);
       _tile_loadd(4, x, depth);
-      if constexpr (RowTiles == 2) {
-        _tile_loadd(6, w, 64);
-        _tile_dpbssd(0, 4, 6);
-        _tile_loadd(5, x + kAmxRows * depth, depth);
-        if constexpr (Panels == 2) {
-          _tile_loadd(7, w + panel_bytes, 64);
-          _tile_dpbssd(1, 4, 7);
-          _tile_dpbssd(2, 5, 6);
-          _tile_dpbssd(3, 5, 7);
-        } else {
-          _tile_dpbssd(1, 5, 6);
-        }
-      } else {
-        _tile_loadd(5, w, 64);
-        _tile_dpbssd(0, 4, 5);
-        if constexpr (Panels >= 2) {
-          _tile_loadd(6, w + panel_bytes, 64);
-          _tile_dpbssd(1, 4, 6);
-        }
-        if constexpr (Panels == 4) {
-          _tile_loadd(7, w + 2 * panel_bytes, 64);
-          _tile_dpbssd(2, 4, 7);
-          _tile_loadd(5, w + 3 * panel_bytes, 64);
-          _tile_dpbssd(3, 4, 5);
-        }
-      }
+      _tile_loadd(6, w, 64);
+      _tile_dpbssd(0, 4, 6);
+      _tile_loadd(7, w + panel_bytes, 64);
+      _tile_dpbssd(1, 4, 7);
+      _tile_loadd(5, x + kAmxRows * depth, depth);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
     }
     _tile_stored(0, dots[0], 64);
-    if constexpr (kSums > 1) _tile_stored(1, dots[1], 64);
-    if constexpr (kSums > 2) {
-      _tile_stored(2, dots[2], 64);
-      _tile_stored(3, dots[3], 64);
-    }
-    for (int i = 0; i < kSums; ++i) {
-      const int panel = i % Panels, row_tile = i / Panels;
-      const __m512 scale = bf16_scales(scales + panel * panel_scales + first * kDeep / b.m.group * kPanel);
-      const auto sum = [&](int r) {
-        const __m512 before = first == 0 ? _mm512_setzero_ps() : _mm512_load_ps(sums[i] + r * kPanel);
-        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(dots[i] + r * kPanel)), scale, before);
-      };
-      if (last < tiles) {
-        for (int r = 0; r < b.rows; ++r) _mm512_store_ps(sums[i] + r * kPanel, sum(r));
-        continue;
-      }
-      float* to = b.out + row_tile * kAmxRows * b.stride + panel * kPanel;
-      const float* row_scales = b.a.scales + b.row + row_tile * kAmxRows;
-      for (int r = 0; r < b.rows; ++r, to += b.stride) {
-        const __m512 scaled = _mm512_mul_ps(sum(r), _mm512_set1_ps(row_scales[r]));
-        _mm512_storeu_ps(to, b.add ? _mm512_add_ps(_mm512_loadu_ps(to), scaled) : scaled);
-      }
-    }
+    _tile_stored(1, dots[1], 64);
+    _tile_stored(2, dots[2], 64);
+    _tile_stored(3, dots[3], 64);
+    for (int i = 0; i < 4; ++i) settle(b, i % 2, i / 2, unit, end == tiles, dots[i], sums[i]);
+  }
+}
+
+// One unit, read in order; tile `sum` holds its sums.
+#define BERTH_UNIT(sum, first, end)                         \
+  _tile_zero(sum);                                          \
+  for (int64_t t = first; t < end; ++t) {                   \
+    ask_for(weights + t * kTileBytes + kAhead, kTileBytes); \
+    _tile_loadd(4, values + t * kDeep, depth);              \
+    _tile_loadd(6, weights + t * kTileBytes, 64);           \
+    _tile_dpbssd(sum, 4, 6);                                \
+  }
+
+// Up to 16 rows by one panel, for weights that are read once, in order.
+void stream_block(const Block& b) {
+  alignas(64) int32_t dots[kAmxRows * kPanel];
+  alignas(64) float sums[kAmxRows * kPanel];
+  const int64_t depth = b.a.depth, tiles = depth / kDeep, unit_tiles = b.a.unit / kDeep;
+  const int8_t *weights = b.m.weights + b.panel * b.m.panel_bytes(), *values = b.a.values + b.row * depth;
+  for (int64_t first = 0, unit = 0; first < tiles; first += unit_tiles, ++unit) {
+    const int64_t end = first + unit_tiles < tiles ? first + unit_tiles : tiles;
+    BERTH_UNIT(0, first, end)
+    _tile_stored(0, dots, 64);
+    settle(b, 0, 0, unit, end == tiles, dots, sums);
   }
 }
 
 void matmul(const Matrix& m, int64_t first, int64_t last, const Activations& a, int64_t rows, float* out, int64_t stride, bool add) {
   if (rows < kFewestRows || m.bits != 8 || !a.row_scale || a.unit % kDeep != 0 || a.depth % kDeep != 0)
     return vnni_matmul(m, first, last, a, rows, out, stride, add);
-  const int64_t pairs = rows / (2 * kAmxRows) * (2 * kAmxRows), blocks = (rows + 2 * kAmxRows - 1) / (2 * kAmxRows);
+  const int64_t pairs = last - first < 2 ? 0 : rows / (2 * kAmxRows) * (2 * kAmxRows), blocks = pairs / (2 * kAmxRows);
   const int64_t panel_bytes = m.panel_bytes();
-  // Each block asks for its part of what follows its panels, so that the next ones are there when they are wanted.
-  const auto block = [&](int64_t panel, int64_t panels, int64_t row, int64_t n) {
-    const int64_t each = (panels * kTileBytes / blocks + 63) / 64 * 64, part = row / (2 * kAmxRows) * each * (a.depth / kDeep);
-    const bool more = (panel + 2 * panels) * kPanel <= m.channels && part < panels * panel_bytes;
-    return Block{m, a, panel, row, static_cast<int>(n), out + row * stride + (panel - first) * kPanel, stride, add,
-                 m.weights + (panel + panels) * panel_bytes + part, more ? each : 0};
+  const auto block = [&](int64_t panel, int64_t row, int64_t n) {
+    return Block{m, a, panel, row, static_cast<int>(n), out + row * stride + (panel - first) * kPanel, stride, add, nullptr, 0};
   };
   if (pairs > 0) {
     configure({16, 16, 16, 16, 16, 16, 16, 16});
-    int64_t panel = first;
-    for (; panel + 2 <= last; panel += 2)
-      for (int64_t row = 0; row < pairs; row += 2 * kAmxRows) amx_block<2, 2>(block(panel, 2, row, kAmxRows));
-    for (int64_t row = 0; panel < last && row < pairs; row += 2 * kAmxRows) amx_block<2, 1>(block(panel, 1, row, kAmxRows));
+    // each block asks for its part of the next two panels, so that they are there when they are wanted
+    const int64_t each = (2 * kTileBytes / blocks + 63) / 64 * 64, bytes = each * (a.depth / kDeep);
+    for (int64_t panel = first; panel + 2 <= last; panel += 2)
+      for (int64_t i = 0; i < blocks; ++i) {
+        Block b = block(panel, i * 2 * kAmxRows, kAmxRows);
+        b.ahead = m.weights + (panel + 2) * panel_bytes + i * bytes;
+        b.ahead_each = (panel + 4) * kPanel <= m.channels && i * bytes < 2 * panel_bytes ? each : 0;
+        square_block(b);
+      }
   }
-  for (int64_t row = pairs; row < rows; row += kAmxRows) {
+  for (int64_t row = 0; row < rows; row += kAmxRows) {  // the rows and the panel that are left
     const int64_t n = rows - row < kAmxRows ? rows - row : kAmxRows;
     const int some = static_cast<int>(n);
+    const int64_t from = row < pairs ? last - (last - first) % 2 : first;
+    if (from == last) continue;
     configure({some, some, some, some, some, 16, 16, 16});
-    int64_t panel = first;
-    for (; panel + 4 <= last; panel += 4) amx_block<1, 4>(block(panel, 4, row, n));
-    for (; panel + 2 <= last; panel += 2) amx_block<1, 2>(block(panel, 2, row, n));
-    for (; panel < last; ++panel) amx_block<1, 1>(block(panel, 1, row, n));
+    for (int64_t panel = from; panel < last; ++panel) stream_block(block(panel, row, n));
   }
   _tile_release();  // a thread that holds tiles is slow to switch
 }

@@ -37,10 +37,10 @@ struct Item {
   std::vector<int64_t> tiles;
 };
 
-// How many panels of a matrix an item has: pairs, which AMX takes at once, in `fewest` to twice as many items a thread with as little idle
-// time at the end as can be.
-int64_t panels_of_item(int64_t panels, int threads, int64_t fewest) {
-  const int64_t pairs = (panels + 1) / 2, most = std::max<int64_t>(1, pairs / (fewest * threads));
+// How many panels of a matrix an item has: pairs, which AMX takes at once, in 2 to 4 items a thread (short runs of memory are read slowly)
+// with as little idle time at the end as can be.
+int64_t panels_of_item(int64_t panels, int threads) {
+  const int64_t pairs = (panels + 1) / 2, most = std::max<int64_t>(1, pairs / (2 * threads));
   int64_t best = 1, least = std::numeric_limits<int64_t>::max();
   for (int64_t each = std::max<int64_t>(1, most / 2); each <= most; ++each) {
     const int64_t items = (pairs + each - 1) / each, longest = (items + threads - 1) / threads * each;
@@ -206,7 +206,7 @@ class Step {
   template <class Row>
   void add_product(Member& team, const Matrix& m, const Activations& a, Row&& row) {
     const int64_t panels = m.channels / kPanel;
-    const int64_t each = panels_of_item(panels, team.threads(), b_.total > kFfnRows ? 2 : 4);
+    const int64_t each = panels_of_item(panels, team.threads());
     then_rows(team, (panels + each - 1) / each, [&](int64_t item) {
       const int64_t first = item * each, last = std::min(first + each, panels);
       isa_.matmul(m, first, last, a, b_.total, x_ + first * kPanel, m_.hidden, true);

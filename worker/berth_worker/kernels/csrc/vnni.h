@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kRows = 8;                  // of a dot product: attention
 constexpr int kTileRows = 12;             // of a product with a matrix: two registers a row, of 32
-constexpr int64_t kPrefetchBytes = 2048;  // of weights, in the order of reading
+constexpr int64_t kPrefetchBytes = 4096;  // of weights, in the order of reading
 
 enum class Kind { kSigned, kPositive, kNibbles };  // 8-bit weights, 8-bit weights by values that are not negative, 4-bit weights
 
@@ -41,7 +41,7 @@ inline __attribute__((always_inline)) void accumulate(const int8_t* panel, int64
 #pragma GCC unroll 4
     for (int64_t k = 0; k < depth; k += 4) {
       __m512i w = _mm512_load_si512(panel + k * kPanel);
-      if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(ahead + k * kPanel), _MM_HINT_T0);
+      if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(ahead + k * kPanel), _MM_HINT_T1);
       if constexpr (kind == Kind::kSigned) w = _mm512_xor_si512(w, bias);
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
