@@ -79,25 +79,23 @@ def start_hours(scenario: Scenario, kind: HardwareKind) -> float:
 
 @dataclass(slots=True)
 class Judge:
-    """Candidates of each pool, worked out anew only when prices change."""
+    """Candidates of each pool: judged once, priced anew when prices change."""
 
     scenario: Scenario
     pools: Sequence[Pool]
-    _prices: object = None
-    _found: dict[str, Candidates] = field(default_factory=dict)
+    _judged: dict[str, Candidates] = field(default_factory=dict)
+    _prices: Mapping[Resource, Decimal] | None = None
+    _priced: dict[str, Candidates] = field(default_factory=dict)
 
     def candidates(self, classes: Sequence[HardwareClass]) -> Mapping[str, Candidates]:
-        """By pool."""
-        prices = tuple(c.usd_per_hour for item in classes for c in item.spec.capacity)
+        """By pool, at the classes' prices; the classes are the same ones every time."""
+        prices = {(item.metadata.name, c.type): c.usd_per_hour for item in classes for c in item.spec.capacity}
+        if not self._judged:
+            self._judged = {p.key: candidates_of(classes, _context(p)) for p in self.pools}
         if prices != self._prices:
             self._prices = prices
-            self._found = {
-                p.key: candidates_of(
-                    classes, PoolContext(p.effective, p.namespace, p.namespace_labels, p.profiles, START)
-                )
-                for p in self.pools
-            }
-        return self._found
+            self._priced = {key: _priced(found, prices) for key, found in self._judged.items()}
+        return self._priced
 
     def kind(self, option: Option) -> Kind:
         """An option as replicas of a fleet."""
@@ -107,6 +105,22 @@ class Judge:
             option.replicas_per_node,
             start_hours(self.scenario, option.kind),
         )
+
+
+def _context(pool: Pool) -> PoolContext:
+    return PoolContext(pool.effective, pool.namespace, pool.namespace_labels, pool.profiles, START)
+
+
+def _priced(found: Candidates, prices: Mapping[Resource, Decimal]) -> Candidates:
+    options = tuple(
+        replace(
+            option,
+            list_usd_per_hour=prices[option.resource],
+            node_usd_per_hour=Decimal(0) if option.capacity_type is CapacityType.RESERVED else prices[option.resource],
+        )
+        for option in found.options
+    )
+    return Candidates(options, found.unfit)
 
 
 # --- Ours -----------------------------------------------------------------------------------------------------------
