@@ -116,6 +116,9 @@ class BpeTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return b"".join(self._piece(i, skip_special_tokens) for i in ids).decode("utf-8", errors="replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        return self._piece(token, skip_special=False)
+
     def stream(self, *, skip_special_tokens: bool = True) -> _Stream:
         return _Stream(self, skip_special_tokens)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import time
 from typing import TYPE_CHECKING, cast
 
 from berth_worker.engine.limits import EngineConfig
@@ -39,10 +40,13 @@ class Worker:
         self.model_name = ""
         self.engine: Engine | None = None
         self.metrics: Metrics | None = None
+        self.served_since = 0.0
+        """Seconds since the epoch."""
 
     def serve(self, engine: Engine, model_name: str, metrics: Metrics) -> None:
         """Start to serve a loaded model."""
         self.engine, self.model_name, self.metrics = engine, model_name, metrics
+        self.served_since = time.time()
         engine.start()
         self.phase = Phase.SERVING
 
