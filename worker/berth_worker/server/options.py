@@ -158,7 +158,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
     """
     parser = _Parser(
         prog="berth-worker",
-        description="Serves one Llama over gRPC (berth.v1.Generation) and HTTP (OpenAI's API, health, readiness and metrics).",
+        description="Serves one Llama over gRPC (berth.v1.Generation) and HTTP (OpenAI's API, health and metrics).",
         epilog="Every flag can also be set by an environment variable: --grpc-port by BERTH_WORKER_GRPC_PORT.",
         allow_abbrev=False,
     )
