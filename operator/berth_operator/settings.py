@@ -7,7 +7,7 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from berth_operator.api.quantities import parse_duration
@@ -35,8 +35,10 @@ class Settings:
     log_format: str
     log_level: str
     render: RenderSettings
-    feeds: FeedSettings = FeedSettings()
-    prices: PricePolicy = PricePolicy()
+    feeds: FeedSettings = field(default_factory=FeedSettings)
+    prices: PricePolicy = field(default_factory=PricePolicy)
+    node_check_s: float = 0.0
+    """How often it is asked whether hardware classes have nodes; 0: never."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -70,6 +72,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         "--price-max-age",
         default=default("PRICE_MAX_AGE", "6h"),
         help="beyond it a feed's last price moves no placement",
+    )
+    add(
+        "--node-check",
+        default=default("NODE_CHECK", ""),
+        help="ask this often whether classes have nodes, 0s: never; default: 1m, or never with --watch-namespaces",
     )
     add("--worker-image", default=default("WORKER_IMAGE", images.worker_image))
     add("--vllm-image", default=default("VLLM_IMAGE", images.vllm_image))
@@ -129,5 +136,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
             aws_region=given.aws_price_region or None,
             aws_every=timedelta(seconds=seconds("price-interval", given.price_interval)),
         ),
+        node_check_s=seconds("node-check", given.node_check or ("0s" if given.watch_namespaces else "1m")),
         prices=PricePolicy(max_age=timedelta(seconds=seconds("price-max-age", given.price_max_age))),
     )

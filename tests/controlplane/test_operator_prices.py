@@ -63,6 +63,7 @@ def operator(
     chart = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     fleet.cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=chart)
     flags = (f"--watch-namespaces={NAMESPACE}", "--debounce=100ms", "--interval=1s", "--price-config-map=prices")
+    flags += ("--node-check=1s",)
     process = make_operator(*flags)
     fleet.cluster.apply(CLASS, _prices("0.500", datetime.now(UTC)))
     process.start()
@@ -140,3 +141,18 @@ def test_a_class_at_fault_says_so_and_is_planned_with_again_once_mended(
     assert "spec.capacity[0].usdPerHour: found 0: OnDemand nodes cost something" in condition["message"]
     fleet.cluster.apply(CLASS)
     operator.wait_for("it is accepted", lambda: _condition(fleet.cluster, "Accepted").get("status") == "True")
+
+
+def test_a_class_that_no_node_matches_says_so_until_one_does(fleet: Fleet, operator: OperatorProcess) -> None:
+    misspelt = {"type": "OnDemand", "usdPerHour": "0.638", "maxNodes": 1, "selector": {"tests.berth.dev/pool": "lost"}}
+    fleet.cluster.apply({**CLASS, "spec": {**CLASS["spec"], "capacity": [misspelt]}})  # type: ignore[dict-item]
+    operator.wait_for("it is named", lambda: _condition(fleet.cluster, "NodesMatch"))
+    condition = _condition(fleet.cluster, "NodesMatch")
+    assert (condition["status"], condition["reason"]) == ("False", "NoNodeMatches")
+    assert "OnDemand tests.berth.dev/pool=lost" in condition["message"]
+    assert _condition(fleet.cluster, "Accepted")["status"] == "True", "its nodes may come yet"
+    node = "graviton-0"
+    fleet.cluster.kubectl("label", "node", node, "tests.berth.dev/pool=lost")
+    operator.wait_for("it is found", lambda: not _condition(fleet.cluster, "NodesMatch"))
+    fleet.cluster.kubectl("label", "node", node, "tests.berth.dev/pool-")
+    fleet.cluster.apply(CLASS)
