@@ -21,6 +21,9 @@ from berth_worker.server.worker import Worker
 
 __all__ = ["HttpServer", "application"]
 
+KEEP_ALIVE_SECONDS = 120
+"""An idle connection is kept longer than proxies keep theirs (60 s is usual), so that none sends into a closed one."""
+
 
 def application(worker: Worker, openai: OpenAiFace) -> Starlette:
     """The ASGI application over a worker in any phase."""
@@ -58,6 +61,7 @@ class HttpServer:
             log_level="warning",
             access_log=False,
             lifespan="off",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
         )
         self._server = _Server(config)
