@@ -63,7 +63,7 @@ def operator(
     chart = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     fleet.cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=chart)
     flags = (f"--watch-namespaces={NAMESPACE}", "--debounce=100ms", "--interval=1s", "--price-config-map=prices")
-    flags += ("--node-check=1s",)
+    flags += ("--node-check=1s", "--price-max-age=1h", "--price-interval=1s")
     process = make_operator(*flags)
     fleet.cluster.apply(CLASS, _prices("0.500", datetime.now(UTC)))
     process.start()
@@ -156,3 +156,30 @@ def test_a_class_that_no_node_matches_says_so_until_one_does(fleet: Fleet, opera
     operator.wait_for("it is found", lambda: not _condition(fleet.cluster, "NodesMatch"))
     fleet.cluster.kubectl("label", "node", node, "tests.berth.dev/pool-")
     fleet.cluster.apply(CLASS)
+
+
+def test_a_price_beyond_the_stated_age_stands_and_says_so_dead_feed_or_not(
+    fleet: Fleet, operator: OperatorProcess
+) -> None:
+    old = {**CLASS, "metadata": {"name": "priced-old"}}
+    quotes = _prices("0.450", datetime.now(UTC) - timedelta(hours=2))
+    quotes["data"]["prices"] = quotes["data"]["prices"].replace("priced-class", "priced-old")
+
+    def status() -> dict[str, Any]:
+        found: dict[str, Any] = fleet.cluster.get("bhw", "priced-old").get("status", {})
+        return found
+
+    def stale() -> str:
+        said = [c for c in status().get("conditions", []) if c["type"] == "PricesCurrent" and c["reason"] == "Stale"]
+        return str(said[0]["message"]) if said else ""
+
+    fleet.cluster.apply(old, quotes)
+    operator.wait_for("the old price is stale", stale, 60)
+    (shown,) = status()["prices"]
+    assert (shown["usdPerHour"], shown["source"]) == ("0.450", f"ConfigMap {SYSTEM}/prices")
+    assert "older than 1h, so no placement moves for it: OnDemand 0.450 USD/h is as of" in stale()
+    fleet.cluster.kubectl("delete", "configmap", "prices", f"--namespace={SYSTEM}")
+    operator.wait_for("the dead feed is named", lambda: "prices does not exist" in stale(), 60)
+    assert status()["prices"] == [shown]
+    assert next(iter(_status(fleet.cluster)["prices"]))["usdPerHour"] == "0.500", "the other's last good price"
+    fleet.cluster.kubectl("delete", "bhw", "priced-old")

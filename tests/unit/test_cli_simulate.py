@@ -93,3 +93,13 @@ def test_a_class_that_cannot_be_true_is_named_and_left_out(short: Path) -> None:
     assert done.exit_code == 2
     assert "HardwareClass graviton4: spec.capacity[0].usdPerHour: found 0" in done.stderr
     assert "graviton4/OnDemand" not in done.stdout
+
+
+def test_a_large_fleet_is_made_of_a_small_one(short: Path) -> None:
+    one = json.loads(berth(str(short), "--policy", "fixed-by-hand", "-o", "json").stdout)
+    many = json.loads(
+        berth(str(short), "--policy", "fixed-by-hand", "--copies", "20", "--times", "2", "-o", "json").stdout
+    )
+    assert many["policies"][0]["turns"] == pytest.approx(40 * one["policies"][0]["turns"], rel=0.2)
+    assert many["policies"][0]["meanNodes"] >= 20
+    assert any("and 8 more pools: 20 of each, at 2.0 times their demand" in text for text in many["assumptions"])

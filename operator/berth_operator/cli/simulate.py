@@ -1,7 +1,8 @@
 """`berth simulate`: what would days of demand and mishaps cost, with our planner and with other policies?"""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,9 @@ POLICIES = {
     "karpenter-like": "the cheapest node in stock that the model fits on, spot too, blind to its speed there",
 }
 
+_MOST_POOLS = 12
+"""That are described one by one."""
+
 
 def command(
     scenario: Annotated[str, typer.Argument(help="A scenario that ships (week), or a YAML file")],
@@ -39,6 +43,10 @@ def command(
     policy: Annotated[list[str] | None, typer.Option("--policy", help="Only these; default: all")] = None,
     days: Annotated[int | None, typer.Option(min=1, max=60, help="Instead of the scenario's")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the scenario's")] = None,
+    copies: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Of every pool, each with its own demand")
+    ] = None,
+    times: Annotated[float | None, typer.Option(min=0.001, max=1e6, help="Multiplies every pool's demand")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw to this PNG or SVG file")] = None,
     output: Annotated[TableFormat, typer.Option("--output", "-o")] = TableFormat.TABLE,
 ) -> None:
@@ -50,13 +58,12 @@ def command(
     for name in policy or ():
         if name not in POLICIES:
             leave(BAD_INPUT, f"--policy: found {name!r}: write one of {', '.join(POLICIES)}")
+    changes = {"days": days, "seed": seed, "copies": copies, "times": None if times is None else Decimal(str(times))}
     try:
-        read, classes, pools, problems = _gather(scenario, files or ())
+        read, classes, pools, problems = _gather(scenario, files or (), changes)
     except ScenarioError as error:
         leave(BAD_INPUT, *str(error).splitlines())
     complain(problems)
-    changes = {key: value for key, value in (("days", days), ("seed", seed)) if value is not None}
-    read = read.model_copy(update=changes)
     count = len(policy or POLICIES)
     with _progress() as progress:
         task = progress.add_task("simulating", total=read.steps * count)
@@ -70,9 +77,12 @@ def command(
     raise typer.Exit(BAD_INPUT if problems else OK)
 
 
-def _gather(name: str, files: Sequence[str]) -> tuple[Scenario, list[HardwareClass], list[Pool], list[InputProblem]]:
+def _gather(
+    name: str, files: Sequence[str], changes: Mapping[str, Any]
+) -> tuple[Scenario, list[HardwareClass], list[Pool], list[InputProblem]]:
     source = find(name)
     scenario = read_scenario(source)
+    scenario = scenario.model_copy(update={key: value for key, value in changes.items() if value is not None})
     paths = [str(source.folder / file) for file in scenario.files]
     objects, problems = read_bodies([*paths, *files], [(f"{name}: objects", body) for body in scenario.objects])
     for text in objects.remarks:
@@ -124,7 +134,7 @@ def _table(found: Simulation) -> Table:
     table.add_column("POLICY", no_wrap=True)
     for heading in (
         *("USD", "USD/H", f"AGAINST {found.outcomes[0].name}", "WITHIN", "USD/M TURNS KEPT"),
-        *("STARTED", "MOVES", "INTERRUPTED", "MEAN W"),
+        *("STARTED", "MOVES", "INTERRUPTED", "MEAN NODES", "MEAN W"),
     ):
         table.add_column(heading.upper(), justify="right")
     hours = found.scenario.days * 24
@@ -139,6 +149,7 @@ def _table(found: Simulation) -> Table:
             str(o.started),
             str(o.moves),
             str(o.interrupted),
+            f"{float(np.mean(o.nodes)):,.1f}",
             "-" if o.kilowatt_hours is None else f"{o.kilowatt_hours / hours * 1000:,.0f}",
         )
     return table
@@ -161,7 +172,7 @@ def assumptions(scenario: Scenario, pools: Sequence[Pool], classes: Sequence[Har
         f" {form.bursts.per_day} bursts a day of {form.bursts.times}x for {format_duration(form.bursts.duration)}"
         + (f"; of its own: {', '.join(sorted(scenario.demand_of))}" if scenario.demand_of else "")
     )
-    for pool in pools:
+    for pool in pools[:_MOST_POOLS]:
         e = pool.effective
         yield (
             f"{pool.key}: {e.model}, {e.workload_class.value}, peak {pool.peak:g} turns/s, {e.prompt_tokens} tokens in"
@@ -169,6 +180,9 @@ def assumptions(scenario: Scenario, pools: Sequence[Pool], classes: Sequence[Har
             f" {format_duration(e.time_to_first_token_p99)}, between tokens"
             f" {format_duration(e.inter_token_latency_p99)}"
         )
+    if len(pools) > _MOST_POOLS:
+        more = len(pools) - _MOST_POOLS
+        yield f"and {more} more pools: {scenario.copies} of each, at {scenario.times} times their demand"
     yield (
         f"each policy decides every {format_duration(scenario.step)} from the demand of the step before and makes room"
         f" for {scenario.headroom_percent}% more"
@@ -221,6 +235,7 @@ def _data(found: Simulation, pools: Sequence[Pool], classes: Sequence[HardwareCl
                 "replicasStarted": o.started,
                 "moves": o.moves,
                 "interruptedNodes": o.interrupted,
+                "meanNodes": round(float(np.mean(o.nodes)), 2),
                 "meanWatts": None if o.kilowatt_hours is None else round(o.kilowatt_hours / hours * 1000, 1),
                 "nodeHours": {f"{name}/{kind.value}": round(v, 2) for (name, kind), v in sorted(o.node_hours.items())},
                 "poolsWithNothing": o.unserved,

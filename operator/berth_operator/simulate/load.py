@@ -1,7 +1,7 @@
 """Which scenario, pools and hardware does a file describe?  Thin: files in, checked objects out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -95,9 +95,11 @@ def pools_of(
     for pool in sorted(pools, key=lambda p: p.key):
         effective = resolve(pool.spec)
         namespace = pool.metadata.namespace or "default"
+        effective = replace(effective, requests_per_second=effective.requests_per_second * scenario.times)
         mine = tuple(p for p in profiles if p.spec.model == effective.model)
-        out.append(Pool(pool.key, effective, namespace, namespace_labels.get(namespace, {}), mine))
-    return out
+        one = Pool(pool.key, effective, namespace, namespace_labels.get(namespace, {}), mine)
+        out += [one, *(replace(one, key=f"{pool.key}-{n}") for n in range(2, scenario.copies + 1))]
+    return sorted(out, key=lambda p: p.key)
 
 
 def _said(problem: Mapping[str, Any]) -> str:

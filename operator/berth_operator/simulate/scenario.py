@@ -88,6 +88,10 @@ class Scenario(ApiModel):
     step: PositiveDuration = timedelta(minutes=15)
     """Each policy decides once a step."""
     seed: int = 1
+    copies: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Of every pool, each with demand of its own: how a large fleet is made of a small one."""
+    times: PositiveDecimalString = Decimal(1)
+    """What every pool's declared demand is multiplied by."""
     headroom_percent: Percent = 25
     """Beyond the demand of the last step: what each policy makes room for, ours included."""
     catalog: list[str] = Field(default_factory=list)
