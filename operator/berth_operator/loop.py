@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from berth_operator.api import CapacityType, HardwareClass, InferencePool, InferencePoolStatus
-from berth_operator.catalog.sanity import Sifted, sift
+from berth_operator.catalog.sanity import Fault, Sifted, sift
 from berth_operator.cluster.attempts import Attempts, Result
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import NotLeaderError
@@ -70,13 +70,18 @@ class Loop:
         *,
         leading: Callable[[], bool] = lambda: True,
         quotes: Callable[[], Quotes] | None = None,
+        unmatched: Callable[[], Sequence[Fault]] = lambda: (),
     ) -> None:
-        """`quotes`: what price feeds say now; None where there is no feed, and classes' own prices count."""
+        """`quotes`: what price feeds say now; None where there is no feed, and classes' own prices count.
+
+        `unmatched`: classes that no node matches; they are planned with all the same, as an autoscaler may make some.
+        """
         self._cluster = cluster
         self._telemetry = telemetry
         self._settings = settings
         self._leading = leading
         self._quotes = quotes
+        self._unmatched = unmatched
         self._dirty = asyncio.Event()
         self._statuses = {"InferencePool": Attempts(), "HardwareClass": Attempts()}
         self._said: dict[str, str] = {}
@@ -201,9 +206,11 @@ class Loop:
         self, classes: Sequence[HardwareClass], planned: Plan, priced: Priced, sifted: Sifted, now: datetime
     ) -> Counter[Result]:
         writes: dict[tuple[str, str], Callable[[], Any]] = {}
+        unmatched = {fault.name: fault for fault in self._unmatched()}
         for hardware in classes:
             name = hardware.metadata.name
-            new = hardware_class_status(hardware, planned, now, priced, sifted.of(name), self._settings.prices)
+            faults = [*sifted.of(name), *([unmatched[name]] if name in unmatched else [])]
+            new = hardware_class_status(hardware, planned, now, priced, faults, self._settings.prices)
             if new is not hardware.status:
                 writes["HardwareClass", name] = partial(self._write_class_status, hardware, new.to_api())
         return await self._write_all("HardwareClass", writes)

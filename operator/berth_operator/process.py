@@ -14,6 +14,7 @@ from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import Kube
 from berth_operator.cluster.lease import Lease
 from berth_operator.loop import Loop, LoopSettings
+from berth_operator.node_check import NodeCheck
 from berth_operator.prices.feed import PriceFeed
 from berth_operator.settings import Settings
 from berth_operator.telemetry import Telemetry
@@ -47,6 +48,7 @@ class Operator:
         self._cluster = Cluster(self._kube, self._wake, self._settings.watch_namespaces)
         classes = self._cluster.known_hardware_classes
         self._feed = PriceFeed(self._kube, self._settings.feeds, classes, self._wake)
+        self._nodes = NodeCheck(self._kube, classes, self._wake, self._settings.node_check_s)
         self._lease = Lease(self._kube, self._settings.namespace, self._settings.identity, on_change=self._wake)
 
     async def start(self) -> None:
@@ -60,10 +62,13 @@ class Operator:
             LoopSettings(settings.debounce_s, settings.interval_s, settings.render, settings.prices),
             leading=self._kube.may_write,
             quotes=(lambda: self._feed.quotes) if settings.feeds.any else None,
+            unmatched=lambda: self._nodes.faults,
         )
         self._run("reflectors", self._cluster.run())
         if settings.feeds.any:
             self._run("prices", self._feed.run())
+        if settings.node_check_s:
+            self._run("nodes", self._nodes.run())
         self._run("loop", self._loop.run())
         if self._settings.leader_elect:
             self._run("lease", self._lease.run())

@@ -7,7 +7,7 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from berth_operator.api.quantities import parse_duration
@@ -35,8 +35,10 @@ class Settings:
     log_format: str
     log_level: str
     render: RenderSettings
-    feeds: FeedSettings = FeedSettings()
-    prices: PricePolicy = PricePolicy()
+    feeds: FeedSettings = field(default_factory=FeedSettings)
+    prices: PricePolicy = field(default_factory=PricePolicy)
+    node_check_s: float = 0.0
+    """How often it is asked whether hardware classes have nodes; 0: never."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -65,11 +67,20 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     add("--interval", default=default("INTERVAL", "30s"), help="plan at least this often")
     add("--price-config-map", default=default("PRICE_CONFIG_MAP", ""), help="[NAMESPACE/]NAME of a ConfigMap of prices")
     add("--aws-price-region", default=default("AWS_PRICE_REGION", ""), help="ask AWS for this region's prices")
-    add("--price-interval", default=default("PRICE_INTERVAL", "10m"), help="ask AWS this often")
+    add(
+        "--price-interval",
+        default=default("PRICE_INTERVAL", "10m"),
+        help="ask AWS this often, and the ConfigMap at least every 30s",
+    )
     add(
         "--price-max-age",
         default=default("PRICE_MAX_AGE", "6h"),
         help="beyond it a feed's last price moves no placement",
+    )
+    add(
+        "--node-check",
+        default=default("NODE_CHECK", ""),
+        help="ask this often whether classes have nodes, 0s: never; default: 1m, or never with --watch-namespaces",
     )
     add("--worker-image", default=default("WORKER_IMAGE", images.worker_image))
     add("--vllm-image", default=default("VLLM_IMAGE", images.vllm_image))
@@ -105,6 +116,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     if isinstance(leader_elect, str):
         leader_elect = choice("leader-elect (BERTH_LEADER_ELECT)", leader_elect.lower(), "true", "false") == "true"
     namespace = given.namespace or namespace_of_pod() or ""
+    every = timedelta(seconds=max(1.0, seconds("price-interval", given.price_interval)))
     if leader_elect and not namespace:
         parser.error("--namespace: is required outside a pod, for the Lease; or choose --no-leader-elect")
     return Settings(
@@ -127,7 +139,9 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         feeds=FeedSettings(
             config_map=config_map(given.price_config_map),
             aws_region=given.aws_price_region or None,
-            aws_every=timedelta(seconds=seconds("price-interval", given.price_interval)),
+            config_map_every=min(timedelta(seconds=30), every),
+            aws_every=every,
         ),
+        node_check_s=seconds("node-check", given.node_check or ("0s" if given.watch_namespaces else "1m")),
         prices=PricePolicy(max_age=timedelta(seconds=seconds("price-max-age", given.price_max_age))),
     )

@@ -23,7 +23,7 @@ from berth_operator.api import (
     format_decimal,
     format_duration,
 )
-from berth_operator.catalog.sanity import Fault
+from berth_operator.catalog.sanity import NO_NODE, Fault
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement, Verdict
 from berth_operator.prices import Priced, PricePolicy, complaint, in_status, own_prices, settled_prices
 
@@ -135,6 +135,7 @@ def hardware_class_status(
         "Available": facts,
         "PricesCurrent": _prices_current(priced, name, policy),
         "ProfilesAccepted": _profiles_accepted(faults),
+        "NodesMatch": _nodes_match(faults),
     }
     old = {c.type: c for c in hardware.status.conditions or ()}
     status = HardwareClassStatus(
@@ -150,7 +151,7 @@ def hardware_class_status(
 
 
 def _class_accepted(faults: Sequence[Fault]) -> _Facts:
-    own = [fault for fault in faults if fault.kind == "HardwareClass"]
+    own = [fault for fault in faults if fault.kind == "HardwareClass" and fault.reason != NO_NODE]
     if own:
         return ("False", own[0].reason, "no plan uses it: " + "; ".join(f"{f.field}: {f.message}" for f in own))
     return ("True", "Accepted", "its figures can be true")
@@ -162,6 +163,12 @@ def _profiles_accepted(faults: Sequence[Fault]) -> _Facts | None:
     if not profiles:
         return None
     return ("False", profiles[0].reason, "not planned with: " + "; ".join(map(str, profiles)))
+
+
+def _nodes_match(faults: Sequence[Fault]) -> _Facts | None:
+    """Only there while no node matches."""
+    found = [fault for fault in faults if fault.reason == NO_NODE]
+    return ("False", NO_NODE, found[0].message) if found else None
 
 
 def _prices_current(priced: Priced | None, name: str, policy: PricePolicy | None) -> _Facts:

@@ -63,6 +63,7 @@ def operator(
     chart = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     fleet.cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=chart)
     flags = (f"--watch-namespaces={NAMESPACE}", "--debounce=100ms", "--interval=1s", "--price-config-map=prices")
+    flags += ("--node-check=1s", "--price-max-age=1h", "--price-interval=1s")
     process = make_operator(*flags)
     fleet.cluster.apply(CLASS, _prices("0.500", datetime.now(UTC)))
     process.start()
@@ -140,3 +141,45 @@ def test_a_class_at_fault_says_so_and_is_planned_with_again_once_mended(
     assert "spec.capacity[0].usdPerHour: found 0: OnDemand nodes cost something" in condition["message"]
     fleet.cluster.apply(CLASS)
     operator.wait_for("it is accepted", lambda: _condition(fleet.cluster, "Accepted").get("status") == "True")
+
+
+def test_a_class_that_no_node_matches_says_so_until_one_does(fleet: Fleet, operator: OperatorProcess) -> None:
+    misspelt = {"type": "OnDemand", "usdPerHour": "0.638", "maxNodes": 1, "selector": {"tests.berth.dev/pool": "lost"}}
+    fleet.cluster.apply({**CLASS, "spec": {**CLASS["spec"], "capacity": [misspelt]}})  # type: ignore[dict-item]
+    operator.wait_for("it is named", lambda: _condition(fleet.cluster, "NodesMatch"))
+    condition = _condition(fleet.cluster, "NodesMatch")
+    assert (condition["status"], condition["reason"]) == ("False", "NoNodeMatches")
+    assert "OnDemand tests.berth.dev/pool=lost" in condition["message"]
+    assert _condition(fleet.cluster, "Accepted")["status"] == "True", "its nodes may come yet"
+    node = "graviton-0"
+    fleet.cluster.kubectl("label", "node", node, "tests.berth.dev/pool=lost")
+    operator.wait_for("it is found", lambda: not _condition(fleet.cluster, "NodesMatch"))
+    fleet.cluster.kubectl("label", "node", node, "tests.berth.dev/pool-")
+    fleet.cluster.apply(CLASS)
+
+
+def test_a_price_beyond_the_stated_age_stands_and_says_so_dead_feed_or_not(
+    fleet: Fleet, operator: OperatorProcess
+) -> None:
+    old = {**CLASS, "metadata": {"name": "priced-old"}}
+    quotes = _prices("0.450", datetime.now(UTC) - timedelta(hours=2))
+    quotes["data"]["prices"] = quotes["data"]["prices"].replace("priced-class", "priced-old")
+
+    def status() -> dict[str, Any]:
+        found: dict[str, Any] = fleet.cluster.get("bhw", "priced-old").get("status", {})
+        return found
+
+    def stale() -> str:
+        said = [c for c in status().get("conditions", []) if c["type"] == "PricesCurrent" and c["reason"] == "Stale"]
+        return str(said[0]["message"]) if said else ""
+
+    fleet.cluster.apply(old, quotes)
+    operator.wait_for("the old price is stale", stale, 60)
+    (shown,) = status()["prices"]
+    assert (shown["usdPerHour"], shown["source"]) == ("0.450", f"ConfigMap {SYSTEM}/prices")
+    assert "older than 1h, so no placement moves for it: OnDemand 0.450 USD/h is as of" in stale()
+    fleet.cluster.kubectl("delete", "configmap", "prices", f"--namespace={SYSTEM}")
+    operator.wait_for("the dead feed is named", lambda: "prices does not exist" in stale(), 60)
+    assert status()["prices"] == [shown]
+    assert next(iter(_status(fleet.cluster)["prices"]))["usdPerHour"] == "0.500", "the other's last good price"
+    fleet.cluster.kubectl("delete", "bhw", "priced-old")

@@ -108,7 +108,7 @@ def test_a_node_pool_offers_the_types_it_allows_within_its_limits() -> None:
 def test_a_node_pool_is_on_demand_unless_it_says_otherwise() -> None:
     found = ask(pools=[node_pool(("karpenter.k8s.aws/instance-gpu-name", "In", ["l4"]))])
     assert list(capacities(found, "l4")) == ["OnDemand"]
-    assert len(found.proposals) == 1, "nodes without a GPU have no such label"
+    assert [p["metadata"]["name"] for p in found.proposals] == ["l4", "l4-4"], "nodes without a GPU have no such label"
 
 
 def test_what_runs_goes_before_what_could() -> None:

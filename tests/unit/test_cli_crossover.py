@@ -86,3 +86,17 @@ def test_bad_input_is_exit_code_2_and_says_what_to_write(arguments: tuple[str, .
     done = berth(*arguments)
     assert done.exit_code == 2
     assert says in done.stderr
+
+
+def test_figures_in_circulation_are_taken_for_true_only_when_asked_and_said_to_be_impossible() -> None:
+    three = ("--hardware", "l4", "--hardware", "a10g", "--hardware", "graviton3-c7g-16xl", "--max-concurrency", "1")
+    done = berth("llama-3-8b-instruct", *three, "--what-if-set", "news-2026-04", "-o", "json")
+    assert done.exit_code == 0
+    busy = {x["hardwareClass"]: x["points"][0]["busy"]["usdPerMillionTokens"] for x in json.loads(done.stdout)["lines"]}
+    # 2.32 USD/h over 45 tokens/s, 1.006 over 120, 0.805 over 180
+    assert busy == {"graviton3-c7g-16xl": "14.3", "a10g": "2.33", "l4": "1.24"}
+    assert "the claimed 0.08 takes 8056 tokens/s, 179.0 times as many" in done.stderr
+    assert "l4: spec.points[0].decodeTokensPerSecond: found 180: 1 requests" in done.stderr
+    other = berth(MODEL, "--what-if-set", "news-2026-04")
+    assert other.exit_code == 2
+    assert "is about llama-3-8b-instruct: ask for that model" in other.stderr

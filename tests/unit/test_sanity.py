@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from berth_operator.api import HardwareClass, ServingProfile
 from berth_operator.catalog import CATALOG, hardware_class
-from berth_operator.catalog.matching import unmatched
+from berth_operator.catalog.matching import among, unmatched
 from berth_operator.catalog.sanity import Fault, sift
 from berth_operator.cli.objects import read_objects
 from hypothesis import given
@@ -205,8 +205,8 @@ def node(**labels: str) -> dict[str, Any]:
 
 
 def test_a_class_is_matched_by_a_node_with_its_labels(make_class: Make) -> None:
-    assert list(unmatched([make_class("c")], [node()], [])) == []
-    (fault,) = unmatched([make_class("c")], [node(pool="other")], [])
+    assert list(unmatched([make_class("c")], among([node()]), [])) == []
+    (fault,) = unmatched([make_class("c")], among([node(pool="other")]), [])
     assert fault.reason == "NoNodeMatches"
     assert "OnDemand pool=od; Spot pool=spot" in fault.message
 
@@ -218,12 +218,12 @@ def test_a_class_is_matched_by_a_node_pool_that_may_make_its_nodes() -> None:
         asked = [{"key": "node.kubernetes.io/instance-type", "operator": "In", "values": values}]
         return {"metadata": {"name": "np"}, "spec": {"template": {"spec": {"requirements": asked}}}}
 
-    assert list(unmatched([l4], [], [node_pool("g6.xlarge")])) == []
-    assert len(list(unmatched([l4], [], [node_pool("g5.xlarge")]))) == 1
+    assert list(unmatched([l4], among([]), [node_pool("g6.xlarge")])) == []
+    assert len(list(unmatched([l4], among([]), [node_pool("g5.xlarge")]))) == 1
 
 
 def test_what_scales_from_zero_or_cannot_be_had_needs_no_node(make_class: Make) -> None:
     from_zero = make_class("c")
     annotated = {"annotations": {"berth.dev/scales-from-zero": "true"}}
     from_zero = from_zero.model_copy(update={"metadata": from_zero.metadata.model_copy(update=annotated)})
-    assert list(unmatched([from_zero, hardware_class(CATALOG["maia-100"])], [], [])) == []
+    assert list(unmatched([from_zero, hardware_class(CATALOG["maia-100"])], among([]), [])) == []

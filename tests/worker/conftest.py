@@ -101,6 +101,7 @@ class Running:
     channel: grpc.aio.Channel
     stub: pb_grpc.GenerationStub
     http: httpx.AsyncClient
+    http_server: HttpServer
 
     @property
     def engine(self) -> Engine:
@@ -134,7 +135,7 @@ def serving(make_engine: Callable[..., Engine]) -> Serving:
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{http_server.port}") as http,
         ):
             try:
-                yield Running(worker, server, channel, pb_grpc.GenerationStub(channel), http)
+                yield Running(worker, server, channel, pb_grpc.GenerationStub(channel), http, http_server)
             finally:
                 await server.stop(0)
                 await http_server.stop()

@@ -26,6 +26,7 @@ from berth_worker.proto.berth.v1 import generation_pb2 as pb
 from berth_worker.proto.berth.v1 import generation_pb2_grpc as pb_grpc
 from berth_worker.server.options import Options, parse
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from openai import OpenAI
 
 COMMAND = [sys.executable, "-m", "berth_worker.server.main", "--host", "127.0.0.1"]
 READY = re.compile(r"berth-worker ready grpc=(\S+) http=(\S+) model=(\S+)")
@@ -79,13 +80,23 @@ def test_a_worker_told_to_leave_finishes_what_runs_refuses_what_comes_and_exits_
         grpc_address, http_address, model = until_ready(process)
         assert model == "smollm2-135m-instruct"
         assert get(http_address, "/readyz")[0] == 200
-        with grpc.insecure_channel(grpc_address) as channel:
+        client = OpenAI(base_url=f"http://{http_address}/v1", api_key="none", max_retries=0)
+        with client, grpc.insecure_channel(grpc_address) as channel:
             stub = pb_grpc.GenerationStub(channel)
             health = health_pb2_grpc.HealthStub(channel)
             long = stub.Generate(
                 pb.GenerateRequest(text="Once", sampling={"max_tokens": 500, "temperature": 0, "ignore_eos": True})
             )
             pieces = [next(long)]
+            other = client.completions.create(
+                model=model,
+                prompt="Twice",
+                max_tokens=500,
+                temperature=0,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body={"ignore_eos": True},
+            )
             process.send_signal(signal.SIGTERM)
             reason = until(lambda: (answer := get(http_address, "/readyz"))[0] == 503 and answer[1])
             assert reason.startswith("going down: unready, but admits")
@@ -98,7 +109,8 @@ def test_a_worker_told_to_leave_finishes_what_runs_refuses_what_comes_and_exits_
                 next(stub.Generate(pb.GenerateRequest(text="too late")))
             assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
             pieces += long
-        assert pieces[-1].usage.completion_tokens == 500
+            *_, last = other
+        assert pieces[-1].usage.completion_tokens == last.usage.completion_tokens == 500
         assert pieces[-1].finish_reason == pb.FINISH_REASON_LENGTH
         assert process.wait(20) == 0
 

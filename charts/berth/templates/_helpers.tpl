@@ -65,6 +65,15 @@ app.kubernetes.io/part-of: berth
 - apiGroups: [berth.dev]
   resources: [hardwareclasses/status]
   verbs: [patch]
+{{- if not .Values.watchNamespaces }}
+# Whether a HardwareClass has a node, or could get one: one node is asked for, by label.
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [list]
+- apiGroups: [karpenter.sh]
+  resources: [nodepools]
+  verbs: [list]
+{{- end }}
 # Their labels, for namespaceSelector of a HardwareClass.
 - apiGroups: [""]
   resources: [namespaces]

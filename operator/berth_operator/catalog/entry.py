@@ -14,7 +14,6 @@ CHIP_WATTS_ANNOTATION: Final = "berth.dev/chip-watts"
 """Board limits of the node's chips, hosts left out: not `spec.powerWatts`, which is the whole node's."""
 
 PRICES_AS_OF: Final = "2026-07-20"
-AWS_PRICE: Final = f"On demand: AWS us-east-1, {PRICES_AS_OF}, from karpenter-provider-aws."
 SPOT_PRICE: Final = "Spot: set to on demand, its upper bound, not a market price."
 
 
@@ -44,6 +43,7 @@ class Entry:
     selector: tuple[tuple[str, str], ...] = ()
     """Node labels beside those that follow from `instance_type`."""
     image: str | None = None
+    price_as_of: str = PRICES_AS_OF
     what_if: str | None = None
     """Why no plan of a cluster may use it as it ships; None: it may."""
     rentable: bool = True
@@ -137,7 +137,8 @@ def full_source(entry: Entry) -> str:
     if entry.usd_per_hour is None:
         parts.append("Price: none stated; 0 stands for that, and maxNodes 0 keeps plans off it.")
     else:
-        parts.append(f"{AWS_PRICE} {SPOT_PRICE}")
+        on_demand = f"On demand: AWS us-east-1, {entry.price_as_of}, from karpenter-provider-aws."
+        parts.append(f"{on_demand} {SPOT_PRICE}")
     if entry.chip_watts is None:
         parts.append("Power: not published.")
     else:

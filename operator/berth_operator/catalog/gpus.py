@@ -8,8 +8,10 @@ from decimal import Decimal
 from typing import Final
 
 from berth_operator.api import HardwareKind
-from berth_operator.catalog.entry import Entry
+from berth_operator.catalog.entry import PRICES_AS_OF, Entry
 
+_FOURS_AS_OF: Final = "2026-01-19"
+"""Day of the price table that has the nodes of four GPUs."""
 _GPU, _ACCELERATOR = HardwareKind.GPU, HardwareKind.ACCELERATOR
 _NO_IMAGE: Final = "vLLM's default image does not run on it: set runtime.image to the vendor's and take maxNodes 0 away"
 _NO_PRICE: Final = "no price is stated for it: set capacity.usdPerHour to what you pay and take maxNodes 0 away"
@@ -33,6 +35,7 @@ def _nvidia(
     fp8: int | None = None,
     watts: int,
     what_if: str | None = None,
+    price_as_of: str = PRICES_AS_OF,
 ) -> Entry:
     many = f", {count} to a node" if count > 1 else ""
     return Entry(
@@ -51,6 +54,7 @@ def _nvidia(
         instance_type=instance_type,
         usd_per_hour=Decimal(usd_per_hour),
         what_if=what_if,
+        price_as_of=price_as_of,
         source=f"Nvidia {chip} data sheet ({gigabytes} GB, {gbps} GB/s, {bf16} dense TFLOP/s in 16 bits){many};"
         f" AWS {instance_type}.",
     )
@@ -69,8 +73,40 @@ ENTRIES: Final = (
     ),
     _nvidia("a10g", "A10G", "g5.xlarge", "1.006", cpus=4, gigabytes=24, gbps=600, bf16=70, watts=300),
     _nvidia("a10g-2xl", "A10G", "g5.2xlarge", "1.212", cpus=8, gigabytes=24, gbps=600, bf16=70, watts=300),
+    _nvidia(
+        *("a10g-4", "A10G", "g5.12xlarge", "5.672"),
+        cpus=48,
+        count=4,
+        gigabytes=24,
+        gbps=600,
+        bf16=70,
+        watts=300,
+        price_as_of=_FOURS_AS_OF,
+    ),
     _nvidia("l4", "L4", "g6.xlarge", "0.805", cpus=4, gigabytes=24, gbps=300, bf16=121, fp8=242, watts=72),
+    _nvidia(
+        *("l4-4", "L4", "g6.12xlarge", "4.602"),
+        cpus=48,
+        count=4,
+        gigabytes=24,
+        gbps=300,
+        bf16=121,
+        fp8=242,
+        watts=72,
+        price_as_of=_FOURS_AS_OF,
+    ),
     _nvidia("l40s", "L40S", "g6e.xlarge", "1.861", cpus=4, gigabytes=48, gbps=864, bf16=362, fp8=733, watts=350),
+    _nvidia(
+        *("l40s-4", "L40S", "g6e.12xlarge", "10.493"),
+        cpus=48,
+        count=4,
+        gigabytes=48,
+        gbps=864,
+        bf16=362,
+        fp8=733,
+        watts=350,
+        price_as_of=_FOURS_AS_OF,
+    ),
     _nvidia("h100", "H100 SXM", "p5.4xlarge", "6.88", cpus=16, gigabytes=80, gbps=3350, bf16=989, fp8=1979, watts=700),
     _nvidia(
         *("h100-8", "H100 SXM", "p5.48xlarge", "55.04"),

@@ -14,6 +14,8 @@ from berth_operator.api import Capacity, CapacityType, HardwareClass, HardwareKi
 from berth_operator.catalog.profile_sanity import profile_faults
 from berth_operator.planner.speed import devices
 
+NO_NODE: Final = "NoNodeMatches"
+"""Reason of a class that has no node and could get none (`matching`): planned with all the same."""
 MOST_USD_PER_HOUR: Final = Decimal(1000)
 """Of one node; the dearest that EC2 rents is below 400."""
 LEAST_USD_PER_HOUR: Final = Decimal("0.005")

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from berth_operator.cli import bench, crds, crossover, explain, hardware, plan
+from berth_operator.cli import bench, crds, crossover, explain, hardware, plan, simulate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +16,7 @@ app.command("plan")(plan.command)
 app.command("explain")(explain.command)
 app.command("crossover")(crossover.command)
 app.add_typer(hardware.app, name="hardware")
+app.command("simulate")(simulate.command)
 app.command("bench")(bench.command)
 app.command("crds")(crds.command)
 

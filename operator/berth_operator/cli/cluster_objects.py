@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from kubernetes_asyncio import config
 
@@ -29,9 +29,7 @@ from berth_operator.cluster.resources import (
     SERVING_PROFILES,
     Resource,
 )
-
-NODES: Final = Resource("", "v1", "nodes", "Node", namespaced=False)
-NODE_POOLS: Final = Resource("karpenter.sh", "v1", "nodepools", "NodePool", namespaced=False)
+from berth_operator.node_check import NODE_POOLS, NODES
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,9 @@ from berth_operator.api import (
 )
 from berth_operator.api.inference_pool import WorkloadClass
 from berth_operator.catalog import CATALOG, hardware_class
+from berth_operator.catalog.sanity import sift
+from berth_operator.catalog.whatif import SETS, implied
+from berth_operator.catalog.whatif import profiles as profiles_of
 from berth_operator.cli.bench import Quantized
 from berth_operator.cli.output import TableFormat, console, print_data
 from berth_operator.cli.pictures import Curve, Panel, check_picture, draw
@@ -71,6 +74,9 @@ def command(
     prices: Annotated[
         list[str] | None, typer.Option("--price", help="CLASS=USD: what if a node of it cost so much an hour?")
     ] = None,
+    what_if: Annotated[
+        str | None, typer.Option("--what-if-set", help="Take figures in circulation for true: news-2026-04")
+    ] = None,
     spot: Annotated[bool, typer.Option("--spot", help="Lines for spot prices, too")] = False,
     quantization: Annotated[Quantized, typer.Option()] = Quantized.INT8,
     workload: Annotated[WorkloadClass, typer.Option(help="Defaults of what follows")] = WorkloadClass.AGENTIC,
@@ -98,6 +104,8 @@ def command(
     effective = _workload(model, workload, shape, objectives, think_time)
     asked = _prices(prices or ())
     classes, profiles, sound = _hardware(files, hardware, from_cluster, kubeconfig, asked)
+    if what_if:
+        profiles = (*_claimed(what_if, model, Quantization(quantization.value), classes), *profiles)
     if model not in ARCHITECTURES and not any(p.spec.model == model for p in profiles):
         near = ", ".join(closest_names(model) or sorted(ARCHITECTURES)[:5])
         leave(BAD_INPUT, f"{model}: not in the model catalogue and no ServingProfile names it; known are: {near}")
@@ -198,6 +206,32 @@ def _hardware(
     else:
         chosen = {name for name, entry in CATALOG.items() if not entry.what_if} | prices.keys()
     return [known[name] for name in sorted(chosen)], profiles, sound
+
+
+def _claimed(
+    name: str, model: str, quantization: Quantization, classes: Sequence[HardwareClass]
+) -> list[ServingProfile]:
+    """Profiles of a what-if set, with a remark for each claim that cannot be true."""
+    if name not in SETS:
+        leave(BAD_INPUT, f"--what-if-set: found {name!r}: there is {', '.join(SETS)}")
+    found = SETS[name]
+    if model != found.model:
+        leave(BAD_INPUT, f"--what-if-set {name} is about {found.model}: ask for that model")
+    known = {item.metadata.name: item for item in classes}
+    claimed = [p for p in profiles_of(found, quantization) if p.spec.hardware_class in known]
+    for claim in found.claims:
+        if way := known.get(claim.hardware_class):
+            usd = way.spec.capacity[0].usd_per_hour
+            per_million, needed = implied(claim, usd)
+            remark(
+                f"{name}: {claim.hardware_class} at {claim.tokens_per_second:f} tokens/s and {usd:f} USD/h is"
+                f" {per_million:.2f} USD per million tokens; the claimed {claim.usd_per_million_tokens:f} takes"
+                f" {needed:.0f} tokens/s, {needed / claim.tokens_per_second:.1f} times as many"
+            )
+    for fault in sift(classes, claimed).faults:
+        if fault.reason == "AboveRoofline" and "prefill" not in fault.field:
+            remark(f"{name}: {fault.hardware_class}: {fault.field}: {fault.message}")
+    return claimed
 
 
 # --- Output ---------------------------------------------------------------------------------------------------------

@@ -61,7 +61,15 @@ def read_objects(sources: Sequence[str], namespace: str = "default") -> tuple[Ob
     Every problem is returned, and the objects are those without one.  Namespaces count for their labels; objects of
     other API groups are passed over with a remark.
     """
+    return read_bodies(sources, (), namespace)
+
+
+def read_bodies(
+    sources: Sequence[str], bodies: Sequence[tuple[str, Mapping[str, Any]]], namespace: str = "default"
+) -> tuple[Objects, list[InputProblem]]:
+    """As `read_objects`, with objects that are in memory already after those of the files, each (where, body)."""
     documents, problems = read_documents(sources)
+    documents += [Document(where, body) for where, body in bodies]
     found: dict[tuple[str, str, str], tuple[Resource, str]] = {}
     labels: dict[str, Mapping[str, str]] = {}
     passed_over: dict[str, int] = {}

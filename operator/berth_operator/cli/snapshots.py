@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from berth_operator.api import HardwareClass, InferencePool, PriceInForce
 from berth_operator.api.meta import Resource
-from berth_operator.catalog.matching import unmatched
+from berth_operator.catalog.matching import among, unmatched
 from berth_operator.catalog.sanity import Fault, sift
 from berth_operator.cli.cluster_objects import ClusterNodes, namespace_in_context, read_cluster
 from berth_operator.cli.objects import Objects, read_objects
@@ -62,7 +62,7 @@ def gather(
     sifted = sift(snapshot.hardware_classes, snapshot.serving_profiles)
     problems += map(_problem, sifted.faults)
     if nodes.read:
-        problems += map(_problem, unmatched(sifted.hardware_classes, nodes.nodes, nodes.node_pools))
+        problems += map(_problem, unmatched(sifted.hardware_classes, among(nodes.nodes), nodes.node_pools))
     priced = price(sifted.hardware_classes, Quotes(), now)
     snapshot = replace(snapshot, hardware_classes=priced.classes, serving_profiles=sifted.serving_profiles)
     return Inputs(snapshot, tuple(problems), (*remarks, *_live_prices(priced, now)), priced.stale)

@@ -25,6 +25,7 @@ from berth_operator.planner.architectures import ARCHITECTURES, Architecture
 from berth_operator.planner.capacity import Load, TooSlow, replica_capacity, unloaded_turn_seconds
 from berth_operator.planner.speed import (
     GIB,
+    Speed,
     best_profile,
     devices,
     efficiency_of,
@@ -94,6 +95,35 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True)
+class Fit:
+    """A replica of a pool on a class, and what it carries."""
+
+    quantization: Quantization
+    capacity: ReplicaCapacity
+    replicas_per_node: int
+    resources: ReplicaResources | None
+    unloaded_turn_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoFit:
+    """Why a replica does not fit, or is too slow."""
+
+    verdict: Verdict
+    reason: str
+    estimated: bool
+    slow: TooSlow | None = None
+
+    @staticmethod
+    def too_slow(slow: TooSlow, *, estimated: bool) -> "NoFit":
+        """An objective that does not hold."""
+        return NoFit(Verdict.TOO_SLOW, slow.reason, estimated, slow)
+
+
+Judgement = Fit | NoFit
+
+
+@dataclass(frozen=True, slots=True)
 class PoolContext:
     """What judging a pool's candidates takes beside the class."""
 
@@ -105,6 +135,8 @@ class PoolContext:
     now: datetime
     scheduled: Mapping[Resource, int] = field(default_factory=dict)
     """Replicas of the pool that have a node now: what a constrained class keeps."""
+    judged: Mapping[tuple[str, Quantization], Judgement] = field(default_factory=dict)
+    """By class name and quantization, what was judged beforehand with that of other pools."""
 
 
 def candidates_of(classes: Iterable[HardwareClass], context: PoolContext) -> Candidates:
@@ -130,9 +162,9 @@ def _judge(hardware: HardwareClass, capacity: Capacity, context: PoolContext) ->
     if context.effective.objective == "Power" and hardware.spec.power_watts is None:
         return unfit(Verdict.NOT_COMPARABLE, "spec.powerWatts is unset, and the pool's objective is Power")
     judged = [_judge_quantization(hardware, q, context) for q in quantizations(context)]
-    fitting = [j for j in judged if isinstance(j, _Fit)]
+    fitting = [j for j in judged if isinstance(j, Fit)]
     if not fitting:
-        best = min((j for j in judged if isinstance(j, _NoFit)), key=lambda j: _CLOSENESS[j.verdict])
+        best = min((j for j in judged if isinstance(j, NoFit)), key=lambda j: _CLOSENESS[j.verdict])
         return unfit(best.verdict, best.reason, estimated=best.estimated, slow=best.slow)
     if capacity.max_nodes == 0:
         return unfit(
@@ -221,23 +253,6 @@ def api_time(text: str | None) -> datetime | None:
 # --- Fits and fast enough? ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    quantization: Quantization
-    capacity: ReplicaCapacity
-    replicas_per_node: int
-    resources: ReplicaResources | None
-    unloaded_turn_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _NoFit:
-    verdict: Verdict
-    reason: str
-    estimated: bool
-    slow: TooSlow | None = None
-
-
 _CLOSENESS = {Verdict.TOO_SLOW: 0, Verdict.DOES_NOT_FIT: 1, Verdict.NOT_COMPARABLE: 2}
 """Of several quantizations that fail, the one nearest to serving gives the reason."""
 
@@ -252,7 +267,12 @@ def quantizations(context: PoolContext) -> list[Quantization]:
     return [Quantization.INT8, Quantization.BF16, *([Quantization.INT4] if four_bit else [])]
 
 
-def _judge_quantization(hardware: HardwareClass, quantization: Quantization, context: PoolContext) -> _Fit | _NoFit:
+def _judge_quantization(hardware: HardwareClass, quantization: Quantization, context: PoolContext) -> Fit | NoFit:
+    known = context.judged.get((hardware.metadata.name, quantization))
+    return _judge_alone(hardware, quantization, context) if known is None else known
+
+
+def _judge_alone(hardware: HardwareClass, quantization: Quantization, context: PoolContext) -> Fit | NoFit:
     model, load = context.effective.model, Load.of(context.effective)
     name, runtime = hardware.metadata.name, hardware.spec.runtime.name
     profile = best_profile(context.profiles, model, quantization, name, runtime)
@@ -261,21 +281,29 @@ def _judge_quantization(hardware: HardwareClass, quantization: Quantization, con
     pair = f"model {model}, quantization {quantization.value}, hardwareClass {name} and runtime {runtime.value}"
     architecture = ARCHITECTURES.get(model)
     if architecture is None:
-        return _NoFit(
+        return NoFit(
             Verdict.NOT_COMPARABLE, f"no ServingProfile for {pair}, and the model is not in the catalogue", True
         )
     if objection := estimable(hardware.spec):
-        return _NoFit(Verdict.NOT_COMPARABLE, f"{objection}: supply a ServingProfile for {pair}", True)
+        return NoFit(Verdict.NOT_COMPARABLE, f"{objection}: supply a ServingProfile for {pair}", True)
     if arithmetic := too_large(hardware.spec, architecture, quantization, load.context_tokens):
-        return _NoFit(Verdict.DOES_NOT_FIT, arithmetic, True)
+        return NoFit(Verdict.DOES_NOT_FIT, arithmetic, True)
     speed = roofline_speed(hardware.spec, architecture, quantization, load.mean_context_tokens)
     capacity, unloaded = replica_capacity(speed, load), unloaded_turn_seconds(speed, load)
     if isinstance(capacity, TooSlow):
-        return _NoFit(Verdict.TOO_SLOW, capacity.reason, True, capacity)
-    return _Fit(quantization, capacity, 1, None, unloaded)
+        return NoFit.too_slow(capacity, estimated=True)
+    return Fit(quantization, capacity, 1, None, unloaded)
 
 
-def _judge_profile(profile: ServingProfile, quantization: Quantization, load: Load) -> _Fit | _NoFit:
+def _judge_profile(profile: ServingProfile, quantization: Quantization, load: Load) -> Fit | NoFit:
+    speed = judge_profile(profile, load)
+    if isinstance(speed, NoFit):
+        return speed
+    return profile_fit(profile, quantization, speed, replica_capacity(speed, load), unloaded_turn_seconds(speed, load))
+
+
+def judge_profile(profile: ServingProfile, load: Load) -> Speed | NoFit:
+    """A profile's speed at a load's context, where it allows one request of it."""
     name, spec = profile.metadata.name, profile.spec
     longest = min(spec.kv_cache_tokens, spec.max_context_tokens or spec.kv_cache_tokens)
     if load.context_tokens > longest:
@@ -283,12 +311,21 @@ def _judge_profile(profile: ServingProfile, quantization: Quantization, load: Lo
             f"one request is {load.prompt_tokens} + {load.output_tokens} = {load.context_tokens} tokens"
             f" > {longest} that ServingProfile {name} allows"
         )
-        return _NoFit(Verdict.DOES_NOT_FIT, reason, False)
-    speed = profile_speed(profile, load.mean_context_tokens)
-    capacity, unloaded = replica_capacity(speed, load), unloaded_turn_seconds(speed, load)
+        return NoFit(Verdict.DOES_NOT_FIT, reason, False)
+    return profile_speed(profile, load.mean_context_tokens)
+
+
+def profile_fit(
+    profile: ServingProfile,
+    quantization: Quantization,
+    speed: Speed,
+    capacity: ReplicaCapacity | TooSlow,
+    unloaded: float,
+) -> Fit | NoFit:
+    """What a profile's replica carries, in the form of a judgement."""
     if isinstance(capacity, TooSlow):
-        return _NoFit(Verdict.TOO_SLOW, capacity.reason, speed.estimated, capacity)
-    return _Fit(quantization, capacity, spec.replicas_per_node or 1, spec.resources, unloaded)
+        return NoFit.too_slow(capacity, estimated=speed.estimated)
+    return Fit(quantization, capacity, profile.spec.replicas_per_node or 1, profile.spec.resources, unloaded)
 
 
 def too_large(

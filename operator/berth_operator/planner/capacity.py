@@ -20,6 +20,7 @@ requests leave holds the sessions which think meanwhile (L x think time of them,
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -32,7 +33,7 @@ from berth_operator.planner.speed import Speed
 from berth_operator.planner.types import ReplicaCapacity
 
 Array = npt.NDArray[np.float64]
-_BISECTIONS: Final = 40
+BISECTIONS: Final = 40
 _NEVER: Final = 1e12
 """Seconds; stands for infinity where infinity times nothing would be no number."""
 
@@ -90,31 +91,75 @@ class TooSlow:
 
 
 @dataclass(frozen=True, slots=True)
-class _Steps:
-    """A `Speed` as arrays, at the concurrencies whose KV fits."""
+class Loads:
+    """A `Load` of each entry (a speed's concurrencies, or those of many pairs), as arrays."""
+
+    prompt_tokens: Array
+    output_tokens: Array
+    context_tokens: Array
+    cached_share: Array
+    keeps: npt.NDArray[np.bool_]
+    """Sessions come back and part of the prompt can be cached."""
+    think_seconds: Array
+    first_token: Array
+    gap: Array
+    turn: Array
+
+    @staticmethod
+    def of(loads: Sequence[Load], entry: npt.NDArray[np.int64]) -> "Loads":
+        """The loads of entries, by index into `loads`."""
+
+        def column(values: list[float]) -> Array:
+            return np.array(values, dtype=np.float64)[entry]
+
+        return Loads(
+            column([x.prompt_tokens for x in loads]),
+            column([x.output_tokens for x in loads]),
+            column([x.context_tokens for x in loads]),
+            column([x.cached_share for x in loads]),
+            np.array([x.sessions and x.cached_share > 0 for x in loads], dtype=np.bool_)[entry],
+            column([x.think_seconds for x in loads]),
+            column([x.first_token for x in loads]),
+            column([x.gap for x in loads]),
+            column([x.turn for x in loads]),
+        )
+
+    def at(self, entries: npt.NDArray[np.int64]) -> "Loads":
+        """Some of the entries."""
+        return Loads(*(getattr(self, name)[entries] for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """A `Speed` as arrays by entry: the concurrencies whose KV fits."""
 
     concurrency: Array
     step: Array
     gap: Array
     idle: Array
-    prefill_tokens_per_second: float
-    kv_cache_tokens: int
+    prefill_tokens_per_second: Array
+    kv_cache_tokens: Array
 
     @staticmethod
-    def of(speed: Speed, load: Load) -> "_Steps":
+    def of(speed: Speed, load: Load) -> "Steps":
+        """The concurrencies at which a load's KV fits."""
         count = sum(b * load.context_tokens <= speed.kv_cache_tokens for b in speed.concurrency)
-        return _Steps(
+        return Steps(
             np.array(speed.concurrency[:count], dtype=np.float64),
             np.array(speed.step_seconds[:count]),
             np.array(speed.gap_p99_seconds[:count]),
             np.array(speed.idle_seconds[:count]),
-            speed.prefill_tokens_per_second,
-            speed.kv_cache_tokens,
+            np.full(count, speed.prefill_tokens_per_second),
+            np.full(count, float(speed.kv_cache_tokens)),
         )
+
+    def at(self, entries: npt.NDArray[np.int64]) -> "Steps":
+        """Some of the entries."""
+        return Steps(*(getattr(self, name)[entries] for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
-class _Latencies:
+class Latencies:
     """Predicted p99s at each concurrency, seconds."""
 
     first_token: Array
@@ -135,21 +180,20 @@ def wait_p99(servers: Array, service: Array, rate: Array) -> Array:
     return np.where(stable, wait, math.inf)
 
 
-def _uncached_tokens(steps: _Steps, load: Load, rate: Array) -> Array:
+def uncached_tokens(steps: Steps, load: Loads, rate: Array) -> Array:
     """Prompt tokens to prefill a turn: what the KV memory can keep of `cached_share` is a hit."""
-    if load.sessions and load.cached_share > 0:
-        room = np.maximum(steps.kv_cache_tokens - steps.concurrency * load.context_tokens, 0.0)
-        thinking = rate * load.think_seconds * load.context_tokens
-        kept = np.minimum(room / np.maximum(thinking, 1e-12), 1.0)
-    else:
-        kept = np.ones_like(rate)
-    return np.maximum(load.prompt_tokens * (1 - load.cached_share * kept), 1.0)
+    room = np.maximum(steps.kv_cache_tokens - steps.concurrency * load.context_tokens, 0.0)
+    thinking = rate * load.think_seconds * load.context_tokens
+    kept = np.where(load.keeps, np.minimum(room / np.maximum(thinking, 1e-12), 1.0), 1.0)
+    uncached: Array = np.maximum(load.prompt_tokens * (1 - load.cached_share * kept), 1.0)
+    return uncached
 
 
-def _latencies(steps: _Steps, load: Load, rate: Array) -> _Latencies:
+def predicted(steps: Steps, load: Loads, rate: Array) -> Latencies:
+    """p99s at a rate, turns/s, of each entry."""
     b, step, gap = steps.concurrency, steps.step, steps.gap
     alone = b == 1
-    prefill = _uncached_tokens(steps, load, rate) / steps.prefill_tokens_per_second
+    prefill = uncached_tokens(steps, load, rate) / steps.prefill_tokens_per_second
     added = np.where(alone, 0.0, np.minimum(np.maximum(load.gap - gap, 0.0), step))
     chunk = np.maximum(added + steps.idle, 1e-9)
     stretched = np.where(alone, prefill, prefill * np.maximum((step + added) / chunk, 1.0))
@@ -158,10 +202,11 @@ def _latencies(steps: _Steps, load: Load, rate: Array) -> _Latencies:
     held = stretched + load.output_tokens * token
     wait = wait_p99(b, held, rate) + np.where(alone, 0.0, wait_p99(np.ones_like(b), stretched, rate))
     first = wait + stretched + token
-    return _Latencies(first_token=first, gap=gap + added, turn=first + (load.output_tokens - 1) * token)
+    return Latencies(first_token=first, gap=gap + added, turn=first + (load.output_tokens - 1) * token)
 
 
-def _holds(latencies: _Latencies, load: Load) -> npt.NDArray[np.bool_]:
+def holds(latencies: Latencies, load: Loads) -> npt.NDArray[np.bool_]:
+    """Whether all three promises hold, of each entry."""
     slack = 1 + 1e-9
     return (
         (latencies.first_token <= load.first_token * slack)
@@ -176,19 +221,22 @@ def replica_capacity(speed: Speed, load: Load) -> ReplicaCapacity | TooSlow:
 
     Requires that the KV memory holds one request (`load.context_tokens <= speed.kv_cache_tokens`).
     """
-    steps = _Steps.of(speed, load)
+    steps, loads = _of(speed, load)
     low = np.zeros_like(steps.concurrency)
-    possible = _holds(_latencies(steps, load, low), load)
+    idle = predicted(steps, loads, low)
+    possible = holds(idle, loads)
     if not possible.any():
-        return _too_slow(steps, load)
+        latencies = float(idle.gap[0]), float(idle.first_token[0]), float(idle.turn[0])
+        uncached = float(uncached_tokens(steps, loads, low)[0])
+        return too_slow(load, *latencies, uncached, speed.prefill_tokens_per_second)
     high = steps.concurrency / (load.output_tokens * steps.step)
-    for _ in range(_BISECTIONS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        ok = _holds(_latencies(steps, load, middle), load)
+        ok = holds(predicted(steps, loads, middle), loads)
         low, high = np.where(ok, middle, low), np.where(ok, high, middle)
     rate = np.where(possible, low, 0.0)
     best = int(np.argmax(rate))
-    at = _latencies(steps, load, rate)
+    at = predicted(steps, loads, rate)
     return ReplicaCapacity(
         turns_per_second=float(rate[best]),
         concurrency=int(steps.concurrency[best]),
@@ -203,22 +251,26 @@ def replica_capacity(speed: Speed, load: Load) -> ReplicaCapacity | TooSlow:
 @lru_cache(maxsize=16384)
 def unloaded_turn_seconds(speed: Speed, load: Load) -> float:
     """Turn latency of one request on an idle replica: what objective Latency compares."""
-    steps = _Steps.of(speed, load)
-    return float(_latencies(steps, load, np.zeros_like(steps.concurrency)).turn[0])
+    steps, loads = _of(speed, load)
+    return float(predicted(steps, loads, np.zeros_like(steps.concurrency)).turn[0])
 
 
-def _too_slow(steps: _Steps, load: Load) -> TooSlow:
-    """Which promise one request on an idle replica breaks, with the number."""
-    idle = _latencies(steps, load, np.zeros_like(steps.concurrency))
-    gap, first, turn = float(idle.gap[0]), float(idle.first_token[0]), float(idle.turn[0])
+def _of(speed: Speed, load: Load) -> tuple[Steps, Loads]:
+    steps = Steps.of(speed, load)
+    return steps, Loads.of([load], np.zeros(len(steps.concurrency), dtype=np.int64))
+
+
+def too_slow(
+    load: Load, gap: float, first: float, turn: float, uncached: float, prefill_tokens_per_second: float
+) -> TooSlow:
+    """Which promise one request on an idle replica breaks, with the number; latencies are the predicted ones."""
     if gap > load.gap:
         reason = f"inter-token p99 {seconds(gap)} at 1 request > {seconds(load.gap)}"
         return TooSlow("interTokenLatencyP99", gap, load.gap, reason)
     if first > load.first_token:
-        uncached = float(_uncached_tokens(steps, load, np.zeros_like(steps.concurrency))[0])
         reason = (
             f"first token p99 {seconds(first)} at 1 request ({uncached:.0f} uncached prompt tokens at"
-            f" {steps.prefill_tokens_per_second:.0f} tokens/s) > {seconds(load.first_token)}"
+            f" {prefill_tokens_per_second:.0f} tokens/s) > {seconds(load.first_token)}"
         )
         return TooSlow("timeToFirstTokenP99", first, load.first_token, reason)
     reason = f"turn p99 {seconds(turn)} at 1 request > {seconds(load.turn)}"

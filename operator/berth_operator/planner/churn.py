@@ -11,8 +11,9 @@ from datetime import datetime
 
 from berth_operator.api import Quantization, format_duration
 from berth_operator.planner.candidates import Resource
+from berth_operator.planner.fleet import FleetSolver
 from berth_operator.planner.program import Limits, PoolProblem
-from berth_operator.planner.solver import TOLERANCE, PoolSolution, Solution, solve
+from berth_operator.planner.solver import TOLERANCE, PoolSolution, Solution
 from berth_operator.planner.types import Problem, RunningPlacement
 
 
@@ -48,20 +49,23 @@ def decide(
     problems: Sequence[PoolProblem], incumbents: Mapping[str, Incumbent], limits: Limits, now: datetime
 ) -> Decision:
     """Solve for all pools, moving a pool off its hardware only where that serves more demand or is worth it."""
-    free = solve(problems, limits)
+    solver = FleetSolver(problems, limits)
+    free = solver.solve(problems)
     undecided = {p.key for p in problems if _would_move(p, free, incumbents)}
     if not undecided:
         return Decision(free, {}, free)
     by_key = {p.key: p for p in problems}
-    held = solve([_hold(p, incumbents) for p in problems], limits)
+    held = solver.solve([_hold(p, incumbents) for p in problems], roughly=True)
     needy = _moves_for_service(problems, held, free) & undecided
     stays = {
         key: reason
         for key in sorted(undecided - needy)
         if (reason := _worth(by_key[key], held, free, incumbents[key], now))
     }
+    if not stays:
+        return Decision(free, {}, free)  # whoever stays in it does so of itself
     while True:
-        final = solve([_hold(p, incumbents) if p.key not in undecided - stays.keys() else p for p in problems], limits)
+        final = solver.solve([_hold(p, incumbents) if p.key not in undecided - stays.keys() else p for p in problems])
         if _shortage(problems, final) > _shortage(problems, free):
             return Decision(free, {}, free)
         disappointed = {

@@ -7,25 +7,64 @@ minReplicas hold as ever.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
+from typing import Final
+
+import numpy as np
 
 from berth_operator.api import CapacityType, HardwareClass, HardwareClassStatus, HardwareKind
-from berth_operator.planner.candidates import PoolContext, candidates_of
-from berth_operator.planner.program import PoolProblem
+from berth_operator.planner.candidates import Option, PoolContext, candidates_of
+from berth_operator.planner.lanes import lanes_of, served_by
+from berth_operator.planner.patterns import Prices, cheapest
+from berth_operator.planner.program import Limits, PoolProblem
+from berth_operator.planner.quick import guesses
 from berth_operator.planner.solver import solve
 
+EXACT: Final = 400
+"""GPU options of all pools up to which each pool is solved exactly; above, quantised pricing bounds them together."""
+_UNITS: Final = 128
+_UNSERVED, _MISSING = 1e8, 1e6
 
-def gpu_only_usd_per_hour(
-    key: str, context: PoolContext, classes: Iterable[HardwareClass], served_share: float
-) -> Decimal | None:
-    """USD/h of the cheapest GPU-only plan for `served_share` of a pool's demand; None when no GPU class can."""
-    if served_share <= 0:
-        return None
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A pool to be compared with GPUs alone."""
+
+    key: str
+    context: PoolContext
+    options: tuple[Option, ...]
+    """Of its plan."""
+    served: float
+    """Share of its demand."""
+
+
+def gpu_only_usd_per_hour(wanted: Sequence[Comparison], classes: Iterable[HardwareClass]) -> dict[str, Decimal | None]:
+    """By pool, USD/h of the cheapest GPU-only plan of what is served; None when no GPU class can."""
+    own = [c for c in classes if c.spec.kind is HardwareKind.GPU]
+    constrained = any(c.status.constrained for c in own)
+    gpus = [c.model_copy(update={"status": HardwareClassStatus()}) for c in own]
+    limits = {
+        (c.metadata.name, CapacityType.RESERVED): reserved.max_nodes
+        for c in gpus
+        if (reserved := c.capacity_of(CapacityType.RESERVED)) and reserved.max_nodes is not None
+    }
+    found: dict[str, Decimal | None] = {w.key: None for w in wanted}
+    problems = [p for w in wanted if w.served > 0 and (p := _problem(w, gpus, constrained=constrained)).options]
+    if sum(len(p.options) for p in problems) > EXACT:
+        bounds = _bounds(problems, limits)
+        found.update(bounds)
+        problems = [p for p in problems if p.key not in bounds]
+    found.update({p.key: _exactly(p, limits) for p in problems})
+    return found
+
+
+def _problem(wanted: Comparison, gpus: Sequence[HardwareClass], *, constrained: bool) -> PoolProblem:
+    context, own = wanted.context, wanted.context.effective
     effective = replace(
-        context.effective,
-        requests_per_second=context.effective.requests_per_second * Decimal(repr(served_share)),
+        own,
+        requests_per_second=own.requests_per_second * Decimal(repr(wanted.served)),
         objective="Cost",
         allow=None,
         deny=None,
@@ -33,17 +72,15 @@ def gpu_only_usd_per_hour(
         max_replicas=None,
         max_traffic_percent_per_vendor=100,
     )
-    gpus = [c.model_copy(update={"status": HardwareClassStatus()}) for c in classes if c.spec.kind is HardwareKind.GPU]
-    options = candidates_of(gpus, replace(context, effective=effective)).options
-    if not options:
-        return None
-    limits = {
-        (c.metadata.name, CapacityType.RESERVED): reserved.max_nodes
-        for c in gpus
-        if (reserved := c.capacity_of(CapacityType.RESERVED)) and reserved.max_nodes is not None
-    }
-    solution = solve([PoolProblem(key, effective, options)], limits)
-    pool = solution.pools.get(key)
+    unbound = own.allow is None and own.deny is None and own.objective == "Cost"
+    if unbound and not constrained:
+        return PoolProblem(wanted.key, effective, tuple(o for o in wanted.options if o.kind is HardwareKind.GPU))
+    return PoolProblem(wanted.key, effective, candidates_of(gpus, replace(context, effective=effective)).options)
+
+
+def _exactly(problem: PoolProblem, limits: Limits) -> Decimal | None:
+    solution = solve([problem], limits)
+    pool = solution.pools.get(problem.key)
     if pool is None or pool.unserved > 0:
         return None
     exact = sum((a.nodes * a.option.node_usd_per_hour for a in pool.assignments), Decimal(0))
@@ -51,6 +88,26 @@ def gpu_only_usd_per_hour(
     if slack <= 1e-9:
         return exact
     return max(Decimal(0), exact - Decimal(math.ceil(slack * 1e6)) / 1_000_000)
+
+
+def _bounds(problems: Sequence[PoolProblem], limits: Limits) -> dict[str, Decimal]:
+    """Lower bounds, to a millionth of a dollar; none for pools that could not be served in full."""
+    lanes = lanes_of(problems, limits)
+    lanes = replace(lanes, price=lanes.usd)
+    which = np.arange(lanes.count)
+    prices = Prices(lanes.usd, np.full(lanes.count, _UNSERVED), _MISSING)
+    ceiling = np.full(lanes.count, np.inf)
+    for nodes in guesses(lanes, which, prices.node):
+        within = np.minimum(nodes, lanes.most)
+        ceiling = np.minimum(ceiling, prices.of(which, within, served_by(lanes, which, within)))
+    found = cheapest(lanes, which, prices, ceiling, _UNITS, 5e-3)
+    bound = np.full(len(problems), np.inf)
+    np.minimum.at(bound, lanes.pool, np.minimum(found.bound, ceiling))
+    return {
+        p.key: Decimal(math.floor((b + 1e-9) * 1e6)) / 1_000_000
+        for p, b in zip(problems, bound.tolist(), strict=True)
+        if b < _MISSING
+    }
 
 
 def savings_percent(usd_per_hour: Decimal, gpu_only: Decimal | None) -> int | None:

@@ -35,6 +35,40 @@ _MOST_STEPS = 12
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Nodes that all pools take."""
+
+    total: Mapping[Resource, int]
+    pools: Mapping[Resource, Mapping[str, int]]
+    names: Mapping[Resource, Sequence[str]]
+    """Of pools that take some, in order."""
+
+    @staticmethod
+    def of(pools: Mapping[Resource, Mapping[str, int]]) -> "Usage":
+        """Summed up once for all pools."""
+        return Usage(
+            {r: sum(by_pool.values()) for r, by_pool in pools.items()},
+            pools,
+            {r: sorted(key for key, n in by_pool.items() if n) for r, by_pool in pools.items()},
+        )
+
+    def left(self, limits: Limits, pool: str) -> dict[Resource, int]:
+        """Nodes that the other pools leave."""
+        return {r: max(0, most - self.by_others(r, pool)) for r, most in limits.items()}
+
+    def by_others(self, resource: Resource, pool: str) -> int:
+        """Nodes of a resource under other pools."""
+        return self.total.get(resource, 0) - self.pools.get(resource, {}).get(pool, 0)
+
+    def others(self, resource: Resource, pool: str) -> str:
+        """The other pools in words: the first three, and how many more."""
+        names = self.names.get(resource, ())
+        count = len(names) - (self.pools.get(resource, {}).get(pool, 0) > 0)
+        first = [n for n in names[:4] if n != pool][:3]
+        return ", ".join(first) + (f" and {count - 3} more" if count > 3 else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What explaining one pool takes."""
 
@@ -43,23 +77,15 @@ class Outcome:
     solution: PoolSolution
     limits: Limits
     """All nodes that there are."""
-    used_by: Mapping[Resource, Mapping[str, int]]
-    """Nodes taken, by pool."""
+    usage: Usage
+    left: Limits
+    """Nodes that the other pools leave, of those with a limit."""
     incumbent: Incumbent | None
     kept: Problem | None
     free: PoolSolution | None
     """The pool's plan if moving were free."""
     exact: bool
     """Find break-even prices with the solver, some milliseconds each; else compare with the candidate alone."""
-
-    @property
-    def left(self) -> dict[Resource, int]:
-        """Nodes that the other pools leave."""
-        return {r: max(0, most - self.taken_by_others(r)) for r, most in self.limits.items()}
-
-    def taken_by_others(self, resource: Resource) -> int:
-        """Nodes of a resource under other pools."""
-        return sum(n for key, n in self.used_by.get(resource, {}).items() if key != self.problem.key)
 
 
 def explain(outcome: Outcome) -> list[Candidate]:
@@ -133,8 +159,7 @@ def _no_nodes_left(outcome: Outcome, option: Option, _: Sequence[Option]) -> Fin
     most = outcome.limits.get(option.resource)
     if most is None or outcome.left[option.resource] > 0:
         return None
-    others = sorted(key for key, n in outcome.used_by[option.resource].items() if n and key != outcome.problem.key)
-    names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    names = outcome.usage.others(option.resource, outcome.problem.key)
     return Verdict.NO_CAPACITY, f"all {_count(most, 'node')} (maxNodes) are taken by {names}"
 
 

@@ -1,22 +1,23 @@
 """From a snapshot to a plan: judge, accept, solve, explain.  The one place where the planner's parts meet."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
-from berth_operator.api import HardwareClass, InferencePool, format_decimal, resolve
+from berth_operator.api import HardwareClass, InferencePool, ServingProfile, format_decimal, resolve
 from berth_operator.planner.acceptance import placement_problem, spec_problem
 from berth_operator.planner.candidates import Candidates, PoolContext, Resource, api_time, candidates_of
 from berth_operator.planner.churn import Decision, Incumbent, decide
-from berth_operator.planner.counterfactual import gpu_only_usd_per_hour
-from berth_operator.planner.explanation import Outcome, explain, per_million
+from berth_operator.planner.counterfactual import Comparison, gpu_only_usd_per_hour
+from berth_operator.planner.explanation import Outcome, Usage, explain, per_million
+from berth_operator.planner.judging import judge_all
 from berth_operator.planner.program import PoolProblem
 from berth_operator.planner.shortfall import shortfall
 from berth_operator.planner.solver import Assignment, PoolSolution, nodes_used
 from berth_operator.planner.traffic import percents, spread
-from berth_operator.planner.types import Placement, Plan, PoolPlan, Problem, Snapshot
+from berth_operator.planner.types import Placement, Plan, PoolPlan, Problem, RunningPlacement, ShadowPrice, Snapshot
 
 PROVEN: Final = 1e-6
 """Relative gap up to which a plan is called optimal."""
@@ -50,7 +51,7 @@ def plan(snapshot: Snapshot) -> Plan:
     Pools that run are planned together; suspended pools and those of mode Recommend afterwards, together, with the
     nodes that are left, so that what will not run takes nothing from what does.
     """
-    judged = [_judge(pool, snapshot) for pool in sorted(snapshot.pools, key=lambda p: p.key)]
+    judged = _judge_all(snapshot)
     limits = {
         (c.metadata.name, capacity.type): capacity.max_nodes
         for c in snapshot.hardware_classes
@@ -62,8 +63,9 @@ def plan(snapshot: Snapshot) -> Plan:
     used = nodes_used(live.solution.pools)
     left = {resource: max(0, most - used.get(resource, 0)) for resource, most in limits.items()}
     shadow = _decide([j for j in accepted if j.shadow], left, snapshot.now)
-    taken = {False: _used_by([live]), True: _used_by([live, shadow])}
+    usage = {False: Usage.of(_used_by([live])), True: Usage.of(_used_by([live, shadow]))}
     exact = sum(len(j.candidates.options) for j in accepted) <= EXACT_BREAK_EVENS
+    gpu_only = _counterfactuals(accepted, {**live.solution.pools, **shadow.solution.pools}, snapshot.hardware_classes)
     pools = {}
     for j in judged:
         decision = shadow if j.shadow else live
@@ -73,7 +75,7 @@ def plan(snapshot: Snapshot) -> Plan:
         elif j.key in decision.solution.failed:
             pools[j.key] = _standing(j, decision.solution.failed[j.key])
         else:
-            pools[j.key] = _pool_plan(j, decision, limits, taken[j.shadow], exact, snapshot.hardware_classes)
+            pools[j.key] = _pool_plan(j, decision, limits, usage[j.shadow], exact, gpu_only.get(j.key))
     cost = live.solution.cost + shadow.solution.cost
     bound = live.solution.bound + shadow.solution.bound
     failed = {**live.solution.failed, **shadow.solution.failed}
@@ -82,25 +84,70 @@ def plan(snapshot: Snapshot) -> Plan:
         pools=pools,
         gap=gap,
         solver_status="; ".join(sorted(set(failed.values()))) or ("Optimal" if gap <= PROVEN else "Feasible"),
+        shadow_prices=_shadow_prices(live.solution.duals),
     )
+
+
+def _shadow_prices(duals: Mapping[Resource, float]) -> tuple[ShadowPrice, ...]:
+    """What one more node of each limit would save, the most first; what is less than a tenth of a cent is nothing."""
+    rounded = {resource: Decimal(repr(value)).quantize(Decimal("0.001")) for resource, value in duals.items()}
+    ordered = sorted(rounded, key=lambda r: (-rounded[r], r))
+    return tuple(ShadowPrice(*resource, rounded[resource]) for resource in ordered if rounded[resource] > 0)
+
+
+def _counterfactuals(
+    accepted: Sequence[_Judged], solved: Mapping[str, PoolSolution], classes: Sequence[HardwareClass]
+) -> dict[str, Decimal | None]:
+    """By pool, what GPUs alone would cost for what its plan serves; nothing for suspended pools."""
+    wanted = [
+        Comparison(j.key, j.context, j.candidates.options, 1 - solved[j.key].unserved)
+        for j in accepted
+        if j.key in solved and not j.context.effective.suspend
+    ]
+    return gpu_only_usd_per_hour(wanted, classes)
 
 
 # --- Before solving -------------------------------------------------------------------------------------------------
 
 
-def _judge(pool: InferencePool, snapshot: Snapshot) -> _Judged:
+def _judge_all(snapshot: Snapshot) -> list[_Judged]:
+    pools = sorted(snapshot.pools, key=lambda p: p.key)
+    profiles: dict[str, list[ServingProfile]] = {}
+    for profile in snapshot.serving_profiles:
+        profiles.setdefault(profile.spec.model, []).append(profile)
+    running: dict[str, list[RunningPlacement]] = {}
+    for one in snapshot.running:
+        running.setdefault(one.pool, []).append(one)
+    for placements in running.values():
+        placements.sort(key=lambda r: (r.hardware_class, r.capacity_type.value))
+    contexts = [_context(p, snapshot, profiles, running.get(p.key, ())) for p in pools]
+    problems = [spec_problem(c.effective, snapshot.hardware_classes, c.profiles) for c in contexts]
+    sound = [i for i, problem in enumerate(problems) if problem is None]
+    known = dict(zip(sound, judge_all([contexts[i] for i in sound], snapshot.hardware_classes), strict=True))
+    judged = []
+    classes = sorted(snapshot.hardware_classes, key=lambda c: c.metadata.name)
+    for i, (pool, context, problem) in enumerate(zip(pools, contexts, problems, strict=True)):
+        with_known = replace(context, judged=known.get(i, {}))
+        candidates = Candidates() if problem else candidates_of(classes, with_known)
+        found = problem or placement_problem(context.effective, candidates)
+        own = tuple(running.get(pool.key, ()))
+        incumbent = Incumbent(own, api_time(pool.status.last_move_time)) if own else None
+        judged.append(_Judged(pool.key, with_known, candidates, found, incumbent))
+    return judged
+
+
+def _context(
+    pool: InferencePool,
+    snapshot: Snapshot,
+    profiles: Mapping[str, Sequence[ServingProfile]],
+    running: Sequence[RunningPlacement],
+) -> PoolContext:
     effective, namespace = resolve(pool.spec), pool.metadata.namespace or "default"
-    running = tuple(
-        sorted(
-            (r for r in snapshot.running if r.pool == pool.key),
-            key=lambda r: (r.hardware_class, r.capacity_type.value),
-        )
-    )
-    context = PoolContext(
+    return PoolContext(
         effective=effective,
         namespace=namespace,
         namespace_labels=snapshot.namespace_labels.get(namespace, {}),
-        profiles=tuple(p for p in snapshot.serving_profiles if p.spec.model == effective.model),
+        profiles=tuple(profiles.get(effective.model, ())),
         now=snapshot.now,
         scheduled={
             (r.hardware_class, r.capacity_type): r.ready_replicas
@@ -109,12 +156,6 @@ def _judge(pool: InferencePool, snapshot: Snapshot) -> _Judged:
             for r in running
         },
     )
-    problem = spec_problem(effective, snapshot.hardware_classes, snapshot.serving_profiles)
-    candidates = Candidates() if problem else candidates_of(snapshot.hardware_classes, context)
-    if not problem:
-        problem = placement_problem(effective, candidates)
-    incumbent = Incumbent(running, api_time(pool.status.last_move_time)) if running else None
-    return _Judged(pool.key, context, candidates, problem, incumbent)
 
 
 def _decide(pools: Sequence[_Judged], limits: Mapping[Resource, int], now: datetime) -> Decision:
@@ -138,22 +179,23 @@ def _unplaced(judged: _Judged, limits: Mapping[Resource, int]) -> Outcome:
     """A pool that is not accepted: only what cannot serve it is explained."""
     nothing = PoolSolution((), 1.0, 0.0)
     unfit = Candidates((), judged.candidates.unfit)
-    return Outcome(judged.program, unfit, nothing, limits, {}, None, None, None, exact=False)
+    return Outcome(judged.program, unfit, nothing, limits, Usage.of({}), limits, None, None, None, exact=False)
 
 
 def _pool_plan(
     judged: _Judged,
     decision: Decision,
     limits: Mapping[Resource, int],
-    used_by: Mapping[Resource, Mapping[str, int]],
+    usage: Usage,
     exact: bool,
-    classes: Sequence[HardwareClass],
+    gpu_only: Decimal | None,
 ) -> PoolPlan:
     key, effective, problem = judged.key, judged.context.effective, judged.program
     solution = decision.solution.pools[key]
     kept = decision.kept.get(key)
     free = decision.free.pools.get(key)
-    outcome = Outcome(problem, judged.candidates, solution, limits, used_by, judged.incumbent, kept, free, exact)
+    left = usage.left(limits, key)
+    outcome = Outcome(problem, judged.candidates, solution, limits, usage, left, judged.incumbent, kept, free, exact)
     shares = spread(problem, solution.assignments)
     served = 1 - solution.unserved
     placements = _placements(problem, solution.assignments, percents(problem, solution.assignments, shares))
@@ -171,11 +213,11 @@ def _pool_plan(
         usd_per_million_tokens=per_million(usd, problem.demand * served * effective.output_tokens)
         if served > 0
         else None,
-        gpu_only_usd_per_hour=gpu_only_usd_per_hour(key, judged.context, classes, served),
+        gpu_only_usd_per_hour=gpu_only,
         watts=_watts(placements),
         served_requests_per_second=problem.demand * served,
         unserved_requests_per_second=problem.demand * (1 - served),
-        shortfall=shortfall(problem, judged.candidates, solution, candidates, outcome.left),
+        shortfall=shortfall(problem, judged.candidates, solution, candidates, left),
         over_budget=_over_budget(judged, usd),
         kept=kept,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from berth_operator.api import (
     HardwareClassSpec,
@@ -219,9 +220,29 @@ def roofline_kv_tokens(spec: HardwareClassSpec, architecture: Architecture, quan
     return int(room // architecture.kv_bytes_per_token(spec.runtime.name))
 
 
-def roofline_speed(
-    spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, context_tokens: float
-) -> Speed:
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Estimates of one class at several context lengths."""
+
+    concurrency: npt.NDArray[np.float64]
+    """[i] ascending, the first is 1."""
+    limit: npt.NDArray[np.int64]
+    """[context] greatest concurrency whose KV fits."""
+    step: npt.NDArray[np.float64]
+    """[context, i] seconds; likewise below."""
+    gap_p99: npt.NDArray[np.float64]
+    idle: npt.NDArray[np.float64]
+    prefill_tokens_per_second: npt.NDArray[np.float64]
+    """[context]"""
+    kv_cache_tokens: int
+
+
+def roofline_speeds(
+    spec: HardwareClassSpec,
+    architecture: Architecture,
+    quantization: Quantization,
+    context_tokens: npt.NDArray[np.float64],
+) -> Speeds:
     """Estimate one replica on a whole node (Williams et al. 2009, "Roofline"):
 
         step(b) = max((weights + b x context x KV) / bandwidth, b x FLOPs a token / peak)
@@ -237,22 +258,39 @@ def roofline_speed(
     parallel = TENSOR_PARALLEL_EFFICIENCY if devices(spec) > 1 else 1.0
     bandwidth = spec.memory_bandwidth_gbps * 1e9 * efficiency.bandwidth * parallel
     peak = peak_flops(spec, quantization) * efficiency.compute * parallel
-    flops = 2.0 * architecture.active_parameters + architecture.attention_flops_per_token(context_tokens)
+    context = context_tokens[:, None]
+    flops = 2.0 * architecture.active_parameters + architecture.attention_flops_per_token(1.0) * context
     kv_tokens = roofline_kv_tokens(spec, architecture, quantization)
-    limit = min(MAX_CONCURRENCY, int(kv_tokens // context_tokens))
-    grid = np.array(concurrency_grid(limit), dtype=np.float64)
-    read = architecture.streamed_bytes(quantization, runtime) + grid * context_tokens * architecture.kv_bytes_per_token(
-        runtime
-    )
+    limit = np.minimum(MAX_CONCURRENCY, kv_tokens // context_tokens).astype(np.int64)
+    grid = np.array(concurrency_grid(int(limit.max(initial=1))), dtype=np.float64)
+    kv = architecture.kv_bytes_per_token(runtime)
+    read = architecture.streamed_bytes(quantization, runtime) + grid * context * kv
     arithmetic = grid * flops / peak
     busy = np.maximum(read / bandwidth, arithmetic)
     step = busy + architecture.layers * efficiency.layer_overhead_seconds + grid * efficiency.request_overhead_seconds
-    return Speed(
-        concurrency=tuple(concurrency_grid(limit)),
-        step_seconds=tuple(step.tolist()),
-        gap_p99_seconds=tuple((step * efficiency.gap_p99_over_mean).tolist()),
-        idle_seconds=tuple((busy - arithmetic).tolist()),
-        prefill_tokens_per_second=peak / flops,
+    return Speeds(
+        concurrency=grid,
+        limit=limit,
+        step=step,
+        gap_p99=step * efficiency.gap_p99_over_mean,
+        idle=busy - arithmetic,
+        prefill_tokens_per_second=(peak / flops)[:, 0],
         kv_cache_tokens=kv_tokens,
+    )
+
+
+def roofline_speed(
+    spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, context_tokens: float
+) -> Speed:
+    """`roofline_speeds` at one context length."""
+    found = roofline_speeds(spec, architecture, quantization, np.array([context_tokens], dtype=np.float64))
+    count = int((found.concurrency <= found.limit[0]).sum())
+    return Speed(
+        concurrency=tuple(int(b) for b in found.concurrency[:count]),
+        step_seconds=tuple(found.step[0, :count].tolist()),
+        gap_p99_seconds=tuple(found.gap_p99[0, :count].tolist()),
+        idle_seconds=tuple(found.idle[0, :count].tolist()),
+        prefill_tokens_per_second=float(found.prefill_tokens_per_second[0]),
+        kv_cache_tokens=found.kv_cache_tokens,
         estimated=True,
     )

@@ -1,5 +1,6 @@
 """How is a pool's traffic spread over what it is given, and which whole percents are its routing weights?"""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations, islice
@@ -22,6 +23,9 @@ def spread(problem: PoolProblem, assignments: Sequence[Assignment]) -> list[floa
     if unbound:
         total = sum(carried)
         return [c / max(total, 1.0) for c in carried]
+    filled = _fill_evenly(problem, assignments, carried)
+    if filled is not None:
+        return _even_out(problem, assignments, carried, filled)
     program = Program()
     columns = add_pool(program, replace(problem, options=tuple(a.option for a in assignments)), {})
     busiest = program.column()
@@ -32,6 +36,87 @@ def spread(problem: PoolProblem, assignments: Sequence[Assignment]) -> list[floa
         program.row({columns.traffic[k]: 1 / carried[k], busiest: -1.0}, at_most=0.0)
     point = minimise(program, [{columns.unserved: 1.0}, {busiest: 1.0}])
     return _even_out(problem, assignments, carried, [max(0.0, point.values[x]) for x in columns.traffic])
+
+
+_EPSILON = 1e-9
+
+
+def _fill_evenly(
+    problem: PoolProblem, assignments: Sequence[Assignment], carried: Sequence[float]
+) -> list[float] | None:
+    """Raise all placements' use together, each until a rule holds it back, up to the most that can be served.
+
+    That serves the most and keeps the busiest least busy unless the rules of vendors and of spot cross; None then.
+    """
+    rules = _Rules(problem, assignments, carried)
+    served = rules.most()
+    shares, level, open_ = [0.0] * len(carried), 0.0, set(range(len(carried)))
+    open_ -= {k for k in open_ if rules.carried[k] <= 0}
+    limits = [({k}, rules.carried[k]) for k in open_] + rules.limits(served)
+    limits.append((set(range(len(carried))), served))
+    while open_:
+        steps = []
+        for members, most in limits:
+            growing = sum(rules.carried[k] for k in members & open_)
+            if growing > 0:
+                steps.append((most - sum(shares[k] for k in members)) / growing)
+        rise = max(0.0, min(steps))
+        level += rise
+        for k in open_:
+            shares[k] += rise * rules.carried[k]
+        full = [m for m, most in limits if m & open_ and sum(shares[k] for k in m) >= most - _EPSILON]
+        open_ -= set().union(*full)
+    if sum(shares) < served - 10 * _EPSILON or rules.flow(level * (1 - 1e-6), served) >= served:
+        return None
+    return shares
+
+
+class _Rules:
+    """The share rules of `program` as bounds on groups of placements."""
+
+    def __init__(self, problem: PoolProblem, assignments: Sequence[Assignment], carried: Sequence[float]) -> None:
+        effective = problem.effective
+        self.options = [a.option for a in assignments]
+        self.spot_share = effective.spot_max_traffic_percent / 100
+        self.loss_share = 1 - effective.survive_loss_percent / 100
+        self.vendor_share = effective.max_traffic_percent_per_vendor / 100
+        steady = sum(a.replicas for a in assignments if not a.option.spot)
+        idle = steady < effective.min_on_demand_replicas
+        self.carried = [0.0 if idle and o.spot else c for o, c in zip(self.options, carried, strict=True)]
+        self.vendors = sorted({o.vendor for o in self.options})
+
+    def limits(self, served: float) -> list[tuple[set[int], float]]:
+        """(placements, share of demand that they carry at most)."""
+        spot = {k for k, o in enumerate(self.options) if o.spot}
+        found = [(spot, self.spot_share * served)]
+        names = sorted({self.options[k].hardware_class for k in spot})
+        by_class = [{k for k in spot if self.options[k].hardware_class == name} for name in names]
+        found += [(members, self.loss_share * served) for members in by_class]
+        for vendor in self.vendors if self.vendor_share < 1 else ():
+            mine = {k for k, o in enumerate(self.options) if o.vendor == vendor}
+            found.append((mine, self.vendor_share * served))
+        return found
+
+    def flow(self, level: float, served: float) -> float:
+        """The most that is carried with each placement used to `level` of its capacity, shares those of `served`."""
+        steady, on_spot = 0.0, 0.0
+        for vendor in self.vendors:
+            room = self.vendor_share * served if self.vendor_share < 1 else math.inf
+            own = [(o.spot, level * c) for o, c in zip(self.options, self.carried, strict=True) if o.vendor == vendor]
+            o = min(sum(c for spot, c in own if not spot), room)
+            on_spot += min(sum(min(c, self.loss_share * served) for spot, c in own if spot), room - o)
+            steady += o
+        return steady + min(self.spot_share * served, on_spot)
+
+    def most(self) -> float:
+        """Greatest share of demand that can be served."""
+        if self.flow(1.0, 1.0) >= 1 - _EPSILON:
+            return 1.0
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.flow(1.0, middle) >= middle else (low, middle)
+        return low
 
 
 def _even_out(

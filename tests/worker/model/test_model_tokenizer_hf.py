@@ -83,6 +83,23 @@ def test_a_tokenizer_json_and_a_gguf_file_of_the_same_vocabulary_agree(
         assert folder.decode(ids, skip_special_tokens=skip) == gguf.decode(ids, skip_special_tokens=skip)
 
 
+@pytest.mark.parametrize("order", [["<u>", "<end>", "<tool>"], ["<end>", "<u>", "<tool>"], ["<u>", "<tool>", "<end>"]])
+def test_only_special_tokens_become_text_where_they_are_not_to_be_parsed(
+    tiny: Any, tmp_path: Path, order: list[str]
+) -> None:
+    content = tiny.tokenizer_json()
+    first = tiny.VOCAB - 1
+    content["added_tokens"] = [
+        {"id": first + n, "content": text, **SPECIAL, "special": text == "<end>"} for n, text in enumerate(order)
+    ]
+    found = HfTokenizer(write(tmp_path, tokenizer_json=content), first + 3)
+    ids = {text: first + n for n, text in enumerate(order)}
+    plain = found.encode("a<u>b<end><tool><end", parse_special=False)
+    parsed = found.encode("a<u>b<end><tool><end")
+    assert [i for i in plain if i >= first] == [ids["<u>"], ids["<tool>"]]
+    assert [i for i in parsed if i >= first] == [ids["<u>"], ids["<end>"], ids["<tool>"]]
+
+
 def test_ends_are_those_of_the_generation_the_tokenizer_and_the_vocabulary(
     smollm: tuple[GgufTokenizer, HfTokenizer, Path],
 ) -> None:

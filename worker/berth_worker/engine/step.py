@@ -1,4 +1,4 @@
-"""What does the model see of a step?  The scheduled tokens become a Batch; the one place in the engine with torch."""
+"""What does the model see of a step?  The scheduled tokens become a Batch; the one place in the engine with tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from berth_worker.engine.batch import BLOCK_TOKENS, Batch
@@ -52,9 +51,8 @@ def run_step(
     model: Model, cache: KVCache, work: Sequence[Scheduled], copies: Sequence[tuple[int, int]] = ()
 ) -> NDArray[np.float32]:
     """Copy blocks, (from, to), and run the model once; float32 [N, vocab] logits, the rows of `to_batch`."""
-    with torch.inference_mode():
-        logits = model.forward(to_batch(work, copies), cache)
-    rows: NDArray[np.float32] = logits.numpy(force=True)
+    logits = model.forward(to_batch(work, copies), cache)
+    rows: NDArray[np.float32] = logits.numpy() if logits.device.type == "cpu" else logits.numpy(force=True)
     return rows
 
 
@@ -69,7 +67,6 @@ def warm_up(model: Model, cache: KVCache, cost: StepCost) -> None:
         model.forward(Batch([0] * rows, range(rows), [0, rows], [rows], [[0]], [rows - 1]), cache)
         return time.monotonic() - began
 
-    with torch.inference_mode():
-        run(1)
-        for rows in (1, BLOCK_TOKENS):
-            cost.observe(Load().plus(0, rows, 1), run(rows))
+    run(1)
+    for rows in (1, BLOCK_TOKENS):
+        cost.observe(Load().plus(0, rows, 1), run(rows))

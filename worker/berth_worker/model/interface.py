@@ -102,6 +102,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 that a token stands for: perhaps a part of a character; the text of a control token."""
+        ...
+
     def stream(self, *, skip_special_tokens: bool = True) -> TokenStream: ...
 
     def apply_chat_template(

@@ -107,14 +107,16 @@ class BpeTokenizer:
 
     def _without_special(self) -> Tokenizer:
         if self._plain is None:
-            self._plain = Tokenizer.from_str(self._tokenizer.to_str())
-            self._plain.encode_special_tokens = True
+            self._plain = _without_special(self._tokenizer)
         return self._plain
 
     # -- ids to text -------------------------------------------------------------------------------------------------
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return b"".join(self._piece(i, skip_special_tokens) for i in ids).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._piece(token, skip_special=False)
 
     def stream(self, *, skip_special_tokens: bool = True) -> _Stream:
         return _Stream(self, skip_special_tokens)
@@ -135,6 +137,21 @@ class BpeTokenizer:
         if kind == BYTE:
             return bytes([int(text[3:5], 16)])
         return text.replace("▁", " ").encode() if kind == NORMAL else text.encode()
+
+
+def _without_special(tokenizer: Tokenizer) -> Tokenizer:
+    """The same, but the texts of special tokens are text; it shares the vocabulary, a copy of which would take long."""
+    plain = Tokenizer(tokenizer.model)
+    for part in ("normalizer", "pre_tokenizer"):
+        if (found := getattr(tokenizer, part)) is not None:
+            setattr(plain, part, found)
+    others = {i: token for i, token in sorted(tokenizer.get_added_tokens_decoder().items()) if not token.special}
+    plain.add_tokens(list(others.values()))
+    if any(plain.token_to_id(token.content) != i for i, token in others.items()):
+        # their ids are not the model's own, and special ones stand between them
+        plain = Tokenizer.from_str(tokenizer.to_str())
+        plain.encode_special_tokens = True
+    return plain
 
 
 class GgufTokenizer(BpeTokenizer):

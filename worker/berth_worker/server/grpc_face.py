@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -17,6 +16,7 @@ from berth_worker.engine.request import FinishReason, InvalidRequestError, Sampl
 from berth_worker.engine.scheduler import QueueFullError
 from berth_worker.proto.berth.v1 import generation_pb2 as pb
 from berth_worker.proto.berth.v1 import generation_pb2_grpc as pb_grpc
+from berth_worker.server.background import in_thread_if
 from berth_worker.server.worker import Phase, Worker
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from berth_worker.model.interface import Tokenizer
 
 __all__ = ["SERVICE", "GrpcServer"]
-
-T = TypeVar("T")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Generation"].full_name
 MAX_ID = 256
@@ -126,11 +124,6 @@ async def _prompt(request: pb.GenerateRequest, engine: Engine) -> list[int]:
     else:
         raise InvalidRequestError("prompt", "nothing to continue; set one of text, chat and token_ids")
     return await in_thread_if(len(text) > INLINE_CHARACTERS, tokenizer.encode, text)
-
-
-async def in_thread_if(long: bool, function: Callable[..., T], *arguments: object) -> T:
-    """The function's result: of a thread if that takes long, so that other streams flow meanwhile."""
-    return await asyncio.to_thread(function, *arguments) if long else function(*arguments)
 
 
 def sampling_params(sampling: pb.SamplingParams) -> SamplingParams:

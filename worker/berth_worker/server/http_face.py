@@ -1,4 +1,4 @@
-"""Is the worker alive, ready, and how busy?  /healthz, /readyz and /metrics."""
+"""What answers over HTTP?  /healthz, /readyz and /metrics, and OpenAI's API under /v1 (`openai_face`)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from berth_worker.server.openai_face import OpenAiFace, problem
 from berth_worker.server.worker import Worker
 
 __all__ = ["HttpServer", "application"]
 
+KEEP_ALIVE_SECONDS = 120
+"""An idle connection is kept longer than proxies keep theirs (60 s is usual), so that none sends into a closed one."""
 
-def application(worker: Worker) -> Starlette:
+
+def application(worker: Worker, openai: OpenAiFace) -> Starlette:
     """The ASGI application over a worker in any phase."""
 
     async def healthz(_: Request) -> Response:
@@ -34,7 +39,8 @@ def application(worker: Worker) -> Starlette:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), headers={"content-type": content_type})
 
-    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)])
+    own = [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
+    return Starlette(routes=[*own, *openai.routes], exception_handlers={HTTPException: problem})
 
 
 def _verdict(problem: str | None) -> Response:
@@ -49,11 +55,22 @@ class HttpServer:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family)
         self.port: int = self._socket.getsockname()[1]
+        self._openai = OpenAiFace(worker)
         config = uvicorn.Config(
-            application(worker), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1
+            application(worker, self._openai),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=1,
         )
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def open_calls(self) -> int:
+        """Answers that are still being sent."""
+        return self._openai.open_calls
 
     def start(self) -> None:
         """Begin to answer."""

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from berth_worker.server.grpc_face import GrpcServer
@@ -91,7 +91,7 @@ async def run(options: Options) -> int:
             )
             log.info("ready %.1f s after start", time.monotonic() - began)
             await _watch(worker, grpc, leaving)
-        cut = await _drain(worker, grpc, options, signals)
+        cut = await _drain(worker, lambda: grpc.open_calls + http.open_calls, grpc, options, signals)
     finally:
         leaving.cancel()
         loading.cancel()
@@ -162,7 +162,9 @@ async def _watch(worker: Worker, grpc: GrpcServer, leaving: asyncio.Task[bool]) 
         shown = problem
 
 
-async def _drain(worker: Worker, grpc: GrpcServer, options: Options, signals: _Signals) -> int:
+async def _drain(
+    worker: Worker, open_calls: Callable[[], int], grpc: GrpcServer, options: Options, signals: _Signals
+) -> int:
     """Go unready, admit for a little longer, refuse, finish what runs. Returns how many requests were cut off."""
     deadline = time.monotonic() + options.grace_seconds
     engine = worker.engine
@@ -174,11 +176,11 @@ async def _drain(worker: Worker, grpc: GrpcServer, options: Options, signals: _S
     worker.phase = Phase.DRAINING
     engine.refuse_new()
     log.info("draining: %s", engine.stats())
-    while not (engine.idle and grpc.open_calls == 0):
+    while not (engine.idle and open_calls() == 0):
         if signals.second.is_set() or time.monotonic() > deadline - FLUSH_SECONDS:
             break
         await _sleep_unless(signals.second, 0.02)
-    unread = grpc.open_calls
+    unread = open_calls()
     return max(unread, await asyncio.to_thread(engine.stop, FLUSH_SECONDS))
 
 

@@ -88,7 +88,9 @@ class Options:
     host: str = _option("0.0.0.0", _word, "address to listen on")  # noqa: S104 - a pod's address is not known before
     grpc_port: int = _option(9000, _integer(0, 65535), "gRPC port; 0: any free one, printed when ready")
     http_port: int = _option(
-        8000, _integer(0, 65535), "HTTP port of /healthz, /readyz and /metrics; 0: any free one, printed when ready"
+        8000,
+        _integer(0, 65535),
+        "HTTP port of OpenAI's API, /healthz, /readyz and /metrics; 0: any free one, printed when ready",
     )
     max_concurrency: int = _option(16, _integer(1, 4096), "requests that run at once")
     max_queue: int = _option(64, _integer(0), "requests that wait beyond those; the next one is refused at once")
@@ -156,7 +158,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
     """
     parser = _Parser(
         prog="berth-worker",
-        description="Serves one Llama over gRPC (berth.v1.Generation), with health, readiness and metrics over HTTP.",
+        description="Serves one Llama over gRPC (berth.v1.Generation) and HTTP (OpenAI's API, health and metrics).",
         epilog="Every flag can also be set by an environment variable: --grpc-port by BERTH_WORKER_GRPC_PORT.",
         allow_abbrev=False,
     )

@@ -1,0 +1,43 @@
+"""What is the cheapest pattern of one pool, exactly?  The flat program of that pool alone, at the duals' prices.
+
+For the rules that quantised pricing does not know, and for the few pools where it leaves a gap.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from berth_operator.planner.lanes import Ints, Lanes
+from berth_operator.planner.patterns import Prices
+from berth_operator.planner.pricing import useful_nodes
+from berth_operator.planner.program import Program, add_pool, cost_terms
+from berth_operator.planner.solver import SolverError, minimise_roughly
+
+
+def exact_pattern(lanes: Lanes, lane: int, prices: Prices, ceiling: float) -> tuple[Ints, float] | None:
+    """([option] nodes, lower bound of the price) of a lane's cheapest pattern; None if HiGHS has none.
+
+    The bound is the lesser of `ceiling` and what no pattern is below.
+    """
+    one = np.array([lane])
+    times = useful_nodes(lanes, one, prices.node[one], prices.unserved[one], np.array([ceiling]))[0]
+    if lanes.odd[lane]:
+        times = lanes.most[lane]
+    kept = [k for k in range(len(lanes.options[lane])) if times[k] > 0]
+    problem = replace(lanes.problems[lanes.pool[lane]], options=tuple(lanes.options[lane][k] for k in kept))
+    program = Program()
+    columns = add_pool(program, problem, lanes.limits)
+    terms = cost_terms(problem, columns)
+    for at, k in zip(columns.nodes, kept, strict=True):
+        terms[at] = terms.get(at, 0.0) + float(prices.node[lane, k] - lanes.price[lane, k])
+    terms[columns.unserved] = float(prices.unserved[lane])
+    if columns.missing is not None:
+        terms[columns.missing] = prices.missing
+    try:
+        point = minimise_roughly(program, terms)
+    except SolverError:
+        return None
+    nodes = np.zeros(lanes.share.shape[1], dtype=np.int64)
+    for at, k in zip(columns.replicas, kept, strict=True):
+        nodes[k] = -(-round(point.values[at]) // lanes.per_node[lane, k])
+    return nodes, min(ceiling, point.bound)

@@ -1,0 +1,262 @@
+"""What can a pool be given?  Pools and their options as arrays, and what a given number of nodes of each serves.
+
+A lane is a pool in one quantization: what a pool of quantization Any could serve in several formats becomes several
+lanes, of which one is taken.  A pattern is a number of nodes of each option of a lane.  With C_k the share of demand
+that the nodes of option k carry, spot share s, loss share a = 1 - surviveLossPercent and vendor share m, patterns serve
+the greatest S for which
+
+    sum over vendors of o_v + min(s S, sum over vendors of min(p_v, m S - o_v)) >= S
+    o_v = min(C of the vendor's steady options, m S),   p_v = sum over the vendor's spot classes of min(C_k, a S)
+
+which is the maximum flow of `program`'s share rules: steady nodes first, since only the vendor's rule holds them back.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from berth_operator.planner.candidates import Option, Resource
+from berth_operator.planner.program import Limits, PoolProblem, most_replicas, node_cost
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+SHARE_TOLERANCE: Final = 1e-9
+"""Of demand: what rounding may leave unserved of a pattern that serves all."""
+_STEPS: Final = 24
+_SMALL: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Arrays by lane (and option, padded with options of no nodes)."""
+
+    problems: tuple[PoolProblem, ...]
+    limits: Limits
+    pool: Ints
+    """[lane] index of the pool."""
+    options: tuple[tuple[Option, ...], ...]
+    """[lane][option]"""
+    share: Floats
+    """[lane, option] of demand that a node carries."""
+    per_node: Ints
+    """[lane, option] replicas of a node."""
+    price: Floats
+    """[lane, option] USD/h of a node in the cost stage's objective."""
+    usd: Floats
+    """[lane, option] USD/h of a node on the bill."""
+    most: Ints
+    """[lane, option] nodes that can be of use."""
+    row: Ints
+    """[lane, option] the shared limit it takes nodes of; `len(rows)` for none."""
+    vendor: Ints
+    """[lane, option]"""
+    spot: Flags
+    """[lane, option]"""
+    spot_share: Floats
+    loss_share: Floats
+    vendor_share: Floats
+    floor: Ints
+    """[lane] replicas that are not spot beside spot."""
+    least: Ints
+    """[lane] minReplicas."""
+    most_replicas: Ints
+    """[lane] maxReplicas, or a number beyond reach."""
+    budget: Floats
+    """[lane] USD/h that may be spent, infinite where nothing bounds it."""
+    odd: Flags
+    """[lane] has a rule that the dynamic program does not know: traffic has a cost of its own."""
+    rows: tuple[Resource, ...]
+    caps: Floats
+    """[row] nodes."""
+
+    @property
+    def count(self) -> int:
+        """Lanes."""
+        return len(self.pool)
+
+
+def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
+    """Arrays of `problems` in their order; shared rows are the limits that all pools together could exceed."""
+    members: list[tuple[int, tuple[Option, ...]]] = []
+    for index, problem in enumerate(problems):
+        formats = sorted({o.quantization for o in problem.options})
+        members.extend((index, tuple(o for o in problem.options if o.quantization is name)) for name in formats)
+    width = max((len(options) for _, options in members), default=0)
+    vendors = {v: i for i, v in enumerate(sorted({o.vendor for _, options in members for o in options}))}
+    shape = (len(members), max(width, 1))
+    share, price, usd = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    per_node, most = np.ones(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    vendor, spot = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
+    for lane, (index, options) in enumerate(members):
+        problem = problems[index]
+        demand, effective = problem.demand, problem.effective
+        for k, o in enumerate(options):
+            share[lane, k] = o.replicas_per_node * o.capacity.turns_per_second / demand
+            per_node[lane, k] = o.replicas_per_node
+            price[lane, k] = node_cost(o, effective)
+            usd[lane, k] = float(o.node_usd_per_hour)
+            most[lane, k] = -(-most_replicas(problem, o, limits) // o.replicas_per_node)
+            vendor[lane, k] = vendors[o.vendor]
+            spot[lane, k] = o.spot
+    resources, caps, row = _rows(members, most, limits, shape)
+    rules = [problems[index].effective for index, _ in members]
+    return Lanes(
+        problems=tuple(problems),
+        limits=limits,
+        pool=np.array([index for index, _ in members], dtype=np.int64),
+        options=tuple(options for _, options in members),
+        share=share,
+        per_node=per_node,
+        price=price,
+        usd=usd,
+        most=most,
+        row=row,
+        vendor=vendor,
+        spot=spot,
+        spot_share=np.array([e.spot_max_traffic_percent / 100 for e in rules]),
+        loss_share=np.array([1 - e.survive_loss_percent / 100 for e in rules]),
+        vendor_share=np.array([e.max_traffic_percent_per_vendor / 100 for e in rules]),
+        floor=np.array([e.min_on_demand_replicas for e in rules], dtype=np.int64),
+        least=np.array([e.min_replicas for e in rules], dtype=np.int64),
+        most_replicas=np.array([10**9 if e.max_replicas is None else e.max_replicas for e in rules], dtype=np.int64),
+        budget=np.array(
+            [
+                float(e.max_usd_per_hour) if e.max_usd_per_hour is not None and e.on_exceeded == "Shed" else np.inf
+                for e in rules
+            ]
+        ),
+        odd=np.array([e.objective == "Latency" for e in rules], dtype=np.bool_),
+        rows=resources,
+        caps=caps,
+    )
+
+
+def _rows(
+    members: Sequence[tuple[int, tuple[Option, ...]]], most: Ints, limits: Limits, shape: tuple[int, int]
+) -> tuple[tuple[Resource, ...], Floats, Ints]:
+    """Limits that the pools together could exceed, and which of them each option belongs to."""
+    wanted: dict[Resource, dict[int, int]] = {}
+    for lane, (index, options) in enumerate(members):
+        for k, o in enumerate(options):
+            if o.resource in limits:
+                by_pool = wanted.setdefault(o.resource, {})
+                by_pool[index] = max(by_pool.get(index, 0), int(most[lane, k]))
+    tight = tuple(sorted(r for r, by_pool in wanted.items() if sum(by_pool.values()) > limits[r]))
+    number: Mapping[Resource, int] = {r: i for i, r in enumerate(tight)}
+    row = np.full(shape, len(tight), dtype=np.int64)
+    for lane, (_, options) in enumerate(members):
+        for k, o in enumerate(options):
+            row[lane, k] = number.get(o.resource, len(tight))
+    return tight, np.array([float(limits[r]) for r in tight]), row
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What patterns serve."""
+
+    unserved: Floats
+    """[pattern] share of demand."""
+    missing: Ints
+    """[pattern] replicas to minReplicas."""
+    allowed: Flags
+    """[pattern] within budget and maxReplicas."""
+
+
+def served_by(lanes: Lanes, lane: Ints, nodes: Ints) -> Served:
+    """What `nodes` [pattern, option] of `lane` [pattern] serve, exactly, with as many replicas as they hold."""
+    replicas, allowed = most_replicas_on(lanes, lane, nodes)
+    spent = (nodes * lanes.usd[lane]).sum(1)
+    allowed &= spent <= lanes.budget[lane] * (1 + 1e-9)
+    missing = np.maximum(lanes.least[lane] - replicas.sum(1), 0)
+    return Served(unserved_by(lanes, lane, replicas), missing, allowed)
+
+
+def most_replicas_on(lanes: Lanes, lane: Ints, nodes: Ints) -> tuple[Ints, Flags]:
+    """([pattern, option] replicas, [pattern] whether maxReplicas allows so many nodes).
+
+    All that nodes hold; above maxReplicas the least able ones are left out, at least one staying on each node.
+    """
+    per_node = lanes.per_node[lane]
+    replicas: Ints = nodes * per_node
+    excess = np.maximum(replicas.sum(1) - lanes.most_replicas[lane], 0)
+    if not excess.any():
+        return replicas, np.ones(len(lane), dtype=np.bool_)
+    over = np.flatnonzero(excess)
+    spare = np.where(nodes[over] > 0, nodes[over] * (per_node[over] - 1), 0)
+    order = np.argsort(lanes.share[lane[over]] / per_node[over], axis=1, kind="stable")
+    ordered = np.take_along_axis(spare, order, 1)
+    taken = np.clip(excess[over][:, None] - (np.cumsum(ordered, 1) - ordered), 0, ordered)
+    trimmed = np.zeros_like(spare)
+    np.put_along_axis(trimmed, order, taken, 1)
+    replicas[over] -= trimmed
+    return replicas, replicas.sum(1) <= lanes.most_replicas[lane]
+
+
+def unserved_by(lanes: Lanes, lane: Ints, replicas: Ints) -> Floats:
+    """[pattern] share of demand that `replicas` [pattern, option] leave unserved."""
+    pattern, option = np.nonzero(replicas)
+    of = lane[pattern]
+    spot = lanes.spot[of, option]
+    count = replicas[pattern, option]
+    steady = np.bincount(pattern[~spot], count[~spot], len(lane))
+    kept = ~spot | (steady >= lanes.floor[lane])[pattern]
+    pattern, option, of, spot, count = pattern[kept], option[kept], of[kept], spot[kept], count[kept]
+    carried = count * lanes.share[of, option] / lanes.per_node[of, option]
+    unserved = np.zeros(len(lane))
+    shared = lanes.vendor_share[lane] < 1
+    for group, vendors in ((~shared, 1), (shared, int(lanes.vendor.max(initial=0)) + 1)):
+        if group.any():
+            number = np.cumsum(group) - 1
+            mine = group[pattern]
+            vendor = lanes.vendor[of[mine], option[mine]] if vendors > 1 else 0
+            at = number[pattern[mine]] * vendors + vendor
+            flow = _Flow(lanes, lane[group], vendors, at, carried[mine], spot[mine])
+            unserved[group] = flow.unserved()
+    return unserved
+
+
+class _Flow:
+    """The most that patterns can carry while the shares are those of a served share S; entries are their options."""
+
+    def __init__(self, lanes: Lanes, lane: Ints, vendors: int, at: Ints, carried: Floats, spot: Flags) -> None:
+        self.count, self.vendors = len(lane), vendors
+        self.steady = np.bincount(at[~spot], carried[~spot], self.count * vendors).reshape(self.count, vendors)
+        self.at, self.carried = at[spot], carried[spot]
+        self.vendor_share = lanes.vendor_share[lane][:, None]
+        self.spot_share, self.loss_share = lanes.spot_share[lane], lanes.loss_share[lane]
+        self.pattern = self.at // vendors
+
+    def most(self, served: Floats) -> Floats:
+        """[pattern] greatest flow at S = `served`."""
+        capped = np.minimum(self.carried, (self.loss_share * served)[self.pattern])
+        spot = np.bincount(self.at, capped, self.count * self.vendors).reshape(self.count, self.vendors)
+        if self.vendors > 1:
+            room = self.vendor_share * served[:, None]
+            steady = np.minimum(self.steady, room)
+            on_spot = np.minimum(spot, room - steady).sum(1)
+        else:
+            steady, on_spot = self.steady, spot[:, 0]
+        flow: Floats = steady.sum(1) + np.minimum(self.spot_share * served, on_spot)
+        return flow
+
+    def unserved(self) -> Floats:
+        """[pattern] 1 less the greatest S with a flow of S: Newton's steps from above, exact on a concave flow of
+        straight pieces once the last piece is reached."""
+        served = np.ones(self.count)
+        flow = self.most(served)
+        short = flow < 1 - SHARE_TOLERANCE
+        for _ in range(_STEPS):
+            if not short.any():
+                break
+            slope = np.clip((flow - self.most(np.maximum(served - _SMALL, 0.0))) / _SMALL, 0.0, 1 - 1e-6)
+            step = np.maximum((flow - slope * served) / (1 - slope), 0.0)
+            served = np.where(short, np.minimum(step, served), served)
+            flow = self.most(served)
+            short &= flow < served - SHARE_TOLERANCE / 10
+        # A slope measured across a corner may leave the last step a hair too high: what flows is what is served.
+        served = np.where(flow < served, np.maximum(flow, 0.0), served)
+        return np.where(served >= 1 - SHARE_TOLERANCE, 0.0, 1 - served)

@@ -1,0 +1,213 @@
+"""Which patterns together?  The restricted master: one pattern a pool, shared nodes within their limits.
+
+As a linear program its duals price the shared rows; as a small integer program over the pools that the linear one
+leaves divided it gives the plan.  HiGHS solves both, one thread, fixed seed, limits in nodes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import highspy
+import numpy as np
+
+from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes
+from berth_operator.planner.solver import SolverError
+
+WHOLE: Final = 0.999
+"""Weight of a pattern in the linear master from which the pool is not divided."""
+REPAIR_GAP: Final = 2e-3
+REPAIR_WORK: Final = 30_000
+"""Branch-and-bound nodes x binaries of a repair."""
+_GROWTH: Final = 2
+
+
+class Columns:
+    """Patterns found so far; arrays that grow."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self.lanes, self.count = lanes, 0
+        self._seen: set[bytes] = set()
+        self._lane = np.zeros(64, dtype=np.int64)
+        self._nodes = np.zeros((64, lanes.share.shape[1]), dtype=np.int32)
+        self._cost = np.zeros(64)
+        self._unserved = np.zeros(64)
+        self._missing = np.zeros(64)
+        self._use = np.zeros((64, len(lanes.rows)), dtype=np.int32)
+
+    lane = property(lambda self: self._lane[: self.count])
+    nodes = property(lambda self: self._nodes[: self.count])
+    cost = property(lambda self: self._cost[: self.count])
+    """USD/h in the cost stage's objective, shortage left aside."""
+    unserved = property(lambda self: self._unserved[: self.count])
+    missing = property(lambda self: self._missing[: self.count])
+    use = property(lambda self: self._use[: self.count])
+    """[column, row] nodes."""
+
+    @property
+    def pool(self) -> Ints:
+        """[column]"""
+        pool: Ints = self.lanes.pool[self.lane]
+        return pool
+
+    def add(self, lane: Ints, nodes: Ints, cost: Floats, unserved: Floats, missing: Ints) -> Ints:
+        """Add those that are new; returns which columns they became."""
+        compact = nodes.astype(np.int16)
+        fresh = []
+        for i in range(len(lane)):
+            key = int(lane[i]).to_bytes(4, "little") + compact[i].tobytes()
+            if key not in self._seen:
+                self._seen.add(key)
+                fresh.append(i)
+        first, number = self.count, len(fresh)
+        if not number:
+            return np.zeros(0, dtype=np.int64)
+        while first + number > len(self._lane):
+            self._grow()
+        at, rows = slice(first, first + number), np.array(fresh)
+        self._lane[at], self._nodes[at] = lane[rows], nodes[rows]
+        self._cost[at], self._unserved[at], self._missing[at] = cost[rows], unserved[rows], missing[rows]
+        use = np.zeros((number, len(self.lanes.rows) + 1), dtype=np.int32)
+        np.add.at(use, (np.arange(number)[:, None], self.lanes.row[lane[rows]]), nodes[rows].astype(np.int32))
+        self._use[at] = use[:, :-1]
+        self.count += number
+        return np.arange(first, first + number)
+
+    def copy(self, other: "Columns", which: Ints) -> None:
+        """Add some of another's."""
+        self.add(
+            other.lane[which],
+            other.nodes[which].astype(np.int64),
+            other.cost[which],
+            other.unserved[which],
+            other.missing[which].astype(np.int64),
+        )
+
+    def _grow(self) -> None:
+        for name in ("_lane", "_nodes", "_cost", "_unserved", "_missing", "_use"):
+            old = getattr(self, name)
+            new = np.zeros((len(old) * _GROWTH, *old.shape[1:]), dtype=old.dtype)
+            new[: len(old)] = old
+            setattr(self, name, new)
+
+
+class Master:
+    """The linear master over growing columns."""
+
+    def __init__(self, pools: int, caps: Floats, most: Floats) -> None:
+        """`most` [row]: USD/h at which more of a row could be had, which keeps early duals from running away."""
+        self.pools, self.caps, self.most = pools, caps, most
+        self.highs: Any = _highs()
+        rows = len(caps) + pools
+        lower = np.concatenate([np.full(len(caps), -highspy.kHighsInf), np.ones(pools)])
+        upper = np.concatenate([caps, np.ones(pools)])
+        starts, index, value = np.zeros(rows, dtype=np.int32), np.zeros(0, dtype=np.int32), np.zeros(0)
+        self.highs.addRows(rows, lower, upper, 0, starts, index, value)
+        at = np.arange(len(caps), dtype=np.int32)
+        none, unbounded = np.zeros(len(caps)), np.full(len(caps), highspy.kHighsInf)
+        self.highs.addCols(len(caps), most, none, unbounded, len(caps), at, at, np.full(len(caps), -1.0))
+
+    def add(self, pool: Ints, cost: Floats, use: Ints) -> None:
+        """New columns."""
+        _add_columns(self.highs, pool, cost, use, len(self.caps))
+
+    def raise_most(self, factor: float) -> None:
+        """Let duals go further."""
+        self.most = self.most * factor
+        at = np.arange(len(self.caps), dtype=np.int32)
+        self.highs.changeColsCost(len(self.caps), at, self.most)
+
+    def solve(self) -> tuple[float, Floats, Floats, float]:
+        """(objective, price of each shared row, weight of each column, nodes bought beyond the rows)."""
+        self.highs.run()
+        if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            raise SolverError(f"HiGHS: {self.highs.modelStatusToString(self.highs.getModelStatus())} in the master")
+        solution = self.highs.getSolution()
+        dual = -np.array(solution.row_dual[: len(self.caps)])
+        value, more = np.array(solution.col_value), len(self.caps)
+        objective = float(self.highs.getInfo().objective_function_value)
+        return objective, np.maximum(dual, 0.0), value[more:], float(value[:more].sum())
+
+
+def whole_choice(pool: Ints, cost: Floats, use: Ints, caps: Floats, start: Ints | None = None) -> Ints | None:
+    """Columns, one for each pool that occurs in `pool`, of least cost within `caps`; None where there are none.
+
+    `start`: columns to begin from.
+    """
+    highs = _highs()
+    pools, number = np.unique(pool, return_inverse=True)
+    rows = len(caps) + len(pools)
+    lower = np.concatenate([np.full(len(caps), -highspy.kHighsInf), np.ones(len(pools))])
+    highs.addRows(
+        rows,
+        lower,
+        np.concatenate([caps, np.ones(len(pools))]),
+        0,
+        np.zeros(rows, dtype=np.int32),
+        np.zeros(0, dtype=np.int32),
+        np.zeros(0),
+    )
+    _add_columns(highs, number, cost, use, len(caps), upper=1.0)
+    columns = len(pool)
+    kinds = np.full(columns, int(highspy.HighsVarType.kInteger.value), dtype=np.uint8)
+    highs.changeColsIntegrality(columns, np.arange(columns, dtype=np.int32), kinds)
+    for name, value in {
+        "mip_rel_gap": REPAIR_GAP,
+        "mip_max_nodes": max(1, REPAIR_WORK // max(columns, 1)),
+        "mip_heuristic_run_feasibility_jump": False,
+        "mip_detect_symmetry": False,
+        "mip_allow_restart": False,
+        "mip_heuristic_run_zi_round": False,
+    }.items():
+        highs.setOptionValue(name, value)
+    if start is not None:
+        point = highspy.HighsSolution()
+        values = np.zeros(columns)
+        values[start] = 1.0
+        point.col_value = list(values)
+        highs.setSolution(point)
+    highs.run()
+    if highs.getInfo().primal_solution_status != 2:  # 2: a feasible point
+        return start
+    values = np.array(highs.getSolution().col_value)
+    best: Ints = np.flatnonzero(values > 0.5)
+    return best
+
+
+def divided(pool: Ints, weight: Floats, pools: int) -> tuple[Ints, Flags]:
+    """([pool] its heaviest column, [pool] whether that is not all of it)."""
+    order = np.lexsort((-weight, pool))
+    first = np.searchsorted(pool[order], np.arange(pools))
+    heaviest = order[first]
+    return heaviest, weight[heaviest] < WHOLE
+
+
+def _highs() -> Any:
+    highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+    for name, value in {"output_flag": False, "threads": 1, "parallel": "off", "random_seed": 1}.items():
+        highs.setOptionValue(name, value)
+    return highs
+
+
+def _add_columns(highs: Any, pool: Ints, cost: Floats, use: Ints, rows: int, upper: float = highspy.kHighsInf) -> None:
+    count = len(pool)
+    column, row = np.nonzero(use)
+    entries = np.concatenate([column, np.arange(count)])
+    index = np.concatenate([row, rows + pool])
+    value = np.concatenate([use[column, row].astype(np.float64), np.ones(count)])
+    order = np.argsort(entries, kind="stable")
+    starts = np.searchsorted(entries[order], np.arange(count)).astype(np.int32)
+    highs.addCols(
+        count,
+        cost,
+        np.zeros(count),
+        np.full(count, upper),
+        len(value),
+        starts,
+        index[order].astype(np.int32),
+        value[order],
+    )
+
+
+def total_use(use: Ints, chosen: Sequence[int] | Ints) -> Floats:
+    """Nodes of each row under the chosen columns."""
+    return np.asarray(use[np.asarray(chosen)].sum(0), dtype=np.float64)

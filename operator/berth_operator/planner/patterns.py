@@ -1,0 +1,158 @@
+"""What is the cheapest pattern of every pool at given prices, how much does it really cost, and how sure is that?
+
+Quantised pricing may find a pattern that in exact arithmetic leaves a sliver unserved.  Such patterns are mended node
+by node; where the mended one costs more than the bound, the lane is priced again on a finer grid.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from berth_operator.planner.lanes import Floats, Ints, Lanes, Served, served_by
+from berth_operator.planner.pricing import price
+
+FINE: Final = 4
+"""Times as many units for lanes whose first answer was not exact."""
+FINER: Final = 2
+"""Times that they are."""
+EXACT: Final = 1e-3
+"""Relative difference between patterns and bounds, of all lanes together, that is left alone."""
+LEAST: Final = 0.02
+TOLERANCE: Final = 1e-6
+"""Shares below this are nothing."""
+_MOST_TRIES: Final = 4
+_MOST_MENDS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What things cost at one point of the search."""
+
+    node: Floats
+    """[lane, option] USD/h of a node, shared rows' duals included."""
+    unserved: Floats
+    """[lane] USD/h for leaving all demand unserved."""
+    missing: float
+    """USD/h for a replica missing to minReplicas."""
+
+    def of(self, lane: Ints, nodes: Ints, served: Served) -> Floats:
+        """USD/h of patterns [pattern, option] of lanes [pattern]; infinite for those that break a rule."""
+        cost: Floats = (nodes * self.node[lane]).sum(1)
+        cost = cost + counted(served.unserved) * self.unserved[lane] + served.missing * self.missing
+        return np.where(served.allowed, cost, np.inf)
+
+
+def counted(unserved: Floats) -> Floats:
+    """Unserved shares as they weigh: any at all counts as `LEAST`, lest a sliver be traded for a node's price."""
+    return np.where(unserved > TOLERANCE, np.maximum(unserved, LEAST), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Cheapest patterns of some lanes."""
+
+    lane: Ints
+    nodes: Ints
+    """[lane, option]"""
+    cost: Floats
+    """Of the patterns, exactly; infinite where one breaks budget or maxReplicas."""
+    bound: Floats
+
+
+def cheapest(lanes: Lanes, which: Ints, prices: Prices, ceiling: Floats, units: int, exact: float = EXACT) -> Found:
+    """Bounds and patterns of the lanes `which`, priced again ever finer where they differ by more than `exact`.
+
+    See `pricing.price`.
+    """
+    found = _once(lanes, which, prices, ceiling, units)
+    _within_rules(lanes, prices, found, ceiling, units)
+    for step in range(1, FINER + 1):
+        known = np.minimum(found.cost, ceiling)
+        loose = _loosest(lanes, which, known, found.bound, exact)
+        if not len(loose):
+            break
+        better = _once(lanes, which[loose], prices, known[loose], units * FINE**step)
+        cheaper = better.cost < found.cost[loose]
+        found.nodes[loose[cheaper]] = better.nodes[cheaper]
+        found.cost[loose] = np.minimum(found.cost[loose], better.cost)
+        found.bound[loose] = np.maximum(found.bound[loose], np.minimum(better.bound, known[loose]))
+    return found
+
+
+def _loosest(lanes: Lanes, which: Ints, known: Floats, bound: Floats, exact: float) -> Ints:
+    """The fewest lanes without which bounds and patterns differ by `exact` of all together."""
+    gap = np.where(np.isfinite(known) & (lanes.vendor_share[which] >= 1), np.maximum(known - bound, 0.0), 0.0)
+    order = np.argsort(gap, kind="stable")
+    allowed = exact * float(known[np.isfinite(known)].sum())
+    return np.sort(order[np.cumsum(gap[order]) > allowed])
+
+
+def _within_rules(lanes: Lanes, prices: Prices, found: Found, ceiling: Floats, units: int) -> None:
+    """Price lanes whose pattern breaks budget or maxReplicas again with that rule in the price (Lagrange), so that
+    nodes that use much of it get dearer: the bound stays one, and patterns come within."""
+    broken = np.flatnonzero(~served_by(lanes, found.lane, found.nodes).allowed)
+    if not len(broken):
+        return
+    lane = found.lane[broken]
+    spent = (found.nodes[broken] * lanes.usd[lane]).sum(1) > lanes.budget[lane]
+    weight = np.where(spent[:, None], lanes.usd[lane], lanes.per_node[lane])
+    most = np.where(spent, lanes.budget[lane], lanes.most_replicas[lane])
+    scale = np.maximum(found.bound[broken], 1e-3) / np.maximum(most, 1e-6)
+    low, high = np.zeros(len(lane)), np.full(len(lane), np.inf)
+    factor = np.full(len(lane), 0.5)
+    for _ in range(_MOST_TRIES):
+        value = factor * scale
+        node = prices.node.copy()
+        node[lane] = prices.node[lane] + value[:, None] * weight
+        dearer = replace(prices, node=node)
+        priced = price(
+            lanes, lane, node[lane], prices.unserved[lane], prices.missing, ceiling[broken] + value * most, units
+        )
+        nodes, _ = mend(lanes, lane, priced.nodes, dearer)
+        served = served_by(lanes, lane, nodes)
+        cost = prices.of(lane, nodes, served)
+        better = cost < found.cost[broken]
+        found.nodes[broken[better]], found.cost[broken[better]] = nodes[better], cost[better]
+        found.bound[broken] = np.maximum(found.bound[broken], priced.bound - value * most)
+        low, high = np.where(served.allowed, low, factor), np.where(served.allowed, factor, high)
+        factor = np.where(np.isfinite(high), (low + np.minimum(high, 1e6)) / 2, 4 * factor)
+
+
+def _once(lanes: Lanes, which: Ints, prices: Prices, ceiling: Floats, units: int) -> Found:
+    priced = price(lanes, which, prices.node[which], prices.unserved[which], prices.missing, ceiling, units)
+    nodes, cost = mend(lanes, which, priced.nodes, prices)
+    return Found(which, nodes, cost, priced.bound)
+
+
+def mend(lanes: Lanes, lane: Ints, nodes: Ints, prices: Prices) -> tuple[Ints, Floats]:
+    """Patterns with a node more here and there, where that is cheaper than what they leave unserved; and their cost."""
+    cost = prices.of(lane, nodes, served_by(lanes, lane, nodes))
+    base = (nodes * prices.node[lane]).sum(1)
+    active = np.flatnonzero((cost > base + 1e-9) & np.isfinite(cost))
+    nodes = nodes.copy()
+    for _ in range(_MOST_MENDS):
+        if not len(active):
+            break
+        better, cheaper = _step(lanes, lane[active], nodes[active], prices, cost[active] - base[active])
+        gain = cheaper < cost[active] - 1e-9
+        active, better, cheaper = active[gain], better[gain], cheaper[gain]
+        nodes[active], cost[active] = better, cheaper
+        base[active] = (better * prices.node[lane[active]]).sum(1)
+        active = active[cost[active] > base[active] + 1e-9]
+    return nodes, cost
+
+
+def _step(lanes: Lanes, lane: Ints, nodes: Ints, prices: Prices, worth: Floats) -> tuple[Ints, Floats]:
+    """The best neighbour of each pattern: one node more of one option that costs less than all that is lacking."""
+    valid = (nodes < lanes.most[lane]) & (prices.node[lane] < worth[:, None])
+    at, which = np.nonzero(valid)
+    flat = nodes[at]
+    flat[np.arange(len(at)), which] += 1
+    cost = np.full(valid.shape, np.inf)
+    cost[at, which] = prices.of(lane[at], flat, served_by(lanes, lane[at], flat))
+    best = np.argmin(cost, 1)
+    rows = np.arange(len(lane))
+    near = nodes.copy()
+    near[rows, best] += 1
+    return near, cost[rows, best]

@@ -1,0 +1,105 @@
+"""Does `berth simulate` compare policies in tables, data and pictures, with every assumption listed?"""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from berth_operator.cli.app import app
+from click.testing import Result
+from typer.testing import CliRunner
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def berth(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["simulate", *arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    """Six hours' steps of a day, with the examples' hardware and one of its pools."""
+    body = {
+        "description": "a short day",
+        "days": 1,
+        "step": "6h",
+        "files": ["hardware.yaml", "chat.yaml"],
+        "priceMoves": [{"at": "12h", "hardwareClass": "l4", "capacityType": "OnDemand", "times": "1.5"}],
+    }
+    for name in ("hardware.yaml", "chat.yaml"):
+        (tmp_path / name).write_text((EXAMPLES / name).read_text())
+    file = tmp_path / "short.yaml"
+    file.write_text(yaml.safe_dump(body))
+    return file
+
+
+def test_a_table_compares_policies_and_every_assumption_is_listed(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "180")
+    done = berth(str(short))
+    assert done.exit_code == 0
+    for name in ("berth", "berth-gpu-only", "gpu-autoscaled", "fixed-by-hand", "karpenter-like"):
+        assert f"\n  {name} " in done.stdout
+    for part in (
+        "Assumed:",
+        "default/chat: llama-3.1-8b-instruct",
+        "25% more",
+        "costs 1.5 times as much",
+        "2.34 W a vCPU",
+    ):
+        assert part in done.stdout
+
+
+def test_json_holds_totals_series_and_assumptions(short: Path) -> None:
+    data = json.loads(berth(str(short), "--policy", "berth", "--policy", "gpu-autoscaled", "-o", "json").stdout)
+    ours, gpus = data["policies"]
+    assert (ours["name"], gpus["name"]) == ("berth", "gpu-autoscaled")
+    assert ours["usd"] <= gpus["usd"]
+    assert len(data["series"]["hours"]) == len(data["series"]["policies"]["berth"]["usdPerHour"]) == 4
+    assert ours["usd"] == pytest.approx(6 * sum(data["series"]["policies"]["berth"]["usdPerHour"]), rel=1e-3)
+    assert any("l4 OnDemand costs 1.5 times" in text for text in data["assumptions"])
+
+
+def test_a_picture_is_drawn(short: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out.svg"
+    assert berth(str(short), "--policy", "berth", "--picture", str(file)).exit_code == 0
+    assert "<svg" in file.read_text()
+
+
+def test_what_ships_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = berth("week", "--days", "1", "--policy", "fixed-by-hand", "-o", "json")
+    assert done.exit_code == 0
+    (policy,) = json.loads(done.stdout)["policies"]
+    assert policy["withinObjectivesPercent"] > 90
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nowhere",), "nowhere: cannot be read (No such file or directory), and is none of the scenarios that ship"),
+        (("week", "--policy", "magic"), "write one of berth, berth-gpu-only"),
+        (("week", "--picture", "x.bmp"), "write a name that ends in .png or .svg"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_says_what_to_write(arguments: tuple[str, ...], says: str) -> None:
+    done = berth(*arguments)
+    assert done.exit_code == 2
+    assert says in done.stderr
+
+
+def test_a_class_that_cannot_be_true_is_named_and_left_out(short: Path) -> None:
+    text = (short.parent / "hardware.yaml").read_text().replace('"0.638"', '"0"')
+    (short.parent / "hardware.yaml").write_text(text)
+    done = berth(str(short), "--policy", "berth", "-o", "json")
+    assert done.exit_code == 2
+    assert "HardwareClass graviton4: spec.capacity[0].usdPerHour: found 0" in done.stderr
+    assert "graviton4/OnDemand" not in done.stdout
+
+
+def test_a_large_fleet_is_made_of_a_small_one(short: Path) -> None:
+    one = json.loads(berth(str(short), "--policy", "fixed-by-hand", "-o", "json").stdout)
+    many = json.loads(
+        berth(str(short), "--policy", "fixed-by-hand", "--copies", "20", "--times", "2", "-o", "json").stdout
+    )
+    assert many["policies"][0]["turns"] == pytest.approx(40 * one["policies"][0]["turns"], rel=0.2)
+    assert many["policies"][0]["meanNodes"] >= 20
+    assert any("and 8 more pools: 20 of each, at 2.0 times their demand" in text for text in many["assumptions"])

@@ -1,0 +1,478 @@
+"""Does OpenAI's own client get from the HTTP face what the engine says, and what is wrong by name?"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import openai
+import pytest
+from berth_worker.engine.limits import EngineConfig
+from berth_worker.engine.request import SamplingParams
+from berth_worker.server.http_face import HttpServer
+from berth_worker.server.metrics import Metrics
+from berth_worker.server.openai_request import Asked, parse_body, read_chat, read_completion
+from berth_worker.server.worker import Phase, Worker
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai import AsyncOpenAI
+
+if TYPE_CHECKING:
+    from berth_worker.model.interface import LoadedModel
+
+MODEL = "smollm2-135m-instruct"
+QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+WEATHER: Any = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 24}
+FOREVER: dict[str, Any] = {"model": MODEL, "temperature": 0, "extra_body": {"ignore_eos": True}}
+
+
+@pytest.fixture
+def talking(serving: Any) -> Callable[..., Any]:
+    """`async with talking() as (client, running):` OpenAI's client, on loopback and without retries."""
+
+    @asynccontextmanager
+    async def talk(**limits: Any) -> AsyncIterator[tuple[AsyncOpenAI, Any]]:
+        async with serving(**limits) as running:
+            url = str(running.http.base_url.join("/v1"))
+            async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+                yield client, running
+
+    return talk
+
+
+async def eventually(condition: Callable[[], Any], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what is awaited happens in the engine's thread
+            await asyncio.sleep(0.002)
+
+
+def generated(running: Any) -> float:
+    registry = running.worker.metrics.registry
+    return float(registry.get_sample_value("vllm:generation_tokens_total", {"model_name": MODEL}))
+
+
+@pytest.fixture(scope="module")
+def one_worker(loaded: LoadedModel) -> Iterator[str]:
+    """The address of a worker that serves, in a thread of its own, all tests that it refuses."""
+    from berth_worker.engine.engine import Engine  # noqa: PLC0415 - torch takes seconds
+
+    config = EngineConfig(max_context_tokens=512, kv_cache_tokens=1024)
+    engine = Engine(loaded.model, loaded.tokenizer, config)
+    worker, started, end = Worker(), threading.Event(), threading.Event()
+    addresses = []
+
+    async def serve() -> None:
+        server = HttpServer(worker, "127.0.0.1", 0)
+        server.start()
+        worker.serve(engine, MODEL, Metrics(MODEL, config))
+        addresses.append(f"http://127.0.0.1:{server.port}")
+        started.set()
+        await asyncio.to_thread(end.wait)
+        await server.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert started.wait(30)
+    yield addresses[0]
+    end.set()
+    thread.join()
+    engine.stop()
+
+
+def script(gated: Any, tokens: list[int]) -> None:
+    """Let the model say these tokens, whatever it is asked; one request, without drafts."""
+    left = iter(tokens)
+
+    def say(logits: Any) -> Any:
+        logits = logits.clone()
+        logits[-1, next(left)] = 1000.0
+        return logits
+
+    gated.fault = say
+
+
+# -- the same answer -------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_is_the_engines_in_one_and_in_pieces(talking: Any) -> None:
+    async with talking() as (client, running):
+        tokenizer = running.engine.tokenizer
+        direct = await asyncio.to_thread(
+            running.engine.generate, tokenizer.encode_chat(QUESTION), SamplingParams(temperature=0, max_tokens=24)
+        )
+        whole = await client.chat.completions.create(messages=QUESTION, **GREEDY)
+        assert (whole.object, whole.model, whole.choices[0].finish_reason) == ("chat.completion", MODEL, "stop")
+        assert whole.choices[0].message.content == direct.text
+        assert "Paris" in direct.text
+        assert whole.usage is not None
+        assert whole.usage.prompt_tokens_details is not None
+        assert whole.usage.prompt_tokens == direct.finish.prompt_tokens
+        assert whole.usage.completion_tokens == len(direct.token_ids)
+        assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+        assert whole.usage.prompt_tokens_details.cached_tokens == direct.finish.prompt_tokens // 16 * 16
+
+        pieces = [
+            piece
+            async for piece in await client.chat.completions.create(
+                messages=QUESTION, stream=True, stream_options={"include_usage": True}, **GREEDY
+            )
+        ]
+        assert {piece.object for piece in pieces} == {"chat.completion.chunk"}
+        assert len({piece.id for piece in pieces}) == 1
+        *spoken, last = pieces
+        assert len(spoken) > 4
+        assert spoken[0].choices[0].delta.role == "assistant"
+        assert "".join(piece.choices[0].delta.content or "" for piece in spoken) == direct.text
+        assert [piece.choices[0].finish_reason for piece in spoken] == [None] * (len(spoken) - 1) + ["stop"]
+        assert last.choices == []
+        assert last.usage == whole.usage
+
+
+@pytest.mark.parametrize("logprobs", [None, 3])
+async def test_a_completion_is_the_same_in_pieces(talking: Any, logprobs: int | None) -> None:
+    asked = {"prompt": "The capital of France is", "logprobs": logprobs, **GREEDY}
+    async with talking() as (client, _):
+        whole = await client.completions.create(**asked)
+        pieces = [piece async for piece in await client.completions.create(stream=True, **asked)]
+    (answer,) = whole.choices
+    parts = [piece.choices[0] for piece in pieces]
+    assert whole.object == "text_completion"
+    assert "".join(part.text for part in parts) == answer.text
+    assert (parts[-1].finish_reason, answer.finish_reason) == ("length", "length")
+    if logprobs is None:
+        assert answer.logprobs is None
+        return
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        said = [entry for part in parts if part.logprobs for entry in getattr(part.logprobs, name)]
+        assert said == getattr(answer.logprobs, name)
+    assert "".join(answer.logprobs.tokens) == answer.text
+    assert answer.logprobs.text_offset[3] == len("".join(answer.logprobs.tokens[:3]))
+    for token, value, top in zip(
+        answer.logprobs.tokens, answer.logprobs.token_logprobs, answer.logprobs.top_logprobs, strict=True
+    ):
+        assert (len(top), max(top.values())) == (3, value)
+        assert top[token] == value, "greedy takes the likeliest"
+
+
+async def test_logprobs_of_a_chat_come_with_bytes_in_one_and_in_pieces(talking: Any) -> None:
+    asked = {"messages": QUESTION, "logprobs": True, "top_logprobs": 2, **GREEDY}
+    async with talking() as (client, _):
+        whole = await client.chat.completions.create(**asked)
+        pieces = [piece async for piece in await client.chat.completions.create(stream=True, **asked)]
+    places = whole.choices[0].logprobs.content
+    said = [p for piece in pieces if piece.choices[0].logprobs for p in piece.choices[0].logprobs.content]
+    assert said == places
+    *shown, end = places
+    assert b"".join(bytes(place.bytes) for place in shown).decode() == whole.choices[0].message.content
+    assert end.token == "<|im_end|>"
+    assert all(place.logprob <= 0 and len(place.top_logprobs) == 2 for place in places)
+
+
+async def test_a_seed_gives_the_same_answers_and_its_choices_differ(talking: Any) -> None:
+    asked = {"model": MODEL, "prompt": ["Once upon a time", "Dear Sir"], "seed": -7, "n": 2, "max_tokens": 12}
+    async with talking() as (client, _):
+        first, second = [await client.completions.create(**asked) for _ in range(2)]
+        pieces = [piece async for piece in await client.completions.create(stream=True, **asked)]
+    texts = [choice.text for choice in first.choices]
+    assert [choice.index for choice in first.choices] == [0, 1, 2, 3]
+    assert texts == [choice.text for choice in second.choices]
+    assert len(set(texts)) == 4
+    for index, text in enumerate(texts):
+        assert "".join(c.text for piece in pieces for c in piece.choices if c.index == index) == text
+    assert first.usage.completion_tokens == 48
+    assert first.usage.prompt_tokens == 4 + 2, "each prompt counts once"
+
+
+async def test_stop_strings_tokens_and_biases_reach_the_engine(talking: Any) -> None:
+    async with talking() as (client, running):
+        encode = running.engine.tokenizer.encode
+        whole = (await client.completions.create(prompt="1, 2, 3, 4,", **GREEDY)).choices[0].text
+        for stop in (whole[9:12], [whole[9:12], "no such text"]):
+            cut = (await client.completions.create(prompt="1, 2, 3, 4,", stop=stop, **GREEDY)).choices[0]
+            assert (cut.text, cut.finish_reason) == (whole[: whole.index(whole[9:12])], "stop")
+        biased = await client.completions.create(
+            prompt="The", logit_bias={str(encode(" zebra")[0]): 100}, **GREEDY | {"max_tokens": 2}
+        )
+        assert biased.choices[0].text.startswith(" z")
+        ids = await client.completions.create(prompt=encode("1, 2, 3, 4,"), **GREEDY)
+        assert ids.choices[0].text == whole
+        short = await client.completions.create(prompt="x", model=MODEL, extra_body={"ignore_eos": True})
+        assert short.usage.completion_tokens == 16, "OpenAI's default"
+
+
+async def test_content_may_be_parts_and_developers_speak_as_the_system(talking: Any) -> None:
+    parts = [{"type": "text", "text": "What is the capital"}, {"type": "text", "text": "of France?"}]
+    text = "What is the capital\nof France?"
+    async with talking() as (client, _):
+        one, other = [
+            await client.chat.completions.create(
+                messages=[{"role": role, "content": "Be brief."}, {"role": "user", "content": content}],  # type: ignore[list-item]
+                **GREEDY,
+            )
+            for role, content in (("developer", parts), ("system", text))
+        ]
+    assert one.choices[0].message.content == other.choices[0].message.content
+    assert one.usage.prompt_tokens == other.usage.prompt_tokens
+
+
+@pytest.mark.parametrize("how", ["session_id", "x-session-id", "prompt_cache_key"])
+async def test_a_session_is_kept_for_its_next_turn(talking: Any, how: str) -> None:
+    asked: dict[str, Any] = dict(GREEDY)
+    asked |= {"extra_headers": {how: "agent"}} if how == "x-session-id" else {"extra_body": {how: "agent"}}
+    async with talking() as (client, running):
+        await client.chat.completions.create(messages=QUESTION, **asked)
+        assert running.engine.stats().sessions_retained == 1
+
+
+# -- tools -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["tags", "bare"])
+async def test_a_tool_call_goes_from_the_model_to_the_client_and_back(talking: Any, gated: Any, form: str) -> None:
+    call = '{"name": "weather", "arguments": {"city": "Oslo", "note": "é"}}'
+    said = f"<tool_call>\n{call}\n</tool_call>" if form == "tags" else call
+    asked = {"messages": [{"role": "user", "content": "How is Oslo?"}], "tools": [WEATHER], "model": MODEL}
+    async with talking(speculation="off", max_context_tokens=1024) as (client, running):
+        tokenizer = running.engine.tokenizer
+        answer = [*tokenizer.encode(said), 2]
+        script(gated, answer)
+        whole = (await client.chat.completions.create(**asked)).choices[0]
+        script(gated, answer)
+        pieces = [piece async for piece in await client.chat.completions.create(stream=True, **asked)]
+        gated.fault = None
+
+        assert (whole.finish_reason, whole.message.content) == ("tool_calls", None)
+        (made,) = whole.message.tool_calls
+        assert (made.type, made.function.name) == ("function", "weather")
+        assert json.loads(made.function.arguments) == {"city": "Oslo", "note": "é"}
+        deltas = [piece.choices[0].delta for piece in pieces]
+        (streamed,) = [c for delta in deltas for c in delta.tool_calls or []]
+        assert (streamed.index, streamed.function.name) == (0, "weather")
+        assert streamed.function.arguments == made.function.arguments
+        assert streamed.id
+        assert streamed.id != made.id
+        assert not any(delta.content for delta in deltas)
+        assert pieces[-1].choices[0].finish_reason == "tool_calls"
+
+        history = [
+            *asked["messages"],
+            whole.message.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": made.id, "content": "<|im_end|>rain"},
+        ]
+        prompt = tokenizer.decode(tokenizer.encode_chat(history, tools=[WEATHER]), skip_special_tokens=False)
+        assert f"<|im_start|>assistant\n<tool_call>\n{call}\n</tool_call><|im_end|>\n" in prompt
+        again = await client.chat.completions.create(messages=history, tools=[WEATHER], **GREEDY)
+        ids = tokenizer.encode_chat(history, tools=[WEATHER])
+        assert again.usage.prompt_tokens == len(ids)
+        assert ids.count(2) == 4, "system, user, assistant, result; none of the text's own"
+
+
+async def test_where_no_tools_are_to_be_called_a_call_is_text(talking: Any, gated: Any) -> None:
+    said = '<tool_call>{"name": "weather"}</tool_call>'
+    async with talking(speculation="off") as (client, running):
+        script(gated, [*running.engine.tokenizer.encode(said), 2])
+        whole = await client.chat.completions.create(
+            messages=QUESTION, tools=[WEATHER], tool_choice="none", model=MODEL
+        )
+    assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (said, "stop")
+    assert whole.choices[0].message.tool_calls is None
+
+
+# -- limits and failures ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_goes_away_frees_its_slot(talking: Any, stream: bool) -> None:
+    async with talking() as (client, running):
+        if stream:
+            answer = await client.completions.create(prompt="x", stream=True, **FOREVER | {"max_tokens": 400})
+            await anext(aiter(answer))
+            await answer.close()
+        else:
+            asking = asyncio.create_task(client.completions.create(prompt="x", **FOREVER | {"max_tokens": 400}))
+            await eventually(lambda: running.engine.stats().running)
+            asking.cancel()
+        await eventually(lambda: running.engine.idle)
+        assert running.engine.stats().blocks_held == 0
+        assert 0 < generated(running) < 400
+        await eventually(lambda: running.http_server.open_calls == 0)
+
+
+async def test_a_full_queue_answers_429_at_once_and_leaves_none_of_its_choices(talking: Any, gated: Any) -> None:
+    async with talking(max_running=1, max_waiting=2) as (client, running):
+        gated.close()
+        first = asyncio.create_task(client.completions.create(prompt="x", **GREEDY))
+        await eventually(lambda: not running.engine.idle)
+        with pytest.raises(openai.RateLimitError) as caught:
+            await client.completions.create(prompt=["a", "b", "c"], **GREEDY)
+        assert caught.value.code == "queue_full"
+        assert "at most 1 run and 2 wait" in caught.value.message
+        assert caught.value.response.headers["retry-after"] == "1"
+        gated.gate.set()
+        assert (await first).choices[0].finish_reason == "length"
+        await eventually(lambda: running.engine.idle)
+        assert running.http_server.open_calls == 0
+
+
+async def test_a_worker_that_loads_or_leaves_says_so_and_one_that_leaves_closes_connections(
+    talking: Any, serving: Any
+) -> None:
+    async with serving(load=False) as running:
+        answer = await running.http.post("/v1/chat/completions", json={"messages": QUESTION})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "loading")
+        assert (await running.http.get("/v1/models")).status_code == 503
+    async with talking() as (client, running):
+        running.worker.phase = Phase.LEAVING
+        answer = await running.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        running.engine.refuse_new()
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.completions.create(prompt="x", **GREEDY)
+        assert (caught.value.status_code, caught.value.code) == (503, "not_accepting")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_fails_ends_with_an_error_and_the_worker_goes_on(
+    talking: Any, gated: Any, stream: bool
+) -> None:
+    async with talking() as (client, _):
+        gated.fault = lambda logits: logits * float("nan")
+        with pytest.raises(openai.APIError, match="NonFiniteLogitsError") as caught:
+            answer = await client.completions.create(prompt="x", stream=stream, **GREEDY)
+            assert stream
+            [piece async for piece in answer]
+        assert stream or caught.value.status_code == 500  # type: ignore[attr-defined]
+        gated.fault = None
+        assert (await client.completions.create(prompt="x", **GREEDY)).choices[0].finish_reason == "length"
+
+
+async def test_the_model_is_listed_and_another_is_not_found(talking: Any) -> None:
+    async with talking() as (client, running):
+        (card,) = (await client.models.list()).data
+        assert (card.id, card.owned_by, card.max_model_len) == (MODEL, "berth", 512)
+        assert (await client.models.retrieve(MODEL)).id == MODEL
+        for asking in (
+            client.models.retrieve("gpt-5"),
+            client.chat.completions.create(model="gpt-5", messages=QUESTION),
+        ):
+            with pytest.raises(openai.NotFoundError, match=f"found 'gpt-5'; this worker serves '{MODEL}'") as caught:
+                await asking
+            assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+        answer = await running.http.get("/v1/nothing")
+        assert (answer.status_code, answer.json()["error"]["message"]) == (404, "GET /v1/nothing: Not Found")
+        assert (await running.http.get("/v1/completions")).json()["error"]["type"] == "invalid_request_error"
+        assert (await running.http.get("/nothing")).text == "Not Found\n"
+
+
+CHAT, TEXT = {"messages": QUESTION}, {"prompt": "x"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        (TEXT | {"temperature": "hot"}, "temperature", 'found "hot"; a number is right'),
+        (TEXT | {"temperature": 3}, "temperature", "3 is out of range"),
+        (TEXT | {"temperature": True}, "temperature", "a number is right"),
+        (TEXT | {"temperature": 10**400}, "temperature", "a smaller number"),
+        (TEXT | {"max_tokens": 0}, "max_tokens", "0 is out of range; at least 1"),
+        (TEXT | {"max_tokens": 1000}, "max_tokens", "1000 is out of range; 1 to 511"),
+        (CHAT | {"max_tokens": 1000}, "max_tokens", "is out of range; 1 to"),
+        (CHAT | {"max_completion_tokens": 1.5}, "max_completion_tokens", "a whole number is right"),
+        (CHAT | {"max_completion_tokens": 9999}, "max_completion_tokens", "is out of range; 1 to"),
+        (TEXT | {"n": 17}, "n", "1 to 16 answers"),
+        (TEXT | {"n": 0}, "n", "1 to 16 answers"),
+        (TEXT | {"best_of": 3}, "best_of", "the value of n is right"),
+        (TEXT | {"stop": [1]}, "stop[0]", "text is right"),
+        (TEXT | {"stop": ""}, "stop[0]", "0 characters"),
+        (TEXT | {"logit_bias": {"a": 1}}, "logit_bias", 'the key "a"'),
+        (TEXT | {"logit_bias": {"5": 200}}, "logit_bias[5]", "200 is out of range"),
+        (TEXT | {"logit_bias": {"99999": 1}}, "logit_bias[99999]", "no such token"),
+        (TEXT | {"logprobs": 21}, "logprobs", "21 is out of range"),
+        (TEXT | {"stream_options": {}}, "stream_options", "only with stream"),
+        (TEXT | {"stream": "yes"}, "stream", "true or false"),
+        (TEXT | {"echo": True}, "echo", "does not support it"),
+        (TEXT | {"session_id": "x" * 257}, "session_id", "257 characters; at most 256"),
+        ({"prompt": ""}, "prompt[0]", "a text or a list of tokens is right"),
+        ({"prompt": []}, "prompt", "are right"),
+        ({"prompt": [1, "a"]}, "prompt[0]", "a text or a list of tokens is right"),
+        ({"prompt": [[1, "a"]]}, "prompt[0][1]", "a token's number is right"),
+        ({"prompt": [5, 99999]}, "prompt[1]", "token 99999 is out of range"),
+        ({"prompt": [5] * 600}, "prompt", "600 tokens are too many; at most 511"),
+        ({"prompt": "\ud800"}, "prompt", "half of a surrogate pair"),
+        ({}, "prompt", "found nothing"),
+        (CHAT | {"top_logprobs": 2}, "top_logprobs", "logprobs must be true"),
+        (CHAT | {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "21 is out of range"),
+        (CHAT | {"response_format": {"type": "json_object"}}, "response_format", "does not support it"),
+        (CHAT | {"tool_choice": "required"}, "tool_choice", "'auto' and 'none'"),
+        (CHAT | {"tools": [{"type": "web"}]}, "tools[0].type", "'function' is right"),
+        (CHAT | {"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", "not empty"),
+        ({"messages": []}, "messages", "at least one message"),
+        ({"messages": ["hi"]}, "messages[0]", "an object is right"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "one of system, developer"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "found nothing; text is right"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "text"),
+        ({"messages": [{"role": "user", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].function", "an object"),
+        ({"messages": [{"role": "user", "content": "\udc00"}]}, "messages[0].content", "half of a surrogate pair"),
+        ({"messages": [{"role": "user", "content": "word " * 600}]}, "messages", "tokens are too many"),
+    ],
+)
+async def test_what_is_wrong_is_named(one_worker: Any, body: dict[str, Any], param: str, says: str) -> None:
+    path = "/v1/completions" if "messages" not in body else "/v1/chat/completions"
+    answer = await asyncio.to_thread(httpx.post, one_worker + path, content=json.dumps(body), timeout=60)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert error["message"].startswith(f"{param}: ")
+    assert says in error["message"]
+    assert error["code"] == ("context_length_exceeded" if "too many" in says else None)
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "says"),
+    [
+        (b"", 400, "body: no JSON"),
+        (b"[1]", 400, "body: found [1]; a JSON object is right"),
+        (b'{"temperature": NaN}', 400, "body: no JSON: NaN"),
+        (b"[" * 100_000, 400, "body: no JSON"),
+        (b'{"seed": ' + b"1" * 5000 + b"}", 400, "body: no JSON"),
+        (b"\xff", 400, "body: no JSON"),
+        (b" " * ((16 << 20) + 1), 413, "body: more than 16777216 bytes"),
+    ],
+)
+async def test_a_body_that_is_none_is_refused(one_worker: Any, raw: bytes, status: int, says: str) -> None:
+    answer = await asyncio.to_thread(httpx.post, one_worker + "/v1/completions", content=raw, timeout=60)
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"].startswith(says)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = [
+    *("messages", "prompt", "temperature", "top_p", "n", "stop", "logprobs", "top_logprobs", "tools", "tool_choice"),
+    *("stream", "stream_options", "seed", "logit_bias", "max_tokens", "model", "session_id", "stop_token_ids"),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=st.dictionaries(st.sampled_from(FIELDS), values, max_size=6), chat=st.booleans())
+def test_any_json_is_read_or_refused_by_name(body: dict[str, Any], chat: bool) -> None:
+    valid: dict[str, Any] = CHAT if chat else TEXT
+    read: Callable[..., Asked] = read_chat if chat else read_completion
+    for given_body in (body, valid | body):
+        try:
+            asked = read(parse_body(json.dumps(given_body).encode()))
+        except ValueError as error:
+            assert str(error).split(":")[0].split("[")[0].split(".")[0] in {*FIELDS, "best_of", "body"}, error
+        else:
+            assert asked.messages or asked.prompts

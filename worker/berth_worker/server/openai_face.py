@@ -1,0 +1,320 @@
+"""How does an OpenAI client reach the engine?  /v1/chat/completions, /v1/completions and /v1/models, as ASGI.
+
+Only translation, over the same engine and the same limits as gRPC.  A client that goes away frees what it held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from berth_worker.engine.limits import NotAcceptingError
+from berth_worker.engine.request import FinishReason, InvalidRequestError
+from berth_worker.engine.scheduler import QueueFullError
+from berth_worker.server.background import in_thread_if
+from berth_worker.server.openai_reply import ChatChoice, Choice, Reply, TextChoice, error_body, usage
+from berth_worker.server.openai_request import MAX_ID, Asked, Prompt, parse_body, read_chat, read_completion
+from berth_worker.server.worker import Phase, Worker
+
+if TYPE_CHECKING:
+    from berth_worker.engine.engine import Engine
+    from berth_worker.engine.stream import AsyncStream, Chunk
+
+__all__ = ["OpenAiFace", "problem"]
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 16 << 20
+"""Bytes; a context of a million tokens is less."""
+INLINE_CHARACTERS = 4096
+"""Longer prompts are tokenized in a thread."""
+
+
+class _RefusedError(Exception):
+    """An answer that is an error."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return error_body(str(self), "rate_limit_error" if self.status == 429 else kind, self.param, self.code)
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, {"retry-after": "1"} if self.status in (429, 503) else None)
+
+
+class OpenAiFace:
+    """The routes, over a worker in any phase."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self.open_calls = 0
+        """Answers whose client has not been sent everything yet."""
+        self.routes = [
+            Route("/v1/models", self._models),
+            Route("/v1/models/{model:path}", self._model),
+            Route("/v1/completions", self._completions, methods=["POST"]),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+        ]
+
+    # -- routes ------------------------------------------------------------------------------------------------------
+
+    async def _models(self, _: Request) -> Response:
+        try:
+            return JSONResponse({"object": "list", "data": [self._card(self._engine())]})
+        except _RefusedError as error:
+            return error.response()
+
+    async def _model(self, request: Request) -> Response:
+        try:
+            engine = self._engine()
+            self._check_model(request.path_params["model"])
+            return JSONResponse(self._card(engine))
+        except _RefusedError as error:
+            return error.response()
+
+    async def _completions(self, request: Request) -> Response:
+        return await self._answer(request, "text_completion", read_completion)
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._answer(request, "chat.completion", read_chat)
+
+    # -- one answer --------------------------------------------------------------------------------------------------
+
+    async def _answer(self, request: Request, kind: str, read: Callable[[dict[str, Any], str], Asked]) -> Response:
+        streams: list[AsyncStream] = []
+        answered = False
+        self.open_calls += 1
+        try:
+            engine = self._engine()
+            request_id = request.headers.get("x-request-id", "")
+            try:
+                asked = read(parse_body(await _body(request)), request.headers.get("x-session-id", ""))
+                if len(request_id) > MAX_ID:
+                    raise InvalidRequestError("x-request-id", f"{len(request_id)} characters; at most {MAX_ID}")
+            except InvalidRequestError as error:
+                raise _RefusedError(400, str(error), error.field) from error
+            self._check_model(asked.model)
+            await self._submit(asked, engine, request_id, streams)
+            reply = Reply(kind, streams[0].request_id, self._worker.model_name)
+            names = [tool["function"]["name"] for tool in asked.tools]
+            choices: list[Choice] = [
+                ChatChoice(i, engine.tokenizer, names) if asked.messages else TextChoice(i, engine.tokenizer)
+                for i in range(len(streams))
+            ]
+            response: Response
+            if asked.stream:
+                response = StreamingResponse(
+                    _events(asked, reply, streams, choices),
+                    media_type="text/event-stream",
+                    headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+                )
+            else:
+                whole = await _unless_gone(request, _collect(asked, reply, streams, choices))
+                response = Response(status_code=499) if whole is None else JSONResponse(whole)
+            answered = True
+            return _Tracked(response, lambda: self._done(streams), self._worker)
+        except _RefusedError as error:
+            return error.response()
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except Exception as error:
+            log.exception("%s failed", request.url.path)
+            return _RefusedError(500, f"the worker failed on this request: {type(error).__name__}").response()
+        finally:
+            if not answered:
+                self._done(streams)
+
+    def _done(self, streams: Sequence[AsyncStream]) -> None:
+        """All is sent, or nobody reads any more."""
+        self.open_calls -= 1
+        for stream in streams:
+            stream.cancel()
+
+    async def _submit(self, asked: Asked, engine: Engine, request_id: str, streams: list[AsyncStream]) -> None:
+        """Queue every choice of every prompt, into streams, so that those already queued are ended if one cannot be."""
+        try:
+            prompts = [await _ids(prompt, engine) for prompt in asked.prompts] or [await _chat_ids(asked, engine)]
+            for ids in prompts:
+                for choice in range(asked.choices):
+                    params = asked.params_of(choice)
+                    streams.append(engine.submit(ids, params, request_id=request_id, session_id=asked.session_id))
+        except InvalidRequestError as error:
+            name = asked.renamed(error.field)
+            raise _RefusedError(400, f"{name}: {error.problem}", name, _code(error)) from error
+        except QueueFullError as error:
+            raise _RefusedError(429, f"the queue is full: {error}", code="queue_full") from error
+        except NotAcceptingError as error:
+            raise _RefusedError(503, str(error), code="not_accepting") from error
+
+    # -- what is served ----------------------------------------------------------------------------------------------
+
+    def _engine(self) -> Engine:
+        engine = self._worker.engine
+        if engine is None or self._worker.phase is Phase.LOADING:
+            raise _RefusedError(503, "the model is not loaded yet; ask another worker", code="loading")
+        return engine
+
+    def _check_model(self, model: str | None) -> None:
+        if model and model != self._worker.model_name:
+            message = f"model: found {model!r}; this worker serves {self._worker.model_name!r}"
+            raise _RefusedError(404, message, "model", "model_not_found")
+
+    def _card(self, engine: Engine) -> dict[str, Any]:
+        return {
+            "id": self._worker.model_name,
+            "object": "model",
+            "created": int(self._worker.served_since),
+            "owned_by": "berth",
+            "max_model_len": engine.config.max_context_tokens,
+        }
+
+
+def problem(request: Request, error: Exception) -> Response:
+    """What Starlette refuses by itself under /v1, in OpenAI's form; elsewhere as plain text."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+    if not request.url.path.startswith("/v1/"):
+        return Response(f"{error.detail}\n", error.status_code, error.headers, "text/plain")
+    text = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(error_body(text, "invalid_request_error"), error.status_code, error.headers)
+
+
+class _Tracked(Response):
+    """A response after which something is done, whether or not its client waited for the end."""
+
+    def __init__(self, inner: Response, done: Callable[[], None], worker: Worker) -> None:
+        self._inner, self._done, self._worker = inner, done, worker
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def closing(message: Message) -> None:
+            """A worker that leaves closes its connections, so that their clients find another."""
+            if message["type"] == "http.response.start" and self._worker.phase is not Phase.SERVING:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        try:
+            await self._inner(scope, receive, closing)
+        finally:
+            self._done()
+
+
+async def _body(request: Request) -> bytes:
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > MAX_BODY:
+            raise _RefusedError(413, f"body: more than {MAX_BODY} bytes", "body")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def _ids(prompt: Prompt, engine: Engine) -> list[int]:
+    if isinstance(prompt, list):
+        return prompt
+    return await in_thread_if(len(prompt) > INLINE_CHARACTERS, engine.tokenizer.encode, prompt)
+
+
+async def _chat_ids(asked: Asked, engine: Engine) -> list[int]:
+    size = sum(len(message["content"] or "") for message in asked.messages) + 256 * len(asked.tools)
+
+    def encode() -> list[int]:
+        return engine.tokenizer.encode_chat(asked.messages, tools=asked.tools)
+
+    try:
+        return await in_thread_if(size > INLINE_CHARACTERS, encode)
+    except ValueError as error:
+        raise InvalidRequestError("prompt", str(error).removeprefix("messages: ")) from error
+
+
+def _code(error: InvalidRequestError) -> str | None:
+    return "context_length_exceeded" if "too many" in error.problem and error.field == "prompt" else None
+
+
+async def _merged(streams: Sequence[AsyncStream]) -> AsyncIterator[tuple[int, Chunk]]:
+    """Chunks of all streams as they come, until all have ended. Raises _RefusedError for one that failed."""
+    if len(streams) == 1:
+        async for chunk in streams[0]:
+            yield 0, _checked(chunk)
+        return
+    arrived: asyncio.Queue[tuple[int, Chunk]] = asyncio.Queue()
+
+    async def read(index: int, stream: AsyncStream) -> None:
+        async for chunk in stream:
+            arrived.put_nowait((index, chunk))
+
+    readers = [asyncio.create_task(read(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        open_streams = len(streams)
+        while open_streams:
+            index, chunk = await arrived.get()
+            yield index, _checked(chunk)
+            open_streams -= chunk.finish is not None
+    finally:
+        for reader in readers:
+            reader.cancel()
+
+
+def _checked(chunk: Chunk) -> Chunk:
+    if chunk.finish is not None and chunk.finish.reason in (FinishReason.ABORT, FinishReason.ERROR):
+        aborted = chunk.finish.reason is FinishReason.ABORT
+        raise _RefusedError(503 if aborted else 500, chunk.finish.error or "the request was ended")
+    return chunk
+
+
+def _used(asked: Asked, choices: Sequence[Choice]) -> dict[str, Any]:
+    return usage([(i // asked.choices, choice.finish) for i, choice in enumerate(choices) if choice.finish])
+
+
+async def _collect(
+    asked: Asked, reply: Reply, streams: Sequence[AsyncStream], choices: Sequence[Choice]
+) -> dict[str, Any]:
+    async for index, chunk in _merged(streams):
+        choices[index].pieces(chunk)
+    return reply.whole(choices, _used(asked, choices))
+
+
+async def _events(
+    asked: Asked, reply: Reply, streams: Sequence[AsyncStream], choices: Sequence[Choice]
+) -> AsyncIterator[bytes]:
+    """Server-sent events, as OpenAI's: JSON in `data`, and [DONE]; an error ends them."""
+    try:
+        async for index, chunk in _merged(streams):
+            if pieces := choices[index].pieces(chunk):
+                yield b"".join(_event(reply.piece([piece])) for piece in pieces)
+    except _RefusedError as error:
+        yield _event(error.body())
+        return
+    if asked.usage_in_stream:
+        yield _event(reply.piece([], _used(asked, choices)))
+    yield b"data: [DONE]\n\n"
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+async def _unless_gone(request: Request, work: Any) -> dict[str, Any] | None:
+    """What the work gives, or None once the client is not there any more."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        leaving.cancel()

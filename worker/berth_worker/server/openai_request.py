@@ -1,0 +1,368 @@
+"""What does an OpenAI client ask for?  Its JSON, checked field by field, becomes prompts and sampling parameters.
+
+Fields are those of OpenAI's API and, where it has none, of vLLM (top_k, min_p, repetition_penalty, min_tokens,
+stop_token_ids, ignore_eos) and ours (session_id).  What would change the answer and is not done here is refused by
+name; what would not, such as `user` or `metadata`, is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from berth_worker.engine.params import InvalidRequestError, SamplingParams
+
+__all__ = ["MAX_CHOICES", "Asked", "Prompt", "parse_body", "read_chat", "read_completion"]
+
+MAX_CHOICES = 16
+"""Of one request: prompts times n."""
+MAX_ID = 256
+COMPLETION_TOKENS = 16
+"""max_tokens of /v1/completions where none is given; OpenAI's."""
+ROLES = ("system", "developer", "user", "assistant", "tool")
+NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+INTEGERS = ("top_k", "min_tokens")
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "echo": (False,),
+    "functions": ([],),
+    "function_call": ("none",),
+    "modalities": (["text"],),
+    "audio": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "structured_outputs": (),
+}
+"""Fields that would change the answer, and the values beside null that ask for nothing."""
+
+Prompt = str | list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request."""
+
+    model: str | None
+    params: SamplingParams
+    prompts: tuple[Prompt, ...] = ()
+    """Of a completion."""
+    messages: tuple[dict[str, Any], ...] = ()
+    """Of a chat; content is text."""
+    tools: tuple[dict[str, Any], ...] = ()
+    choices: int = 1
+    """Answers to each prompt."""
+    stream: bool = False
+    usage_in_stream: bool = False
+    session_id: str = ""
+    max_tokens_field: str = "max_tokens"
+    """What the client calls it."""
+
+    def params_of(self, choice: int) -> SamplingParams:
+        """Choices of one seed differ, and are the same each time."""
+        seed = self.params.seed
+        return self.params if seed is None or not choice else replace(self.params, seed=(seed + choice) % 2**64)
+
+    def renamed(self, field: str) -> str:
+        """The client's name of a field of the engine's."""
+        base, bracket, rest = field.partition("[")
+        if self.messages:
+            chat = {"prompt": "messages", "logprobs": "top_logprobs", "max_tokens": self.max_tokens_field}
+            base = chat.get(base, base)
+        return base + bracket + rest
+
+
+def parse_body(raw: bytes) -> dict[str, Any]:
+    """The JSON object of a body. Raises InvalidRequestError."""
+    try:
+        body = json.loads(raw, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError("body", f"no JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise InvalidRequestError("body", f"found {_shown(body)}; a JSON object is right")
+    if b"\\ud" in raw.lower():
+        _check_text(body, "body")
+    return body
+
+
+def read_completion(body: Mapping[str, Any], session: str = "") -> Asked:
+    """A body of /v1/completions; session: an id from the headers. Raises InvalidRequestError."""
+    fields = _Fields(body)
+    logprobs = fields.integer("logprobs")
+    max_tokens = fields.integer("max_tokens")
+    return _asked(
+        fields,
+        session,
+        logprobs=logprobs,
+        max_tokens=COMPLETION_TOKENS if max_tokens is None else max_tokens,
+        prompts=_prompts(fields),
+    )
+
+
+def read_chat(body: Mapping[str, Any], session: str = "") -> Asked:
+    """A body of /v1/chat/completions; session: an id from the headers. Raises InvalidRequestError."""
+    fields = _Fields(body)
+    top = fields.integer("top_logprobs")
+    if top is not None and not fields.boolean("logprobs"):
+        fields.refuse("top_logprobs", "logprobs must be true with it")
+    max_tokens = fields.integer("max_completion_tokens")
+    tools = _tools(fields)
+    choice = body.get("tool_choice")
+    if choice not in (None, "auto", "none"):
+        fields.refuse("tool_choice", "'auto' and 'none' are supported")
+    return _asked(
+        fields,
+        session,
+        logprobs=(top or 0) if fields.boolean("logprobs") else None,
+        max_tokens=fields.integer("max_tokens") if max_tokens is None else max_tokens,
+        max_tokens_field="max_tokens" if max_tokens is None else "max_completion_tokens",
+        messages=_messages(fields),
+        tools=() if choice == "none" else tools,
+    )
+
+
+class _Fields:
+    """Typed access to a JSON object; null counts as absent."""
+
+    def __init__(self, values: Mapping[str, Any], path: str = "") -> None:
+        self._values, self._path = values, path
+
+    def get(self, name: str) -> Any:
+        return self._values.get(name)
+
+    def refuse(self, name: str, right: str) -> NoReturn:
+        raise InvalidRequestError(self._path + name, f"found {_shown(self._values.get(name))}; {right}")
+
+    def number(self, name: str) -> float | None:
+        value = self.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            self.refuse(name, "a number is right")
+        try:
+            return None if value is None else float(value)
+        except OverflowError:
+            self.refuse(name, "a smaller number is right")
+
+    def integer(self, name: str) -> int | None:
+        value = self.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            self.refuse(name, "a whole number is right")
+        return value
+
+    def boolean(self, name: str) -> bool:
+        value = self.get(name)
+        if value is not None and not isinstance(value, bool):
+            self.refuse(name, "true or false is right")
+        return bool(value)
+
+    def text(self, name: str) -> str | None:
+        value = self.get(name)
+        if value is not None and not isinstance(value, str):
+            self.refuse(name, "text is right")
+        return value
+
+    def items(self, name: str) -> list[Any]:
+        value = self.get(name)
+        if value is not None and not isinstance(value, list):
+            self.refuse(name, "a list is right")
+        return value or []
+
+    def objects(self, name: str) -> list[tuple[_Fields, dict[str, Any]]]:
+        found = []
+        for index, item in enumerate(self.items(name)):
+            path = f"{self._path}{name}[{index}]"
+            if not isinstance(item, dict):
+                raise InvalidRequestError(path, f"found {_shown(item)}; an object is right")
+            found.append((_Fields(item, path + "."), item))
+        return found
+
+    def object(self, name: str) -> tuple[_Fields, dict[str, Any]]:
+        value = self.get(name)
+        if not isinstance(value, dict):
+            self.refuse(name, "an object is right")
+        return _Fields(value, f"{self._path}{name}."), value
+
+
+def _asked(fields: _Fields, session: str, *, logprobs: int | None, max_tokens: int | None, **rest: Any) -> Asked:
+    for name, harmless in REFUSED.items():
+        if (value := fields.get(name)) is not None and value not in harmless:
+            fields.refuse(name, "this worker does not support it; leave it out")
+    n = fields.integer("n")
+    choices = 1 if n is None else n
+    asked = max(1, len(rest.get("prompts", ()))) * choices
+    if choices < 1 or asked > MAX_CHOICES:
+        fields.refuse("n", f"1 to {MAX_CHOICES} answers in all are right")
+    if fields.get("best_of") not in (None, choices):
+        fields.refuse("best_of", "this worker gives all answers that it makes; the value of n is right")
+    stream = fields.boolean("stream")
+    usage = False
+    if fields.get("stream_options") is not None:
+        if not stream:
+            fields.refuse("stream_options", "only with stream: true")
+        usage = fields.object("stream_options")[0].boolean("include_usage")
+    given: dict[str, Any] = {name: value for name in NUMBERS if (value := fields.number(name)) is not None}
+    given |= {name: value for name in INTEGERS if (value := fields.integer(name)) is not None}
+    seed = fields.integer("seed")
+    asked_for = Asked(fields.text("model"), SamplingParams(), choices=choices, stream=stream, **rest)
+    try:
+        params = SamplingParams(
+            **given,
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            seed=None if seed is None else seed % 2**64,  # OpenAI's are signed
+            stop=_stop(fields),
+            stop_token_ids=tuple(_integers("stop_token_ids", fields.items("stop_token_ids"))),
+            logit_bias=_logit_bias(fields),
+            ignore_eos=fields.boolean("ignore_eos"),
+        )
+    except InvalidRequestError as error:
+        raise InvalidRequestError(asked_for.renamed(error.field), error.problem) from error
+    name, session = _session(fields, session)
+    if len(session) > MAX_ID:
+        raise InvalidRequestError(name, f"{len(session)} characters; at most {MAX_ID}")
+    return replace(asked_for, params=params, usage_in_stream=usage, session_id=session)
+
+
+def _session(fields: _Fields, header: str) -> tuple[str, str]:
+    """Which field names the turn's agent session, and the session: ours, the header, or OpenAI's hint for caches."""
+    if own := fields.text("session_id"):
+        return "session_id", own
+    if header:
+        return "x-session-id", header
+    return "prompt_cache_key", fields.text("prompt_cache_key") or ""
+
+
+def _prompts(fields: _Fields) -> tuple[Prompt, ...]:
+    """A text, several, a list of tokens, or several such lists."""
+    value = fields.get("prompt")
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        fields.refuse("prompt", "a text, a list of texts, or tokens are right")
+    if all(type(item) is int for item in value):
+        return (value,)
+    prompts: list[Prompt] = []
+    for index, item in enumerate(value):
+        if not item or not isinstance(item, str | list):
+            raise InvalidRequestError(f"prompt[{index}]", f"found {_shown(item)}; a text or a list of tokens is right")
+        prompts.append(item if isinstance(item, str) else _integers(f"prompt[{index}]", item))
+    return tuple(prompts)
+
+
+def _messages(fields: _Fields) -> tuple[dict[str, Any], ...]:
+    if not fields.items("messages"):
+        fields.refuse("messages", "at least one message is right")
+    return tuple(_message(message) for message, _ in fields.objects("messages"))
+
+
+def _message(message: _Fields) -> dict[str, Any]:
+    role = message.text("role")
+    if role not in ROLES:
+        message.refuse("role", f"one of {', '.join(ROLES)} is right")
+    found: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": _content(message)}
+    calls = []
+    for call, _ in message.objects("tool_calls"):
+        function, _ = call.object("function")
+        for name in ("name", "arguments"):
+            if function.text(name) is None:
+                function.refuse(name, "text is right")
+        calls.append(
+            {
+                "id": call.text("id") or "",
+                "type": "function",
+                "function": {"name": function.get("name"), "arguments": function.get("arguments")},
+            }
+        )
+    if calls:
+        if role != "assistant":
+            message.refuse("tool_calls", "only the assistant calls tools")
+        found["tool_calls"] = calls
+    elif found["content"] is None:
+        message.refuse("content", "text is right")
+    for name in ("name", "tool_call_id"):
+        if (value := message.text(name)) is not None:
+            found[name] = value
+    return found
+
+
+def _content(message: _Fields) -> str | None:
+    """Text, or that of parts; None if there is none."""
+    if not isinstance(message.get("content"), list):
+        return message.text("content")
+    texts = []
+    for part, _ in message.objects("content"):
+        if part.get("type") != "text":
+            part.refuse("type", "'text' is right: this model reads text alone")
+        if (text := part.text("text")) is None:
+            part.refuse("text", "text is right")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _tools(fields: _Fields) -> tuple[dict[str, Any], ...]:
+    tools = []
+    for tool, value in fields.objects("tools"):
+        if tool.get("type") != "function":
+            tool.refuse("type", "'function' is right")
+        function, _ = tool.object("function")
+        if not function.text("name"):
+            function.refuse("name", "text that is not empty is right")
+        tools.append(value)
+    return tuple(tools)
+
+
+def _stop(fields: _Fields) -> tuple[str, ...]:
+    value = fields.get("stop")
+    if value is None or isinstance(value, str):
+        return () if value is None else (value,)
+    for index, item in enumerate(fields.items("stop")):
+        if not isinstance(item, str):
+            raise InvalidRequestError(f"stop[{index}]", f"found {_shown(item)}; text is right")
+    return tuple(value)
+
+
+def _logit_bias(fields: _Fields) -> dict[int, float]:
+    if fields.get("logit_bias") is None:
+        return {}
+    biases = {}
+    for token, bias in fields.object("logit_bias")[1].items():
+        if not token.isascii() or not token.isdecimal() or len(token) > 9:
+            raise InvalidRequestError("logit_bias", f"found the key {_shown(token)}; a token's number is right")
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise InvalidRequestError(f"logit_bias[{token}]", f"found {_shown(bias)}; a number is right")
+        biases[int(token)] = float(max(-1e9, min(1e9, bias)))  # what is out of range is said where ranges are known
+    return biases
+
+
+def _integers(name: str, values: list[Any]) -> list[int]:
+    for index, value in enumerate(values):
+        if type(value) is not int:
+            raise InvalidRequestError(f"{name}[{index}]", f"found {_shown(value)}; a token's number is right")
+    return values
+
+
+def _check_text(value: Any, path: str) -> None:
+    """Raises InvalidRequestError where half of a surrogate pair stands alone: no tokenizer takes it."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_text(key, path)
+            _check_text(item, key if path == "body" else f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_text(item, f"{path}[{index}]")
+    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidRequestError(
+            path.encode("utf-8", "replace").decode(), "found half of a surrogate pair; Unicode text is right"
+        )
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,155 @@
+"""Where in a model's text does it call a tool?  In the forms of the model families that we serve.
+
+- `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, an object or a list of them: SmolLM2, Hermes, Qwen, and
+  what we ask of models whose template knows no tools;
+- `{"name": ..., "parameters": {...}}` as the whole answer, several one after the other or with `;` between: Llama 3.1,
+  3.2 and 3.3.
+
+Text is read as it comes: what cannot be a call is given out at once, and what does not become one is text after all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["ToolCall", "ToolText"]
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_KEYS = ('"name"', '"type"', '"function"')
+"""What stands first in an answer that is a call as a whole."""
+_SPACE = re.compile(r"[\s;]*")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool."""
+
+    name: str
+    arguments: str
+    """JSON, as the model gave it."""
+
+
+class ToolText:
+    """One answer's text as it comes."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        """names: the tools that there are; an answer that is JSON is a call only if it names one."""
+        self._names = frozenset(names)
+        self._held = ""
+        self._inside = False
+        """Between the tags of a call."""
+        self._whole = False
+        """The answer may be a call as a whole."""
+        self._beginning = True
+        """Nothing came so far, or a call was the last that did: white space is held until it is known for what."""
+        self._called = False
+
+    def push(self, text: str) -> list[str | ToolCall]:
+        """What is certain once this text is in, in order."""
+        self._held += text
+        return _joined(self._certain())
+
+    def flush(self) -> list[str | ToolCall]:
+        """What is left when the answer has ended."""
+        found = list(self._certain())
+        held, self._held = self._held, ""
+        calls = _calls(held) if self._inside or self._whole else []
+        if self._inside:
+            held = OPEN + held
+        elif not all(call.name in self._names for call in calls):
+            calls = []
+        if calls:
+            found += calls
+        elif held.strip() or (held and not self._called):
+            found.append(held)
+        return _joined(found)
+
+    def _certain(self) -> Iterator[str | ToolCall]:
+        while True:
+            if self._inside:
+                body, tag, rest = self._held.partition(CLOSE)
+                if not tag:
+                    return
+                self._inside, self._held = False, rest
+                calls = _calls(body)
+                self._beginning = self._called = self._called or bool(calls)
+                if calls:
+                    yield from calls
+                else:
+                    yield OPEN + body + CLOSE
+                continue
+            if self._beginning and self._at_beginning():
+                return
+            before, tag, rest = self._held.partition(OPEN)
+            if not tag:
+                keep = _overlap(self._held, OPEN)
+                given, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+                if given:
+                    yield given
+                return
+            self._inside, self._held = True, rest
+            if before:
+                yield before
+
+    def _at_beginning(self) -> bool:
+        """Whether to wait for more: white space is held, and what may be a call as a whole."""
+        stripped = self._held.lstrip()
+        if not stripped or self._whole:
+            return True
+        if stripped[0] == "{" and not self._called:
+            inside = stripped[1:].lstrip()
+            self._whole = inside.startswith(_KEYS)
+            if self._whole or any(key.startswith(inside) for key in _KEYS):
+                return True
+        if OPEN.startswith(stripped):
+            return True
+        if stripped.startswith(OPEN):
+            self._held = stripped
+        self._beginning = False
+        return False
+
+
+def _calls(text: str) -> list[ToolCall]:
+    """The calls that the text is, one after the other or in a list; none unless all of it is."""
+    decoder = json.JSONDecoder()
+    calls: list[ToolCall] = []
+    position = 0
+    while (position := _SPACE.match(text, position).end()) < len(text):  # type: ignore[union-attr]  # it always matches
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            return []
+        for item in value if isinstance(value, list) else [value]:
+            if (call := _call(item)) is None:
+                return []
+            calls.append(call)
+    return calls
+
+
+def _call(value: Any) -> ToolCall | None:
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
+    if not isinstance(value, dict) or not isinstance(name := value.get("name", value.get("function")), str) or not name:
+        return None
+    arguments = value.get("arguments", value.get("parameters", {}))
+    return ToolCall(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
+
+
+def _joined(found: Collection[str | ToolCall] | Iterator[str | ToolCall]) -> list[str | ToolCall]:
+    """With pieces of text that follow each other as one."""
+    joined: list[str | ToolCall] = []
+    for item in found:
+        if joined and isinstance(item, str) and isinstance(last := joined[-1], str):
+            joined[-1] = last + item
+        else:
+            joined.append(item)
+    return joined
+
+
+def _overlap(text: str, tag: str) -> int:
+    """Characters at the end of text that are the beginning of the tag."""
+    return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)
