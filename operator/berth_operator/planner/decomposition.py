@@ -14,12 +14,13 @@ from typing import Final
 import numpy as np
 
 from berth_operator.planner.exact import exact_pattern
+from berth_operator.planner.exchange import exchange
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
 from berth_operator.planner.master import Columns, Master, divided, total_use, whole_choice
 from berth_operator.planner.patterns import EXACT, Found, Prices, cheapest, counted, mend
 from berth_operator.planner.quick import guesses
 
-UNITS: Final = 64
+UNITS: Final = 48
 """Of demand in pricing while columns are generated."""
 FINE_UNITS: Final = 192
 """In the last pricing, which gives the bound."""
@@ -31,20 +32,28 @@ FIRST_MOST: Final = 3.0
 """Times its price that a node's dual may be at first."""
 GUESSES: Final = 7
 """Rounds of cheap guesses before the first pricing."""
-WARM_GUESSES: Final = 1
-WARM_ROUNDS: Final = 1
-"""Of each where columns and duals of an earlier solve are there."""
+WARM_GUESSES: Final = 2
+"""Of them where columns and duals of an earlier solve are there; nothing is priced then but at the end."""
+BOUGHT: Final = 1e-6
+"""Nodes beyond the limits that a master may take and still be called within them."""
 BEST_GUESSES: Final = 2
 MORE: Final = 8.0
 """Factor by which duals may go further once they have to."""
+WORTH: Final = 4e-4
+"""Of the cost of all, that one lane's gap must be at least for it."""
 LOST_LANES: Final = 4
 """Lanes a round that it prices because no good pattern of theirs is known."""
 EXACT_LANES: Final = 8
 """Loosest lanes that the flat program prices in the last round."""
-ANSWERS: Final = 3
+ANSWERS: Final = 2
 ANSWER_UNITS: Final = 128
 ROUGH: Final = 0.01
 """Relative difference of pattern and bound that is left alone before the last pricing."""
+NEARLY: Final = 12
+"""Undivided pools that a repair may change."""
+MORE_NEARLY: Final = 45
+"""The same of a second repair, where the first one comes out far from the master."""
+FAR: Final = 8e-3
 NEAR: Final = 5
 """Patterns of a pool that a repair may choose from."""
 
@@ -159,9 +168,10 @@ class Decomposition:
         ceiling = self.ceilings(duals)[self.lanes.pool[found.lane]]
         gap = ceiling - bound[found.lane]
         order = np.argsort(-gap, kind="stable")
-        lost = gap > 0.01 * np.minimum(self.unserved[found.lane], self.missing) + 0.1 * ceiling
+        total = float(ceiling.sum())
+        lost = gap > 0.01 * self.unserved[found.lane]
         for place, i in enumerate(order[: max(most, LOST_LANES)]):
-            if (place < most and gap[i] > 1e-4 * ceiling[i]) or lost[i]:
+            if (place < most and gap[i] > WORTH * total) or lost[i]:
                 lane = int(found.lane[i])
                 self._exactly(lane, duals, float(self.ceilings(duals)[self.lanes.pool[lane]]), bound)
 
@@ -173,43 +183,54 @@ class Decomposition:
             bound[lane] = max(bound[lane], least)
 
     def run(self, *, roughly: bool = False) -> Outcome:
-        """Generate columns, choose whole ones; `roughly`: without a last pricing for the bound."""
-        best = -np.inf
+        """Generate columns, choose whole ones; `roughly`: of likely patterns alone, and without a bound."""
         master = Master(self.pools, self.lanes.caps, self._first_most())
         known = self._feed(master, 0)
-        at, smoothing = self.duals, SMOOTHING
-        for _ in range(WARM_GUESSES if self.warm else GUESSES):
-            before = self.columns.count
-            self.guess(at)
-            known = self._feed(master, known)
-            objective, duals, _, bought = master.solve()
-            if bought > 1e-6:
-                master.raise_most(2.0)
-            if self.columns.count == before:
-                break
-            at = 0.5 * at + 0.5 * duals
-        rounds = 0
-        for rounds in range(1, (WARM_ROUNDS if self.warm else ROUNDS) + 1):
-            best = max(best, self.price(at, UNITS))
-            fresh = self.columns.count > known
-            known = self._feed(master, known)
-            objective, duals, weight, bought = master.solve()
-            if bought > 1e-6 and (not fresh or objective - best <= 0.02 * abs(objective) or rounds % 4 == 0):
-                master.raise_most(MORE)
-                objective, duals, weight, bought = master.solve()
-            elif objective - best <= CLOSE * abs(objective) or (not fresh and not smoothing):
-                break
-            smoothing = SMOOTHING if fresh else 0.0
-            at = smoothing * at + (1 - smoothing) * duals
-        if not roughly:
-            at = duals
-            best = max(best, self.price(at, FINE_UNITS, exact=EXACT_LANES))
-            self._feed(master, known)
+        at = self._guess_rounds(master, known, WARM_GUESSES if self.warm else GUESSES)
+        rounds = 0 if self.warm else ROUNDS
+        if roughly:
+            self.price(at, UNITS)
+            self._feed(master, master.columns)
+            best = 0.0
+        else:
+            at = self._price_rounds(master, at, rounds)
+            best = self.price(at, FINE_UNITS, exact=EXACT_LANES)
+            self._feed(master, master.columns)
+            self.duals = at
         master.raise_most(1e6)
         objective, duals, weight, _ = master.solve()
-        self.duals = at
         chosen = self._whole(weight, duals, objective, 0 if roughly else ANSWERS)
         return Outcome(chosen, float(self.costs()[chosen].sum()), best, at, rounds)
+
+    def _guess_rounds(self, master: Master, known: int, rounds: int) -> Floats:
+        """Add likely patterns, at duals that follow the master's halfway; returns the last duals."""
+        at = self.duals
+        for _ in range(rounds):
+            self.guess(at)
+            before, known = known, self._feed(master, known)
+            _, duals, _, bought = master.solve()
+            if bought > BOUGHT:
+                master.raise_most(2.0)
+            if known == before and np.allclose(at, duals):
+                break
+            at = duals if known == before else (at + duals) / 2
+        return at
+
+    def _price_rounds(self, master: Master, at: Floats, rounds: int) -> Floats:
+        """Price and add; returns the master's duals at the end."""
+        known = master.columns
+        for _ in range(rounds):
+            self.price(at, UNITS)
+            before, known = known, self._feed(master, known)
+            _, duals, _, bought = master.solve()
+            while bought > BOUGHT:
+                master.raise_most(MORE)
+                _, duals, _, bought = master.solve()
+            if known == before and np.allclose(at, duals):
+                break
+            at = duals if known == before else SMOOTHING * at + (1 - SMOOTHING) * duals
+        master.raise_most(1e3)
+        return master.solve()[1]
 
     def _feed(self, master: Master, known: int) -> int:
         new = slice(known, self.columns.count)
@@ -226,25 +247,39 @@ class Decomposition:
     def _whole(self, weight: Floats, duals: Floats, target: float, answers: int) -> Ints:
         """One column a pool: the undivided as they are, the others by a small integer program.
 
-        Then every pool of that program answers the others: the best that it could do with what they leave becomes a
-        column as well, and the program is solved again.
+        Then patterns are exchanged by ones and twos, and every pool of that program answers the others: the best that
+        it could do with what they leave becomes a column as well.
         """
         chosen, open_ = divided(self.columns.pool, weight, self.pools)
         if not open_.any():
             return chosen
         reduced = self.costs() + self.columns.use @ duals
-        open_ |= self._nearly_divided(self.columns.pool, reduced, chosen, open_)
-        in_use = weight > 1e-6
-        start = None
-        for turn in range(answers + 1):
-            chosen = self._repair(chosen, open_, in_use, duals, start)
-            cost = float(self.costs()[chosen].sum())
-            if turn == answers or cost <= target * (1 + CLOSE) or not self._answer(chosen, open_, duals):
-                break
-            start = chosen
+        certain = chosen
+        tight = open_ | self._nearly_divided(self.columns.pool, reduced, chosen, open_, NEARLY)
+        chosen = self._better(self._repair(chosen, tight, weight > 1e-6, duals), tight, duals, target, answers)
+        if answers and float(self.costs()[chosen].sum()) > target * (1 + FAR):
+            in_use = np.append(weight > 1e-6, np.ones(self.columns.count - len(weight), dtype=np.bool_))
+            wide = open_ | self._nearly_divided(self.columns.pool, reduced, certain, open_, MORE_NEARLY)
+            again = self._better(self._repair(certain, wide, in_use, duals), wide, duals, target, 1)
+            costs = self.costs()
+            chosen = again if costs[again].sum() < costs[chosen].sum() else chosen
         return chosen
 
-    def _repair(self, chosen: Ints, open_: Flags, in_use: Flags, duals: Floats, start: Ints | None) -> Ints:
+    def _better(self, chosen: Ints, open_: Flags, duals: Floats, target: float, answers: int) -> Ints:
+        """Exchanges and answers, in turn."""
+        for turn in range(answers + 1):
+            costs = self.costs()
+            reduced = costs + self.columns.use @ duals
+            gain = float(costs[chosen].sum()) - target
+            if gain <= CLOSE * target or not answers:
+                break
+            caps = self.lanes.caps
+            chosen = exchange(chosen, self.columns.pool, costs, reduced, self.columns.use, caps, gain)
+            if turn == answers or not self._answer(chosen, open_, duals):
+                break
+        return chosen
+
+    def _repair(self, chosen: Ints, open_: Flags, in_use: Flags, duals: Floats) -> Ints:
         columns, costs = self.columns, self.costs()
         pool, count = columns.pool, columns.count
         reduced = costs + columns.use @ duals
@@ -254,13 +289,10 @@ class Decomposition:
         rank[order] = np.arange(count) - first[pool[order]]
         wanted = rank < NEAR
         wanted[: self.pools] = True  # nothing served
-        wanted[: len(in_use)] |= in_use
-        wanted[len(in_use) :] = True
-        wanted[chosen] = True
+        wanted |= in_use
         candidates = np.flatnonzero(open_[pool] & wanted)
         left = self.lanes.caps - total_use(columns.use, chosen[~open_])
-        begin = None if start is None else np.flatnonzero(np.isin(candidates, start))
-        picked = whole_choice(pool[candidates], costs[candidates], columns.use[candidates], left, begin)
+        picked = whole_choice(pool[candidates], costs[candidates], columns.use[candidates], left)
         if picked is None:
             raise AssertionError("the patterns that serve nothing always fit")  # pragma: no cover
         chosen = chosen.copy()
@@ -287,13 +319,14 @@ class Decomposition:
             self.add(found.lane, found.nodes)
         return self.columns.count > before
 
-    def _nearly_divided(self, pool: Ints, reduced: Floats, chosen: Ints, open_: Flags) -> Flags:
+    def _nearly_divided(self, pool: Ints, reduced: Floats, chosen: Ints, open_: Flags, most: int) -> Flags:
         """Undivided pools whose second pattern costs least more: they give the repair room."""
         second = np.full(self.pools, np.inf)
+        pool = pool[: len(reduced)]
         others = np.ones(len(pool), dtype=np.bool_)
         others[chosen] = False
         np.minimum.at(second, pool[others], reduced[others])
         spread = np.where(open_, np.inf, second - reduced[chosen])
         extra = np.zeros(self.pools, dtype=np.bool_)
-        extra[np.argsort(spread, kind="stable")[: max(60, int(open_.sum()))]] = True
+        extra[np.argsort(spread, kind="stable")[: max(most, int(open_.sum()))]] = True
         return extra & ~open_ & np.isfinite(spread)

@@ -178,7 +178,7 @@ def served_by(lanes: Lanes, lane: Ints, nodes: Ints) -> Served:
 def most_replicas_on(lanes: Lanes, lane: Ints, nodes: Ints) -> tuple[Ints, Flags]:
     """([pattern, option] replicas, [pattern] whether maxReplicas allows so many nodes).
 
-    All that nodes hold; above maxReplicas the least able ones are left out, at least one staying on each node.
+    All that nodes hold; above maxReplicas the least able ones are left out, as long as the same nodes are needed.
     """
     per_node = lanes.per_node[lane]
     replicas: Ints = nodes * per_node
@@ -186,7 +186,7 @@ def most_replicas_on(lanes: Lanes, lane: Ints, nodes: Ints) -> tuple[Ints, Flags
     if not excess.any():
         return replicas, np.ones(len(lane), dtype=np.bool_)
     over = np.flatnonzero(excess)
-    spare = np.where(nodes[over] > 0, nodes[over] * (per_node[over] - 1), 0)
+    spare = np.where(nodes[over] > 0, per_node[over] - 1, 0)
     order = np.argsort(lanes.share[lane[over]] / per_node[over], axis=1, kind="stable")
     ordered = np.take_along_axis(spare, order, 1)
     taken = np.clip(excess[over][:, None] - (np.cumsum(ordered, 1) - ordered), 0, ordered)

@@ -15,7 +15,7 @@ from berth_operator.planner.solver import SolverError
 
 WHOLE: Final = 0.999
 """Weight of a pattern in the linear master from which the pool is not divided."""
-REPAIR_GAP: Final = 2e-3
+REPAIR_GAP: Final = 3e-3
 REPAIR_WORK: Final = 30_000
 """Branch-and-bound nodes x binaries of a repair."""
 _GROWTH: Final = 2
@@ -95,7 +95,7 @@ class Master:
 
     def __init__(self, pools: int, caps: Floats, most: Floats) -> None:
         """`most` [row]: USD/h at which more of a row could be had, which keeps early duals from running away."""
-        self.pools, self.caps, self.most = pools, caps, most
+        self.pools, self.caps, self.most, self.columns = pools, caps, most, 0
         self.highs: Any = _highs()
         rows = len(caps) + pools
         lower = np.concatenate([np.full(len(caps), -highspy.kHighsInf), np.ones(pools)])
@@ -108,6 +108,7 @@ class Master:
 
     def add(self, pool: Ints, cost: Floats, use: Ints) -> None:
         """New columns."""
+        self.columns += len(pool)
         _add_columns(self.highs, pool, cost, use, len(self.caps))
 
     def raise_most(self, factor: float) -> None:
@@ -157,6 +158,9 @@ def whole_choice(pool: Ints, cost: Floats, use: Ints, caps: Floats, start: Ints 
         "mip_detect_symmetry": False,
         "mip_allow_restart": False,
         "mip_heuristic_run_zi_round": False,
+        "mip_heuristic_run_rins": False,
+        "mip_heuristic_run_rens": False,
+        "presolve": "off",
     }.items():
         highs.setOptionValue(name, value)
     if start is not None:

@@ -14,8 +14,8 @@ from berth_operator.planner.pricing import price
 
 FINE: Final = 4
 """Times as many units for lanes whose first answer was not exact."""
-FINER: Final = 2
-"""Times that they are."""
+FINE_BY_VENDOR: Final = 2
+"""The same where vendors' shares are bounded, which takes the square of it."""
 EXACT: Final = 1e-3
 """Relative difference between patterns and bounds, of all lanes together, that is left alone."""
 LEAST: Final = 0.02
@@ -67,22 +67,22 @@ def cheapest(lanes: Lanes, which: Ints, prices: Prices, ceiling: Floats, units: 
     """
     found = _once(lanes, which, prices, ceiling, units)
     _within_rules(lanes, prices, found, ceiling, units)
-    for step in range(1, FINER + 1):
-        known = np.minimum(found.cost, ceiling)
-        loose = _loosest(lanes, which, known, found.bound, exact)
-        if not len(loose):
-            break
-        better = _once(lanes, which[loose], prices, known[loose], units * FINE**step)
-        cheaper = better.cost < found.cost[loose]
-        found.nodes[loose[cheaper]] = better.nodes[cheaper]
-        found.cost[loose] = np.minimum(found.cost[loose], better.cost)
-        found.bound[loose] = np.maximum(found.bound[loose], np.minimum(better.bound, known[loose]))
+    known = np.minimum(found.cost, ceiling)
+    loose = _loosest(known, found.bound, exact)
+    shared = lanes.vendor_share[which[loose]] < 1
+    for part, finer in ((loose[~shared], FINE), (loose[shared], FINE_BY_VENDOR)):
+        if len(part):
+            better = _once(lanes, which[part], prices, known[part], units * finer)
+            cheaper = better.cost < found.cost[part]
+            found.nodes[part[cheaper]] = better.nodes[cheaper]
+            found.cost[part] = np.minimum(found.cost[part], better.cost)
+            found.bound[part] = np.maximum(found.bound[part], np.minimum(better.bound, known[part]))
     return found
 
 
-def _loosest(lanes: Lanes, which: Ints, known: Floats, bound: Floats, exact: float) -> Ints:
+def _loosest(known: Floats, bound: Floats, exact: float) -> Ints:
     """The fewest lanes without which bounds and patterns differ by `exact` of all together."""
-    gap = np.where(np.isfinite(known) & (lanes.vendor_share[which] >= 1), np.maximum(known - bound, 0.0), 0.0)
+    gap = np.where(np.isfinite(known), np.maximum(known - bound, 0.0), 0.0)
     order = np.argsort(gap, kind="stable")
     allowed = exact * float(known[np.isfinite(known)].sum())
     return np.sort(order[np.cumsum(gap[order]) > allowed])

@@ -22,8 +22,8 @@ import numpy as np
 
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
 
-CHUNK: Final = 512
-"""Lanes at once: what their tables take stays in the processor's cache."""
+CHUNK: Final = 48_000
+"""Entries of the tables of lanes that go through at once: they stay in the processor's cache, and memory is bounded."""
 STRIDE: Final = 8
 """Options of more nodes than `_LONG` are counted in eights and ones."""
 _LONG: Final = 14
@@ -67,11 +67,11 @@ def price(
     bound, nodes = np.zeros(len(which)), np.zeros((len(which), lanes.share.shape[1]), dtype=np.int64)
     times = useful_nodes(lanes, which, node_price, penalty, ceiling)
     wanted = _wanted(lanes, which, times)
-    few = len(which) <= CHUNK // 2  # then one pass over larger tables costs less than two
-    for least, most in ((0, _MOST_WANTED),) if few else ((0, 0), (1, 2), (3, _MOST_WANTED)):
+    for least, most in ((0, 0), (1, 2), (3, _MOST_WANTED)):
         group = np.flatnonzero((wanted >= least) & (wanted <= most))
-        for start in range(0, len(group), CHUNK):
-            at = group[start : start + CHUNK]
+        size = max(8, CHUNK // (units * (int(wanted[group].max(initial=0)) + 1)))
+        for start in range(0, len(group), size):
+            at = group[start : start + size]
             level = int(wanted[at].max())
             tables = _Tables(lanes, which[at], node_price[at], penalty[at], missing_price, ceiling[at], units, level)
             bound[at], nodes[at] = tables.solve()

@@ -1,0 +1,278 @@
+"""Is a decomposed plan sound?  Its plans are held against the flat program, brute force and exact pricing, rule by rule.
+
+Speed is for benchmarks/planner.py: nothing here depends on how fast the machine is.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from berth_operator.api import CapacityType, Effective, InferencePoolSpec, resolve
+from berth_operator.planner.candidates import Option, Resource
+from berth_operator.planner.decomposition import Decomposition
+from berth_operator.planner.exact import exact_pattern
+from berth_operator.planner.fleet import FleetSolver, penalties
+from berth_operator.planner.lanes import Lanes, lanes_of, most_replicas_on, served_by
+from berth_operator.planner.patterns import Prices, cheapest
+from berth_operator.planner.program import PoolProblem
+from berth_operator.planner.solver import Solution, nodes_used, solve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+Make = Callable[..., Option]
+Limits = dict[Resource, int]
+seeds = st.integers(0, 10_000)
+checked = settings(max_examples=20, deadline=None, derandomize=True)
+BASE = resolve(
+    InferencePoolSpec.model_validate(
+        {
+            "model": {"name": "m", "source": "file:///m"},
+            "workload": {"class": "Batch", "demand": {"requestsPerSecond": "1"}},
+        }
+    )
+)
+
+
+def _rules(rng: random.Random, demand: int, *, plain: bool) -> Effective:
+    own = replace(
+        BASE,
+        requests_per_second=Decimal(demand),
+        spot_max_traffic_percent=rng.choice([0, 50, 70, 100]),
+        min_on_demand_replicas=rng.choice([0, 1, 2]),
+        survive_loss_percent=rng.choice([0, 40, 70]),
+        min_replicas=rng.choice([0, 1, 2, 3]),
+        priority=rng.choice([0, 0, 5]),
+    )
+    if plain:
+        return own
+    return replace(
+        own,
+        max_traffic_percent_per_vendor=rng.choice([100, 60, 80]),
+        max_usd_per_hour=rng.choice([None, Decimal(rng.randint(500, 4000)) / 100]),
+        on_exceeded=rng.choice(["Shed", "Overspend"]),
+        max_replicas=rng.choice([None, 6, 12]),
+    )
+
+
+def _fleet(seed: int, option: Make, pools: int, *, plain: bool = False) -> tuple[list[PoolProblem], Limits]:
+    """Pools over six classes of three vendors; about half of the classes and types limited."""
+    rng = random.Random(seed)  # noqa: S311 - instances, not secrets
+    names = [f"c{i}" for i in range(6)]
+    vendors = {name: rng.choice(["u", "v", "w"]) for name in names}
+    kinds = [(n, t) for n in names for t in (CapacityType.ON_DEMAND, CapacityType.SPOT)]
+    size = {name: rng.choice([1, 1, 2]) for name in names}
+    base = {name: rng.randint(20, 300) for name in names}
+    problems = []
+    for i in range(pools):
+        chosen = sorted(rng.sample(kinds, rng.randint(4, len(kinds))))
+        options = tuple(
+            option(
+                n,
+                t,
+                vendors[n],
+                rng.uniform(1, 6),
+                max(1, round(base[n] * (0.4 if t is CapacityType.SPOT else 1))),
+                size[n],
+            )
+            for n, t in chosen
+        )
+        problems.append(PoolProblem(f"demo/p{i:02d}", _rules(rng, rng.randint(1, 40), plain=plain), options))
+    limits = {r: rng.randint(pools // 2, 3 * pools) for r in kinds if rng.random() < 0.5}
+    return problems, limits
+
+
+def _decomposed(problems: Sequence[PoolProblem], limits: Limits) -> Solution:
+    return FleetSolver(problems, limits).decomposed(problems)
+
+
+def _within_limits(solution: Solution, limits: Limits) -> bool:
+    used = nodes_used(solution.pools)
+    return all(used.get(r, 0) <= most for r, most in limits.items())
+
+
+def _shortage(problems: Sequence[PoolProblem], solution: Solution) -> list[float]:
+    by_priority: dict[int, float] = {}
+    for p in problems:
+        key = -p.effective.priority
+        by_priority[key] = by_priority.get(key, 0.0) + solution.pools[p.key].unserved
+    return [by_priority[k] for k in sorted(by_priority)]
+
+
+# --- Whole plans ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_flat_optimum_lies_between_bound_and_plan(block: int, option: Make) -> None:
+    for seed in range(block * 6, block * 6 + 6):
+        problems, limits = _fleet(seed, option, 5)
+        flat, ours = solve(problems, limits), _decomposed(problems, limits)
+        assert not ours.failed
+        assert _within_limits(ours, limits), seed
+        assert set(ours.pools) == {p.key for p in problems}
+        assert _shortage(problems, ours) >= [s - 1e-5 for s in _shortage(problems, flat)], seed
+        if sum(_shortage(problems, ours)) < 1e-6:
+            assert ours.bound <= flat.cost + 1e-3, seed  # ties are broken by 1e-5 a node and replica
+            assert flat.bound <= ours.cost + 1e-3, seed
+
+
+def test_decomposed_plans_are_nearly_as_cheap_as_flat_ones(option: Make) -> None:
+    ours = flat = 0.0
+    for seed in range(100, 112):
+        problems, limits = _fleet(seed, option, 6, plain=True)
+        mine, theirs = _decomposed(problems, limits), solve(problems, limits)
+        if sum(_shortage(problems, mine)) + sum(_shortage(problems, theirs)) < 1e-6:
+            ours, flat = ours + mine.cost, flat + theirs.cost
+    assert flat > 0
+    assert ours <= flat * 1.02
+
+
+@given(seed=seeds)
+@checked
+def test_order_of_pools_and_options_changes_nothing(option: Make, seed: int) -> None:
+    problems, limits = _fleet(seed, option, 6)
+    shuffled = random.Random(seed).sample(problems, len(problems))  # noqa: S311
+    first, second = _decomposed(problems, limits), _decomposed(shuffled, limits)
+    assert first.pools == second.pools
+    assert (first.cost, first.bound) == (second.cost, second.bound)
+
+
+@given(seed=seeds)
+@checked
+def test_no_rule_of_a_pool_is_broken(option: Make, seed: int) -> None:
+    problems, limits = _fleet(seed, option, 6)
+    solution = _decomposed(problems, limits)
+    assert _within_limits(solution, limits)
+    for p in problems:
+        e, got = p.effective, solution.pools[p.key]
+        assert 0 <= got.unserved <= 1
+        replicas = sum(a.replicas for a in got.assignments)
+        assert replicas + got.missing_replicas >= e.min_replicas
+        assert e.max_replicas is None or replicas <= e.max_replicas
+        for a in got.assignments:
+            assert a.nodes == -(-a.replicas // a.option.replicas_per_node)
+        if e.max_usd_per_hour is not None and e.on_exceeded == "Shed":
+            assert sum(a.nodes * a.option.node_usd_per_hour for a in got.assignments) <= e.max_usd_per_hour
+        held = replace(p, options=tuple(a.option for a in got.assignments))
+        if held.options:  # what it says is served, the flat program can serve with these nodes
+            most = {a.option.resource: a.nodes for a in got.assignments}
+            assert solve([held], most).pools[p.key].unserved <= got.unserved + 1e-5
+
+
+def test_a_pool_held_to_less_hardware_keeps_to_it(option: Make) -> None:
+    problems, limits = _fleet(3, option, 8)
+    solver = FleetSolver(problems, limits)
+    solver.decomposed(problems)
+    fewer = [replace(p, options=p.options[:2]) if i % 2 else p for i, p in enumerate(problems)]
+    held = solver.decomposed(fewer)
+    for p in fewer:
+        allowed = {o.resource for o in p.options}
+        assert {a.option.resource for a in held.pools[p.key].assignments} <= allowed
+
+
+def test_pools_without_any_option_are_left_unserved(option: Make) -> None:
+    problems, limits = _fleet(4, option, 5)
+    bare = replace(problems[0], options=())
+    solution = _decomposed([bare, *problems[1:]], limits)
+    assert solution.pools[bare.key].unserved == 1.0
+    assert solution.pools[bare.key].assignments == ()
+
+
+def test_who_matters_more_keeps_scarce_nodes(option: Make) -> None:
+    only = (option("c", CapacityType.ON_DEMAND, "v", 2, 100),)
+    demand = Decimal(8)
+    problems = [
+        PoolProblem(f"demo/p{i}", replace(BASE, requests_per_second=demand, priority=priority), only)
+        for i, priority in enumerate([0, 9, 0, 9])
+    ]
+    solution = _decomposed(problems, {only[0].resource: 8})
+    assert {k: p.unserved for k, p in solution.pools.items()} == {
+        "demo/p0": 1.0,
+        "demo/p1": 0.0,
+        "demo/p2": 1.0,
+        "demo/p3": 0.0,
+    }
+
+
+def test_a_dual_is_what_one_more_node_saves(option: Make) -> None:
+    cheap, dear = (
+        option("cheap", CapacityType.ON_DEMAND, "v", 2, 100),
+        option("dear", CapacityType.ON_DEMAND, "v", 2, 350),
+    )
+    rules = replace(BASE, requests_per_second=Decimal(8))
+    problems = [PoolProblem(f"demo/p{i}", rules, (cheap, dear)) for i in range(4)]
+    solution = _decomposed(problems, {cheap.resource: 10})
+    assert solution.cost == pytest.approx(10 * 1.0 + 6 * 3.5, abs=0.01)
+    assert solution.duals[cheap.resource] == pytest.approx(2.5, abs=0.01)
+
+
+# --- Bounds and pricing ---------------------------------------------------------------------------------------------
+
+
+def _prices(lanes: Lanes, rng: np.random.Generator) -> Prices:
+    duals = np.append(rng.exponential(0.5, len(lanes.rows)), 0.0)
+    unserved, missing = penalties(lanes)
+    return Prices(lanes.price + duals[lanes.row], unserved, missing)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_quantised_price_is_never_above_the_exact_one_nor_a_pattern_below_it(block: int, option: Make) -> None:
+    for seed in range(block * 5, block * 5 + 5):
+        problems, limits = _fleet(seed, option, 8)
+        lanes = lanes_of(problems, limits)
+        prices = _prices(lanes, np.random.default_rng(seed))
+        which = np.arange(lanes.count)
+        for units in (24, 96):
+            found = cheapest(lanes, which, prices, np.full(lanes.count, np.inf), units)
+            again = cheapest(lanes, which, prices, found.cost * (1 + 1e-9), units)
+            for lane in which:
+                nodes, bound = _exactly(lanes, int(lane), prices)
+                assert found.bound[lane] <= nodes + 1e-4, (seed, lane)
+                assert min(again.bound[lane], found.cost[lane]) <= nodes + 1e-4, (seed, lane)
+                assert found.cost[lane] >= bound - 1e-3, (seed, lane)
+
+
+def _exactly(lanes: Lanes, lane: int, prices: Prices) -> tuple[float, float]:
+    """(price of the flat program's pattern, its bound)."""
+    result = exact_pattern(lanes, lane, prices, np.inf)
+    assert result is not None
+    nodes, bound = result
+    one = np.array([lane])
+    return float(prices.of(one, nodes[None, :], served_by(lanes, one, nodes[None, :]))[0]), bound
+
+
+@given(seed=seeds)
+@checked
+def test_what_a_pattern_serves_is_what_the_flat_program_serves_with_its_nodes(option: Make, seed: int) -> None:
+    problems, limits = _fleet(seed, option, 3)
+    lanes, rng = lanes_of(problems, limits), random.Random(seed)  # noqa: S311
+    for lane in range(lanes.count):
+        p = problems[lanes.pool[lane]]
+        picked = rng.sample(range(len(p.options)), 3)
+        nodes = np.zeros((1, lanes.share.shape[1]), dtype=np.int64)
+        most: Mapping[Resource, int] = {p.options[k].resource: rng.randint(1, 4) for k in picked}
+        for k in picked:
+            nodes[0, k] = min(most[p.options[k].resource], int(lanes.most[lane, k]))
+        served = served_by(lanes, np.array([lane]), nodes)
+        replicas, _ = most_replicas_on(lanes, np.array([lane]), nodes)
+        if not served.allowed[0] or (replicas < nodes * lanes.per_node[lane]).any():
+            continue  # maxReplicas leaves a choice of which replicas to leave out
+        within = {p.options[k].resource: int(nodes[0, k]) for k in picked}
+        held = replace(p, options=tuple(p.options[k] for k in sorted(picked)))
+        flat = solve([held], within).pools[p.key].unserved
+        assert flat == pytest.approx(served.unserved[0], abs=2e-5)
+
+
+def test_lagranges_bound_holds_at_any_duals(option: Make) -> None:
+    for seed in range(6):
+        problems, limits = _fleet(seed, option, 5, plain=True)
+        flat = solve(problems, limits)
+        if sum(_shortage(problems, flat)) > 1e-6:
+            continue
+        lanes = lanes_of(sorted(problems, key=lambda p: p.key), limits)
+        search = Decomposition(lanes, len(problems), *penalties(lanes))
+        rng = np.random.default_rng(seed)
+        for scale in (0.0, 0.2, 1.0, 5.0):
+            assert search.price(rng.exponential(1.0, len(lanes.rows)) * scale, 64) <= flat.cost + 1e-4
