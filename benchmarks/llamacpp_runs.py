@@ -79,7 +79,8 @@ def candidates(case: Case, threads: int, keep: int, scans: int) -> list[Setting]
                 seen[setting] = max(run(case, setting, threads) for _ in range(scans))
         return max(settings, key=lambda setting: seen[setting])
 
-    chosen = best([Setting(variant=variant) for variant in llama_cpp().variants] + [Setting(repack=False)])
+    variants = list(llama_cpp().variants)
+    chosen = best([Setting(variant=variant) for variant in variants] + [Setting(variants[0], repack=False)])
     chosen = best([chosen, replace(chosen, flash=False), replace(chosen, kv="q8_0")])
     best([chosen, replace(chosen, huge_pages=True)])
     progress("")

@@ -61,15 +61,16 @@ class LlamaCpp:
     binaries: Path
     variants: dict[str, Path]
     """Name -> folder of libraries to load before those in `binaries`: "native", and "no-amx" where AMX is there,
-    because AMX takes the place of the AVX-512 kernels and of 4-bit repacking even where those would be faster."""
+    because AMX takes the place of the AVX-512 kernels and of 4-bit repacking even where those would be faster; "no-amx"
+    alone where BERTH_ISA keeps our side from AMX too."""
 
     def command(self, program: str, *arguments: str) -> list[str]:
         return [str(self.binaries / program), *arguments]
 
-    def environment(self, variant: str = "native", huge_pages: bool = False) -> dict[str, str]:
-        """Variables of a run; huge_pages: glibc's malloc asks for transparent huge pages."""
+    def environment(self, variant: str = "", huge_pages: bool = False) -> dict[str, str]:
+        """Variables of a run ("": the first variant); huge_pages: glibc's malloc asks for transparent huge pages."""
         environment = dict(os.environ)
-        folders = dict.fromkeys([str(self.variants[variant]), str(self.binaries)])
+        folders = dict.fromkeys([str(self.variants[variant or next(iter(self.variants))]), str(self.binaries)])
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(folders)
         environment.pop("GLIBC_TUNABLES", None)
         if huge_pages:
@@ -94,6 +95,8 @@ def llama_cpp() -> LlamaCpp:
         if "no-amx" in variants:
             _cmake(source, root / "no-amx", "-U__AMX_INT8__ -U__AMX_TILE__ -U__AMX_BF16__", ["ggml-cpu"])
         (root / "complete").touch()
+    if "no-amx" in variants and os.environ.get("BERTH_ISA", "amx") != "amx":
+        del variants["native"]
     return LlamaCpp(build / "bin", variants)
 
 
