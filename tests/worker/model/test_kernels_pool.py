@@ -33,6 +33,9 @@ def test_every_item_runs_once_and_no_access_races(stress: Path, threads: int) ->
 def test_only_the_units_of_an_instruction_set_use_its_intrinsics() -> None:
     headers = {"immintrin.h": {"avx2.cpp", "vnni.h"}, "arm_neon.h": {"neon.h"}, "arm_sve.h": {"sve_dot.h"}}
     shared = {
+        "attend.h",
+        "attention_plan.cpp",
+        "attention_plan.h",
         "body.h",
         "dispatch.cpp",
         "isa.h",

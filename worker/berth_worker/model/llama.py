@@ -151,6 +151,10 @@ class Llama:
         ]
         return torch.tensor(slots, device=self.device)
 
+    def _kept(self, x: Tensor) -> Tensor:
+        """What the cache keeps of keys after rotation, or of values, [T, kv_heads, head_dim]: all of it here."""
+        return x
+
     def _attention(
         self, layer: LlamaLayer, x: Tensor, rotation: tuple[Tensor, Tensor], slots: Tensor, batch: Batch, cache: Tensor
     ) -> Tensor:
@@ -158,8 +162,8 @@ class Llama:
         q, k, v = torch.split(F.linear(x, layer.qkv), [config.q_size, config.kv_size, config.kv_size], dim=-1)
         q = _rotate(q.unflatten(-1, (config.num_heads, config.head_dim)), *rotation)
         keys, values = cache.flatten(1, 2)  # each [num_blocks * BLOCK_TOKENS, kv_heads, head_dim]
-        keys[slots] = _rotate(k.unflatten(-1, (config.num_kv_heads, config.head_dim)), *rotation)
-        values[slots] = v.unflatten(-1, (config.num_kv_heads, config.head_dim))
+        keys[slots] = self._kept(_rotate(k.unflatten(-1, (config.num_kv_heads, config.head_dim)), *rotation))
+        values[slots] = self._kept(v.unflatten(-1, (config.num_kv_heads, config.head_dim)))
         rows = torch.empty_like(q)
         for s, (context, table) in enumerate(zip(batch.context_lengths, batch.block_tables, strict=True)):
             start, end = batch.sequence_starts[s], batch.sequence_starts[s + 1]

@@ -217,7 +217,7 @@ inline float largest_of(__m256 x) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-// The products of a chunk's attention weights with 16 dims of its values; see blend_blocks in body.h.
+// The products of a chunk's attention weights with 16 dims of its values; see blend_blocks in attend.h.
 template <int Rows, bool Prefetch>
 inline void blend_rows(const int8_t* const* values, int64_t blocks, const int8_t* weights, int64_t stride, const int8_t* const* ahead,
                        int32_t* out) {

@@ -18,9 +18,7 @@ constexpr int kLanes = BERTH_LANES;
 constexpr int kParts = kPanel / kLanes;  // vectors that hold 16 floats
 typedef float Floats __attribute__((vector_size(4 * BERTH_LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * BERTH_LANES)));
-constexpr float kNothing = -__builtin_inff();
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x), ties to even, in the low bits for |x| < 2^22
-constexpr int64_t kBlocksAhead = 3;
 constexpr int32_t kRoundBits = 0x4B400000;
 constexpr int kMostUnit = 128;     // the largest unit of activations for matrices of 4 bits
 constexpr int kMostVectors = BERTH_LANES == 16 ? 16 : 8;  // that Hadamard's transform keeps in registers
@@ -366,151 +364,10 @@ void matmul(const Matrix& m, int64_t first, int64_t last, const Activations& a, 
 }
 #endif
 
-#if !defined(BERTH_OWN_BLEND)
-// out[r][c] = sum over the 16 tokens of each block of weights[r][16 block + token] * value[token][c], for 16 dims of the values; `ahead`
-// as in Isa::dot, one for each block.
-inline void blend_blocks(const int8_t* const* values, int64_t blocks, const int8_t* weights, int64_t stride, int rows,
-                         const int8_t* const* ahead, int32_t* out) {
-  for (int64_t b = 0; b < blocks; ++b) {
-    alignas(64) int32_t dots[kRows * kPanel];
-    dot_positive(values[b], kPanel, weights + b * kPanel, stride, rows, ahead == nullptr ? nullptr : ahead[b], b == 0 ? out : dots);
-    if (b > 0)
-      for (int i = 0; i < rows * kPanel; ++i) out[i] += dots[i];
-  }
-}
-#endif
-
-// Attention of a chunk, for every row: scores from integer dots of the quantized query and keys; p = exp(score - maximum); the values'
-// scales are folded into p, which is quantized to 14 bits with one scale a row, in two planes of 7; then integer dots with the values.
-// A row's result depends on its own query and position alone: tokens after it get p = 0.
-struct Chunk {
-  explicit Chunk(const AttentionChunk& chunk) : c(chunk) {
-    for (int64_t b = 0; b < c.blocks; ++b) block[b] = c.cache + static_cast<int64_t>(c.table[b]) * c.block_stride;
-  }
-
-  static constexpr int64_t kWidth = kChunkBlocks * kPanel;
-  static constexpr float kMost = 127.0f * 128.0f;
-  const AttentionChunk& c;
-  const int8_t* block[kChunkBlocks];
-  // Left unset: they are large, and written before they are read.
-  alignas(64) float p[kAttentionRows][kWidth];            // scores, then exp(score - maximum) times the value's scale
-  alignas(64) int8_t planes[2 * kAttentionRows][kWidth];  // the same as 128 * one row + the next
-  float scales[kAttentionRows];
-
-  const int8_t* after(int64_t b) const { return c.cache + static_cast<int64_t>(c.table[b]) * c.block_stride; }
-  // What to ask for while block b's keys (values) are in work: blocks lie anywhere, so the processor cannot guess.
-  const int8_t* after_keys(int64_t b) const {
-    b += kBlocksAhead;
-    return b < c.blocks ? block[b] : block[b - c.blocks < c.blocks ? b - c.blocks : 0] + kPanel * c.head_dim;
-  }
-  const int8_t* after_values(int64_t b) const {
-    b += kBlocksAhead;
-    return b < c.blocks ? block[b] + kPanel * c.head_dim : after(b < c.blocks + c.blocks_after ? b : c.blocks - 1);
-  }
-
-  void score(int64_t b) {
-    const int8_t* ahead = after_keys(b);
-    const int8_t* keys = block[b];
-    for (int64_t row = 0; row < c.rows; row += kRows) {
-      const int n = static_cast<int>(c.rows - row < kRows ? c.rows - row : kRows);
-      alignas(64) int32_t dots[kRows * kPanel];
-      dot(keys, c.head_dim, {c.values + row * c.head_dim, c.magnitudes + row * c.head_dim, c.biases + row, c.head_dim}, n,
-          row == 0 ? ahead : nullptr, dots);
-      for (int r = 0; r < n; ++r) score(b, row + r, dots + r * kPanel);
-    }
-  }
-
-  // A row's scores of a block, from its dots with the keys.
-  void score(int64_t b, int64_t row, const int32_t* dots) {
-    const float* key_scales = reinterpret_cast<const float*>(block[b] + 2 * kPanel * c.head_dim);
-    float* to = p[row] + b * kPanel;
-    for (int i = 0; i < kPanel; i += kLanes) store(to + i, to_float(dots + i) * (c.scales[row] * load(key_scales + i)));
-    const int64_t seen = c.ages[row] - (c.position + b * kPanel) + 1;  // tokens of this block that the row sees
-    for (int64_t t = seen < 0 ? 0 : seen; t < kPanel; ++t) to[t] = kNothing;
-  }
-
-  void soften(int64_t row) {
-    Floats most[kParts], sums[kParts] = {}, top[kParts] = {};
-    for (int part = 0; part < kParts; ++part) most[part] = all(kNothing);
-    const int64_t width = c.blocks * kPanel;
-    for (int64_t i = 0; i < width; i += kPanel)
-      for (int part = 0; part < kParts; ++part) most[part] = larger(load(p[row] + i + part * kLanes), most[part]);
-    const float maximum = largest_of(larger(most[0], most[kParts - 1]));
-    c.maximum[row] = maximum;
-    for (int64_t b = 0; b < c.blocks; ++b)
-      for (int part = 0; part < kParts; ++part) {
-        float* x = p[row] + b * kPanel + part * kLanes;
-        const float* value_scales = reinterpret_cast<const float*>(block[b] + 2 * kPanel * c.head_dim) + kPanel;
-        const Floats s = load(x), none = all(0.0f), seen = all(kNothing);
-        // a slot that the row does not see may hold any scale
-        const Floats e = exponential(s - maximum), w = choose(s, seen, e * load(value_scales + part * kLanes), none);
-        sums[part] += choose(s, seen, e, none);
-        top[part] = larger(w, top[part]);
-        store(x, w);
-      }
-    c.sum[row] = sum_of_parts(sums);
-    const float largest = largest_of(larger(top[0], top[kParts - 1])), inverse = largest > 0.0f ? kMost / largest : 0.0f;
-    scales[row] = largest / kMost;
-    for (int64_t i = 0; i < width; i += kLanes) store_planes(planes[2 * row] + i, planes[2 * row + 1] + i, load(p[row] + i) * inverse);
-  }
-
-  void blend() {
-    const int8_t *values[kChunkBlocks], *ahead[kChunkBlocks];
-    constexpr int kPairs = kRows / 2;
-    for (int64_t row = 0; row < c.rows; row += kPairs) {
-      const int n = static_cast<int>(c.rows - row < kPairs ? c.rows - row : kPairs);
-      for (int64_t i = 0; i < c.head_dim; i += kPanel) {
-        for (int64_t b = 0; b < c.blocks; ++b) {
-          values[b] = block[b] + kPanel * c.head_dim + i * kPanel;
-          ahead[b] = after_values(b) + i * kPanel;
-        }
-        alignas(64) int32_t dots[kRows * kPanel];
-        blend_blocks(values, c.blocks, planes[2 * row], kWidth, 2 * n, row == 0 ? ahead : nullptr, dots);
-        for (int r = 0; r < n; ++r) blend(row + r, i, dots + 2 * r * kPanel);
-      }
-    }
-  }
-
-  // 16 dims of a row's result, from the dots of its two planes with the values.
-  void blend(int64_t row, int64_t dim, const int32_t* dots) {
-    alignas(64) int32_t sums[kPanel];
-    for (int i = 0; i < kPanel; ++i) sums[i] = 128 * dots[i] + dots[kPanel + i];
-    for (int i = 0; i < kPanel; i += kLanes) store(c.out + row * c.head_dim + dim + i, to_float(sums + i) * scales[row]);
-  }
-
-  void soften() {
-    for (int64_t row = 0; row < c.rows; ++row)
-      if (c.ages[row] >= c.position) {
-        soften(row);
-      } else {  // sees nothing of this chunk
-        c.maximum[row] = kNothing;
-        c.sum[row] = 0.0f;
-        scales[row] = 0.0f;
-        __builtin_memset(planes[2 * row], 0, 2 * kWidth);
-      }
-  }
-};
-
-#if !defined(BERTH_OWN_ATTEND)
-void attend(const AttentionChunk& c) {
-  Chunk chunk(c);
-  for (int64_t b = 0; b < c.blocks; ++b) chunk.score(b);
-  chunk.soften();
-  chunk.blend();
-}
-#endif
-
-void merge(float* maximum, float* sum, float* out, float later_maximum, float later_sum, const float* later, int64_t n) {
-  if (!(later_sum > 0.0f)) return;  // the row sees nothing of that chunk
-  const float top = larger(*maximum, later_maximum);
-  const float keep = exponential(*maximum - top), take = exponential(later_maximum - top);
-  *maximum = top;
-  *sum = *sum * keep + later_sum * take;
-  for (int64_t i = 0; i < n; i += kLanes) store(out + i, load(out + i) * keep + load(later + i) * take);
-}
-
 }  // namespace
 }  // namespace berth
+
+#include "attend.h"
 
 #define BERTH_ISA_TABLE(NAME) \
   {NAME, kRows, dot, dot_positive, matmul, quantize, inverse_rms, hadamard, swiglu, rotate, quantize_head, attend, merge}

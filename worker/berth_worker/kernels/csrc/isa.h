@@ -75,7 +75,7 @@ struct Isa {
   void (*rotate)(float* x, const float* cos, const float* sin, int64_t n);
   // x[0..n) -> int8 with one scale, which is returned (0 for a row of zeros), their magnitudes, and their bias
   float (*quantize_head)(const float* x, int64_t n, int8_t* values, uint8_t* magnitudes, int32_t* bias);
-  // one chunk of attention for `rows` query rows over `blocks` consecutive entries of `table`; see attention in body.h
+  // one chunk of attention for `rows` query rows over `blocks` consecutive entries of `table`; see attention in attend.h
   void (*attend)(const struct AttentionChunk& chunk);
   // merges a later chunk's (maximum, sum, out[n]) into an earlier one's
   void (*merge)(float* maximum, float* sum, float* out, float later_maximum, float later_sum, const float* later, int64_t n);

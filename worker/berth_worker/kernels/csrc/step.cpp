@@ -9,10 +9,10 @@
 #include <limits>
 #include <memory>
 #include <mutex>
-#include <unordered_map>
 #include <vector>
 
 #include "arena.h"
+#include "attention_plan.h"
 #include "model.h"
 #include "pool.h"
 
@@ -23,19 +23,6 @@ constexpr int64_t kHeadRows = 256;  // rows that an item of QKV takes through it
 constexpr int64_t kFfnRows = 64;    // the same of gate/up
 constexpr int64_t kFfnItem = 256;   // inner channels of the feed-forward that an item computes, about
 constexpr int64_t kSerialRows = 2;  // up to this many rows, the last thread of a phase does the work between two matrices alone
-
-// The queries of consecutive tokens of a sequence, for one KV head after the other.
-struct Tile {
-  int64_t sequence, first, tokens;  // rows of the batch
-  int64_t chunks;                   // chunks of context that its last token sees
-  int64_t partial = -1;             // index of its first partial result, if its chunks are separate items
-};
-// One item of attention: all chunks of one tile (chunk -1), or one chunk of one tile or more whose blocks there are the same: they are
-// read once for all.
-struct Item {
-  int64_t chunk;
-  std::vector<int64_t> tiles;
-};
 
 // How many panels of a matrix an item has: pairs, which AMX takes at once, in 2 to 4 items a thread (short runs of memory are read slowly)
 // with as little idle time at the end as can be.
@@ -52,7 +39,13 @@ int64_t panels_of_item(int64_t panels, int threads) {
 class Step {
  public:
   Step(Model model, const Isa& isa, Arena& arena, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits)
-      : m_(std::move(model)), isa_(isa), b_(batch), cache_(cache), num_blocks_(num_blocks), logits_(logits), threads_(threads) {
+      : m_(std::move(model)),
+        isa_(isa),
+        b_(batch),
+        plan_(plan_attention(m_, b_, threads)),
+        cache_(cache),
+        num_blocks_(num_blocks),
+        logits_(logits) {
     const int64_t t = b_.total, d = m_.head_dim;
     x_ = arena.take<float>(t * m_.hidden);
     normed_ = activations(arena, t, m_.hidden);
@@ -70,7 +63,7 @@ class Step {
     ages_ = arena.take<int64_t>(t * m_.group_heads());
     slots_ = arena.take<int64_t>(t);
     place_tokens();
-    plan_attention(arena);
+    partials_ = plan_.partials == 0 ? nullptr : arena.take<float>(plan_.partials * m_.kv_heads * partial_size());
   }
 
   void run(Member& team) {
@@ -109,8 +102,6 @@ class Step {
     return a;
   }
 
-  // -- planning: where each token goes, and who attends to what -------------------------------------------------------------------------
-
   void place_tokens() {
     for (int64_t s = 0; s < b_.sequences; ++s)
       for (int64_t t = b_.starts[s]; t < b_.starts[s + 1]; ++t) {
@@ -119,77 +110,6 @@ class Step {
         for (int64_t j = 0; j < m_.group_heads(); ++j) ages_[t * m_.group_heads() + j] = position;
       }
   }
-
-  // Work is split by chunk where there would be too few items for the threads, and where sequences share blocks.
-  void plan_attention(Arena& arena) {
-    const int64_t shared = m_.group_heads(), most = std::max<int64_t>(1, kAttentionRows / shared);
-    for (int64_t s = 0; s < b_.sequences; ++s)
-      for (int64_t t = b_.starts[s]; t < b_.starts[s + 1]; t += most) {
-        const int64_t tokens = std::min<int64_t>(most, b_.starts[s + 1] - t);
-        const int64_t last = ages_[(t + tokens - 1) * shared];
-        tiles_.push_back({s, t, tokens, last / (kPanel * kChunkBlocks) + 1});
-      }
-    const bool few = static_cast<int64_t>(tiles_.size()) * m_.kv_heads < 4 * threads_;
-    share_chunks(most);
-    int64_t partials = 0;
-    for (size_t i = 0; i < tiles_.size(); ++i) {
-      Tile& tile = tiles_[i];
-      const bool in_company = !shared_chunks_.empty() && shared_chunks_[i] > 0;
-      if (!in_company && (tile.chunks == 1 || !few)) {
-        items_.push_back({-1, {static_cast<int64_t>(i)}});
-        continue;
-      }
-      tile.partial = partials;
-      partials += tile.chunks;
-      for (int64_t c = in_company ? shared_chunks_[i] : 0; c < tile.chunks; ++c) items_.push_back({c, {static_cast<int64_t>(i)}});
-      merges_.push_back(static_cast<int64_t>(i));
-    }
-    partials_ = partials == 0 ? nullptr : arena.take<float>(partials * m_.kv_heads * partial_size());
-  }
-
-  // Finds the tiles of different sequences that begin with the same whole chunks, and makes them items together.
-  void share_chunks(int64_t most) {
-    if (b_.sequences < 2) return;
-    shared_chunks_.assign(tiles_.size(), 0);
-    std::vector<std::vector<int64_t>> together(1);  // tiles that are the same up to here, and have room for company
-    for (size_t i = 0; i < tiles_.size(); ++i)
-      if (2 * tiles_[i].tokens <= most) together[0].push_back(static_cast<int64_t>(i));
-    for (int64_t chunk = 0; !together.empty(); ++chunk) {
-      std::vector<std::vector<int64_t>> next;
-      for (const auto& group : together) {
-        std::unordered_map<int32_t, std::vector<int64_t>> by_first;  // block of the chunk: equal prefixes share it
-        for (const int64_t i : group) {
-          const Tile& tile = tiles_[static_cast<size_t>(i)];
-          if (ages_[tile.first * m_.group_heads()] >= (chunk + 1) * kChunkBlocks * kPanel - 1) by_first[blocks_of(tile, chunk)[0]].push_back(i);
-        }
-        for (auto& [first, same] : by_first) {
-          const int32_t* blocks = blocks_of(tiles_[static_cast<size_t>(same[0])], chunk);
-          std::erase_if(same, [&](int64_t i) { return !std::equal(blocks, blocks + kChunkBlocks, blocks_of(tiles_[static_cast<size_t>(i)], chunk)); });
-          if (same.size() < 2) continue;
-          Item item{chunk, {}};
-          int64_t tokens = 0;
-          for (const int64_t i : same) {
-            const Tile& tile = tiles_[static_cast<size_t>(i)];
-            if (tokens + tile.tokens > most) {
-              items_.push_back(std::move(item));
-              item = {chunk, {}};
-              tokens = 0;
-            }
-            item.tiles.push_back(i);
-            tokens += tile.tokens;
-            shared_chunks_[static_cast<size_t>(i)] = chunk + 1;
-          }
-          items_.push_back(std::move(item));
-          next.push_back(std::move(same));
-        }
-      }
-      together = std::move(next);
-    }
-  }
-
-  const int32_t* blocks_of(const Tile& tile, int64_t chunk) const { return b_.tables + tile.sequence * b_.width + chunk * kChunkBlocks; }
-
-  // -- phases -----------------------------------------------------------------------------------------------------------------------------
 
   // Items of a phase, then row(t) for each row: by the last thread alone if there are few, as a phase of their own if many.
   template <class Work, class Row>
@@ -288,18 +208,19 @@ class Step {
 
   void attention(Member& team, const int8_t* cache) {
     const auto quantize = [&](int64_t t) { isa_.quantize(attended_ + t * m_.heads * m_.head_dim, 1.0f, nullptr, mixed_, t); };
-    const auto attend = [&](int64_t i) { attend_item(items_[static_cast<size_t>(i / m_.kv_heads)], i % m_.kv_heads, cache); };
-    const auto count = static_cast<int64_t>(items_.size()) * m_.kv_heads;
-    if (merges_.empty()) return then_rows(team, count, attend, b_.total, quantize);
+    const auto attend = [&](int64_t i) { attend_item(plan_.items[static_cast<size_t>(i / m_.kv_heads)], i % m_.kv_heads, cache); };
+    const auto count = static_cast<int64_t>(plan_.items.size()) * m_.kv_heads;
+    if (plan_.merges.empty()) return then_rows(team, count, attend, b_.total, quantize);
     team.phase(count, attend);
-    then_rows(team, static_cast<int64_t>(merges_.size()) * m_.kv_heads,
-              [&](int64_t i) { merge_tile(tiles_[static_cast<size_t>(merges_[static_cast<size_t>(i / m_.kv_heads)])], i % m_.kv_heads); },
-              b_.total, quantize);
+    const auto merge = [&](int64_t i) { merge_tile(tile(plan_.merges[static_cast<size_t>(i / m_.kv_heads)]), i % m_.kv_heads); };
+    then_rows(team, static_cast<int64_t>(plan_.merges.size()) * m_.kv_heads, merge, b_.total, quantize);
   }
 
-  void attend_item(const Item& item, int64_t kv, const int8_t* cache) {
+  const AttentionTile& tile(int64_t i) const { return plan_.tiles[static_cast<size_t>(i)]; }
+
+  void attend_item(const AttentionItem& item, int64_t kv, const int8_t* cache) {
     const int64_t d = m_.head_dim;
-    const Tile& first = tiles_[static_cast<size_t>(item.tiles[0])];
+    const AttentionTile& first = tile(item.tiles[0]);
     if (item.tiles.size() > 1) return attend_together(item, kv, cache);
     if (item.chunk >= 0) {
       float* p = partial(first, item.chunk, kv);
@@ -317,7 +238,7 @@ class Step {
   }
 
   // One chunk that several tiles see whole: their queries side by side, the results to each tile's partials.
-  void attend_together(const Item& item, int64_t kv, const int8_t* cache) {
+  void attend_together(const AttentionItem& item, int64_t kv, const int8_t* cache) {
     const int64_t d = m_.head_dim, shared = m_.group_heads();
     struct Rows {
       alignas(64) float maximum[kAttentionRows], sum[kAttentionRows], scales[kAttentionRows];
@@ -333,7 +254,7 @@ class Step {
     rows.out.resize(static_cast<size_t>(kAttentionRows * d));
     int64_t count = 0;
     for (const int64_t i : item.tiles) {
-      const Tile& tile = tiles_[static_cast<size_t>(i)];
+      const AttentionTile& tile = this->tile(i);
       const int64_t n = tile.tokens * shared, place = (kv * b_.total + tile.first) * shared;
       std::copy_n(queries_ + place * d, n * d, rows.values.data() + count * d);
       std::copy_n(query_magnitudes_ + place * d, n * d, rows.magnitudes.data() + count * d);
@@ -342,14 +263,14 @@ class Step {
       std::copy_n(ages_ + tile.first * shared, n, rows.ages + count);
       count += n;
     }
-    AttentionChunk c = chunk_of(tiles_[static_cast<size_t>(item.tiles[0])], item.chunk, kv, cache);
+    AttentionChunk c = chunk_of(tile(item.tiles[0]), item.chunk, kv, cache);
     c.rows = count;
     c.values = rows.values.data(), c.magnitudes = rows.magnitudes.data(), c.biases = rows.biases, c.scales = rows.scales, c.ages = rows.ages;
     c.maximum = rows.maximum, c.sum = rows.sum, c.out = rows.out.data();
     isa_.attend(c);
     count = 0;
     for (const int64_t i : item.tiles) {
-      const Tile& tile = tiles_[static_cast<size_t>(i)];
+      const AttentionTile& tile = this->tile(i);
       const int64_t n = tile.tokens * shared;
       float* p = partial(tile, item.chunk, kv);
       std::copy_n(rows.maximum + count, n, p);
@@ -361,7 +282,7 @@ class Step {
 
   // A partial result: maximum [kAttentionRows], sum [kAttentionRows], out [kAttentionRows][head_dim].
   int64_t partial_size() const { return kAttentionRows * (m_.head_dim + 2); }
-  float* partial(const Tile& tile, int64_t chunk, int64_t kv) const {
+  float* partial(const AttentionTile& tile, int64_t chunk, int64_t kv) const {
     return partials_ + ((tile.partial + chunk) * m_.kv_heads + kv) * partial_size();
   }
 
@@ -372,13 +293,13 @@ class Step {
                  later + 2 * kAttentionRows + r * d, d);
   }
 
-  void merge_tile(const Tile& tile, int64_t kv) {
+  void merge_tile(const AttentionTile& tile, int64_t kv) {
     float* first = partial(tile, 0, kv);
     for (int64_t chunk = 1; chunk < tile.chunks; ++chunk) merge_rows(first, partial(tile, chunk, kv), tile.tokens * m_.group_heads());
     write_tile(tile, kv, first);
   }
 
-  void write_tile(const Tile& tile, int64_t kv, const float* result) {
+  void write_tile(const AttentionTile& tile, int64_t kv, const float* result) {
     const int64_t d = m_.head_dim, shared = m_.group_heads();
     for (int64_t r = 0; r < tile.tokens * shared; ++r) {
       // a Hadamard matrix not normalized, twice, multiplies by its order
@@ -390,12 +311,12 @@ class Step {
     }
   }
 
-  AttentionChunk chunk_of(const Tile& tile, int64_t chunk, int64_t kv, const int8_t* cache) const {
+  AttentionChunk chunk_of(const AttentionTile& tile, int64_t chunk, int64_t kv, const int8_t* cache) const {
     const int64_t last = ages_[(tile.first + tile.tokens - 1) * m_.group_heads()], first_block = chunk * kChunkBlocks;
     AttentionChunk c{};
     c.cache = cache + kv * kv_head_bytes(m_.head_dim);
     c.block_stride = m_.kv_block_bytes();
-    c.table = blocks_of(tile, chunk);
+    c.table = b_.tables + tile.sequence * b_.width + first_block;
     c.blocks = std::min<int64_t>(kChunkBlocks, last / kPanel + 1 - first_block);
     c.blocks_after = last / kPanel + 1 - first_block - c.blocks;
     c.position = first_block * kPanel;
@@ -403,7 +324,7 @@ class Step {
     return c;
   }
 
-  void attend_chunk(const Tile& tile, int64_t chunk, int64_t kv, const int8_t* cache, float* maximum, float* sum, float* out) {
+  void attend_chunk(const AttentionTile& tile, int64_t chunk, int64_t kv, const int8_t* cache, float* maximum, float* sum, float* out) {
     const int64_t shared = m_.group_heads(), place = (kv * b_.total + tile.first) * shared;
     AttentionChunk c = chunk_of(tile, chunk, kv, cache);
     c.rows = tile.tokens * shared;
@@ -473,10 +394,10 @@ class Step {
   const Model m_;
   const Isa& isa_;
   const BatchView b_;
+  const AttentionPlan plan_;
   int8_t* cache_;
   int64_t num_blocks_;
   float* logits_;
-  int threads_;
 
   float* x_;                                       // [T][hidden] residual stream, rotated
   Activations normed_, mixed_, gated_, final_;     // inputs of qkv and gate/up, o, down, output
@@ -488,10 +409,6 @@ class Step {
   float* query_scales_;                            // [kv_heads][T][group heads]
   int64_t* ages_;                                  // [T][group heads] position
   int64_t* slots_;                                 // [T] block * 16 + offset
-  std::vector<Tile> tiles_;
-  std::vector<Item> items_;
-  std::vector<int64_t> shared_chunks_;             // of each tile: its first ones, read with other sequences'
-  std::vector<int64_t> merges_;                    // tiles whose chunks are separate items
   float* partials_ = nullptr;
 };
 

@@ -168,7 +168,7 @@ void vnni_matmul(const Matrix& m, int64_t first, int64_t last, const Activations
   }
 }
 
-// The products of a chunk's attention weights with 16 dims of its values; see blend_blocks in body.h.
+// The products of a chunk's attention weights with 16 dims of its values; see blend_blocks in attend.h.
 template <int Rows, bool Prefetch>
 inline void blend_rows(const int8_t* const* values, int64_t blocks, const int8_t* weights, int64_t stride, const int8_t* const* ahead,
                        int32_t* out) {
