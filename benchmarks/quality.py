@@ -27,7 +27,10 @@ from _common import Report, options, progress
 from berth_worker.engine.batch import BLOCK_TOKENS, Batch
 from berth_worker.model import interface
 from berth_worker.model.interface import LoadedModel, Model
-from berth_worker.model.load import load
+from berth_worker.model.llama import Llama
+from berth_worker.model.load import load, open_checkpoint
+from berth_worker.model.quantization import Recipe
+from berth_worker.model.rotation import hadamard
 from numpy.typing import NDArray
 from peers import LLAMA_CPP, english, llama_cpp, peers_folder
 
@@ -154,6 +157,17 @@ def kept(key: str, make: Callable[[], Scores]) -> Scores:
         return Scores(file["target"], file["top"], file["top_log"], file["top_log"])
 
 
+class Int8KV(Llama):
+    """Exact but for its cache, rounded as the kernels do: int8, a scale a head and token, in Hadamard's basis."""
+
+    def _kept(self, x: torch.Tensor) -> torch.Tensor:
+        order = Recipe.head_block(self.config)
+        turned = hadamard(x.unflatten(-1, (-1, order))).flatten(-2)
+        scale = (turned.abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        rounded = (turned / scale).round() * scale
+        return hadamard(rounded.unflatten(-1, (-1, order))).flatten(-2) / order
+
+
 def bos_of(loaded: LoadedModel) -> list[int]:
     """What the model puts in front of a text: at most one token."""
     with_bos, without = (loaded.tokenizer.encode("a", add_special_tokens=flag) for flag in (True, False))
@@ -191,6 +205,8 @@ def main() -> None:
         lambda: score(our_log_probabilities(exact_model.model, tokens, bos), None),
     )
     report.figure("quality_fp32_ppl", exact.perplexity)
+    rounded = Int8KV(open_checkpoint(models.small("F32"))[0], torch.float32)
+    compare(report, "kv8", score(our_log_probabilities(rounded, tokens, bos), exact), exact)
     int8 = load(str(models.small("F32")), threads=threads)
     report.note("int8", f"{int8.recipe} {int8.path}")
     compare(report, "int8", score(our_log_probabilities(int8.model, tokens, bos), exact), exact)
