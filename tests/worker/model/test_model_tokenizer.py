@@ -162,6 +162,9 @@ def test_the_chat_template_gives_the_prompt_the_model_was_trained_on(tokenizer: 
         ("{{ ''.__class__.__mro__ }}", "chat template refuses"),
         ("{% for i in range(1000000000) %}{% endfor %}", "chat template refuses"),
         ("{{ messages[0].content + 1 }}", "chat template refuses"),
+        ("{{ 1 // 0 }}", "chat template refuses"),
+        ("{{ messages[0].content.index('z') }}", "chat template refuses"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "chat template refuses"),
     ],
 )
 def test_a_template_that_is_missing_broken_or_hostile_is_a_value_error(

@@ -20,6 +20,8 @@ from berth_worker.model.chat_tools import described, with_objects
 
 __all__ = ["ChatTemplate", "Shield"]
 
+_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+# what a template can run into
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # no text has them (Unicode 16, section 23.7)
 
 
@@ -58,7 +60,7 @@ class ChatTemplate:
                 bos_token=self._bos,
                 eos_token=self._eos,
             )
-        except (jinja2.TemplateError, TypeError, OverflowError) as error:
+        except _REFUSALS as error:
             raise ValueError(f"messages: the model's chat template refuses them: {error}") from error
 
 
