@@ -147,12 +147,14 @@ class Berth:
     def decide(self, view: View) -> Mapping[str, Target]:
         now = START + timedelta(hours=view.now)
         candidates = self._judge.candidates([c for c in view.classes if c.spec.kind in self._kinds])
+        resources = {(item.metadata.name, c.type) for item in view.classes for c in item.spec.capacity}
+        out = {resource for resource in resources if not view.in_stock(resource)}
         problems, incumbents = [], {}
         for pool in self._pools:
             fleet = view.fleets[pool.key]
             wanted = fleet.wanted()
             demand = Decimal(f"{view.seen[pool.key]:.6f}")
-            options = _available(candidates[pool.key].options, wanted, view.in_stock)
+            options = _available(candidates[pool.key].options, wanted, out)
             problems.append(PoolProblem(pool.key, replace(pool.effective, requests_per_second=demand), options))
             if wanted:
                 ready = fleet.ready(view.now)
@@ -179,16 +181,16 @@ class Berth:
 
 
 def _available(
-    options: Sequence[Option], wanted: Mapping[Resource, int], in_stock: Callable[[Resource], bool]
+    options: tuple[Option, ...], wanted: Mapping[Resource, int], out_of_stock: set[Resource]
 ) -> tuple[Option, ...]:
     """Options with what is out of stock clipped to what runs, as the operator does with a constrained class."""
-    out = []
-    for option in options:
-        if in_stock(option.resource):
-            out.append(option)
-        elif count := wanted.get(option.resource, 0):
-            out.append(replace(option, own_replica_limit=count, constrained_until="later"))
-    return tuple(out)
+    if not out_of_stock:
+        return options
+    return tuple(
+        replace(o, own_replica_limit=wanted[o.resource], constrained_until="later") if o.resource in out_of_stock else o
+        for o in options
+        if o.resource not in out_of_stock or wanted.get(o.resource)
+    )
 
 
 # --- What a user would run otherwise --------------------------------------------------------------------------------
