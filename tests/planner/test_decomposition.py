@@ -1,4 +1,4 @@
-"""Is a decomposed plan sound?  Its plans are held against the flat program, brute force and exact pricing, rule by rule.
+"""Is a decomposed plan sound?  It is held against the flat program and exact pricing, rule by rule.
 
 Speed is for benchmarks/planner.py: nothing here depends on how fast the machine is.
 """

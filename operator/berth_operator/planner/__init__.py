@@ -2,7 +2,8 @@
 
 from berth_operator.planner.architectures import ARCHITECTURES, Architecture
 from berth_operator.planner.counterfactual import savings_percent
-from berth_operator.planner.planning import plan
+from berth_operator.planner.planning import Planned, plan, planned
+from berth_operator.planner.replanning import replanned
 from berth_operator.planner.types import (
     Candidate,
     Placement,
@@ -22,6 +23,7 @@ __all__ = [
     "Candidate",
     "Placement",
     "Plan",
+    "Planned",
     "PoolPlan",
     "Problem",
     "ReplicaCapacity",
@@ -30,5 +32,7 @@ __all__ = [
     "Snapshot",
     "Verdict",
     "plan",
+    "planned",
+    "replanned",
     "savings_percent",
 ]

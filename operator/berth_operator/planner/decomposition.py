@@ -20,7 +20,7 @@ from berth_operator.planner.master import Columns, Master, divided, total_use, w
 from berth_operator.planner.patterns import EXACT, Found, Prices, cheapest, counted, mend
 from berth_operator.planner.quick import guesses
 
-UNITS: Final = 48
+UNITS: Final = 64
 """Of demand in pricing while columns are generated."""
 FINE_UNITS: Final = 192
 """In the last pricing, which gives the bound."""
@@ -51,9 +51,9 @@ ROUGH: Final = 0.01
 """Relative difference of pattern and bound that is left alone before the last pricing."""
 NEARLY: Final = 12
 """Undivided pools that a repair may change."""
-MORE_NEARLY: Final = 45
+MORE_NEARLY: Final = (45, 120)
 """The same of a second repair, where the first one comes out far from the master."""
-FAR: Final = 8e-3
+FAR: Final = 6e-3
 NEAR: Final = 5
 """Patterns of a pool that a repair may choose from."""
 
@@ -81,6 +81,8 @@ class Decomposition:
         self.columns = Columns(lanes)
         self.duals = np.zeros(len(lanes.rows))
         self.warm = False
+        self.bounds = np.zeros(pools)
+        """[pool] of the last pricing."""
         self._add_nothing()
 
     def restricted(self, most: Ints) -> "Decomposition":
@@ -105,7 +107,9 @@ class Decomposition:
         self.add(first, nodes)
 
     def add(self, lane: Ints, nodes: Ints) -> Ints:
-        """Add patterns."""
+        """Add patterns, those that keep their pool's own bounds."""
+        within = (nodes <= self.lanes.most[lane]).all(1)
+        lane, nodes = lane[within], nodes[within]
         served = served_by(self.lanes, lane, nodes)
         ok = served.allowed
         cost = (nodes * self.lanes.price[lane]).sum(1)
@@ -148,6 +152,7 @@ class Decomposition:
         self._tighten(duals, found, bound, exact)
         best = ceiling.copy()
         np.minimum.at(best, self.lanes.pool, bound)
+        self.bounds = best
         return float(best.sum() - duals @ self.lanes.caps)
 
     def guess(self, duals: Floats) -> None:
@@ -257,9 +262,11 @@ class Decomposition:
         certain = chosen
         tight = open_ | self._nearly_divided(self.columns.pool, reduced, chosen, open_, NEARLY)
         chosen = self._better(self._repair(chosen, tight, weight > 1e-6, duals), tight, duals, target, answers)
-        if answers and float(self.costs()[chosen].sum()) > target * (1 + FAR):
+        for most in MORE_NEARLY if answers else ():
+            if float(self.costs()[chosen].sum()) <= target * (1 + FAR):
+                break
             in_use = np.append(weight > 1e-6, np.ones(self.columns.count - len(weight), dtype=np.bool_))
-            wide = open_ | self._nearly_divided(self.columns.pool, reduced, certain, open_, MORE_NEARLY)
+            wide = open_ | self._nearly_divided(self.columns.pool, reduced, certain, open_, most)
             again = self._better(self._repair(certain, wide, in_use, duals), wide, duals, target, 1)
             costs = self.costs()
             chosen = again if costs[again].sum() < costs[chosen].sum() else chosen

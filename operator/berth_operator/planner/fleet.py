@@ -13,6 +13,7 @@ import numpy as np
 from berth_operator.planner.candidates import Option
 from berth_operator.planner.decomposition import Decomposition
 from berth_operator.planner.lanes import Floats, Ints, Lanes, lanes_of, most_replicas_on, unserved_by
+from berth_operator.planner.patterns import LEAST
 from berth_operator.planner.program import Limits, PoolProblem
 from berth_operator.planner.solver import TOLERANCE, Assignment, PoolSolution, Solution, SolverError, solve
 
@@ -23,6 +24,8 @@ LEVEL: Final = 30.0
 MOST_LEVELS: Final = 1e4
 FAR_ABOVE: Final = 20.0
 """Times the dearest pool's cost that unserved demand costs."""
+NODES_WORTH: Final = 4.0
+"""Dearest nodes that the least unserved share costs at least."""
 
 
 class FleetSolver:
@@ -63,14 +66,17 @@ class FleetSolver:
             if not p.options:
                 pools[p.key] = PoolSolution((), 1.0, 0.0, float(p.effective.min_replicas))
         duals = {resource: float(value) for resource, value in zip(part.lanes.rows, outcome.duals, strict=True)}
-        return Solution(pools, outcome.cost, outcome.bound, {}, duals)
+        bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, part.bounds, strict=True)}
+        return Solution(pools, outcome.cost, outcome.bound, {}, duals, bounds)
 
 
 def penalties(lanes: Lanes) -> tuple[Floats, float]:
     """([lane] USD/h for leaving a pool unserved, USD/h for a missing replica)."""
     usable = (lanes.most > 0) & (lanes.share > 0)
     dearest = np.where(usable, np.maximum(lanes.price / np.maximum(lanes.share, 1e-12), lanes.price), np.inf).min(1)
-    base = FAR_ABOVE * max(float(np.where(np.isfinite(dearest), dearest, 0.0).max(initial=0.0)), 1.0)
+    node = float(np.where(usable, lanes.price, 0.0).max(initial=0.0))
+    whole = float(np.where(np.isfinite(dearest), dearest, 0.0).max(initial=0.0))
+    base = max(FAR_ABOVE * whole, NODES_WORTH * node / LEAST, 1.0)
     levels = np.array([lanes.problems[i].effective.priority for i in lanes.pool])
     ranks = np.searchsorted(np.unique(levels), levels)
     step = min(LEVEL, MOST_LEVELS ** (1 / max(int(ranks.max(initial=0)), 1)))

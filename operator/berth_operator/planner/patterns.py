@@ -96,7 +96,8 @@ def _within_rules(lanes: Lanes, prices: Prices, found: Found, ceiling: Floats, u
         return
     lane = found.lane[broken]
     spent = (found.nodes[broken] * lanes.usd[lane]).sum(1) > lanes.budget[lane]
-    weight = np.where(spent[:, None], lanes.usd[lane], lanes.per_node[lane])
+    # A node need not be full: of its replicas only one is certain.
+    weight = np.where(spent[:, None], lanes.usd[lane], 1.0)
     most = np.where(spent, lanes.budget[lane], lanes.most_replicas[lane])
     scale = np.maximum(found.bound[broken], 1e-3) / np.maximum(most, 1e-6)
     low, high = np.zeros(len(lane)), np.full(len(lane), np.inf)

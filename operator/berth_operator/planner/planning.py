@@ -26,7 +26,7 @@ EXACT_BREAK_EVENS: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class JudgedPool:
     """A pool with everything that can be said before solving."""
 
     key: str
@@ -45,27 +45,42 @@ class _Judged:
         return PoolProblem(self.key, self.context.effective, self.candidates.options)
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan with what a later one may start from."""
+
+    snapshot: Snapshot
+    plan: Plan
+    cost: float
+    """Of the cost stage's objective; likewise `bound`."""
+    bound: float
+    duals: Mapping[Resource, float]
+    pool_costs: Mapping[str, float]
+    pool_bounds: Mapping[str, float]
+    """At the duals; nothing where the plan was not made by decomposition, or not of all pools alike."""
+
+
 def plan(snapshot: Snapshot) -> Plan:
-    """Place every pool of a snapshot.  Pure and deterministic; never raises for what a user can write.
+    """Place every pool of a snapshot.  Pure and deterministic; never raises for what a user can write."""
+    return planned(snapshot).plan
+
+
+def planned(snapshot: Snapshot) -> Planned:
+    """The plan of a snapshot, with its proof.
 
     Pools that run are planned together; suspended pools and those of mode Recommend afterwards, together, with the
     nodes that are left, so that what will not run takes nothing from what does.
     """
-    judged = _judge_all(snapshot)
-    limits = {
-        (c.metadata.name, capacity.type): capacity.max_nodes
-        for c in snapshot.hardware_classes
-        for capacity in c.spec.capacity
-        if capacity.max_nodes is not None
-    }
+    judged = judge_pools(snapshot)
+    limits = limits_of(snapshot)
     accepted = [j for j in judged if j.problem is None]
-    live = _decide([j for j in accepted if not j.shadow], limits, snapshot.now)
+    live = decide_pools([j for j in accepted if not j.shadow], limits, snapshot.now)
     used = nodes_used(live.solution.pools)
     left = {resource: max(0, most - used.get(resource, 0)) for resource, most in limits.items()}
-    shadow = _decide([j for j in accepted if j.shadow], left, snapshot.now)
+    shadow = decide_pools([j for j in accepted if j.shadow], left, snapshot.now)
     usage = {False: Usage.of(_used_by([live])), True: Usage.of(_used_by([live, shadow]))}
     exact = sum(len(j.candidates.options) for j in accepted) <= EXACT_BREAK_EVENS
-    gpu_only = _counterfactuals(accepted, {**live.solution.pools, **shadow.solution.pools}, snapshot.hardware_classes)
+    gpu_only = counterfactuals(accepted, {**live.solution.pools, **shadow.solution.pools}, snapshot.hardware_classes)
     pools = {}
     for j in judged:
         decision = shadow if j.shadow else live
@@ -75,17 +90,35 @@ def plan(snapshot: Snapshot) -> Plan:
         elif j.key in decision.solution.failed:
             pools[j.key] = _standing(j, decision.solution.failed[j.key])
         else:
-            pools[j.key] = _pool_plan(j, decision, limits, usage[j.shadow], exact, gpu_only.get(j.key))
+            pools[j.key] = pool_plan(j, decision, limits, usage[j.shadow], exact, gpu_only.get(j.key))
     cost = live.solution.cost + shadow.solution.cost
     bound = live.solution.bound + shadow.solution.bound
     failed = {**live.solution.failed, **shadow.solution.failed}
     gap = max(0.0, (cost - bound) / cost) if cost > 1e-9 else 0.0
-    return Plan(
+    made = Plan(
         pools=pools,
         gap=gap,
         solver_status="; ".join(sorted(set(failed.values()))) or ("Optimal" if gap <= PROVEN else "Feasible"),
         shadow_prices=_shadow_prices(live.solution.duals),
     )
+    costs = {key: pool.objective for key, pool in live.solution.pools.items()}
+    bounds = live.solution.pool_bounds if not failed and not shadow.solution.pools else {}
+    return Planned(snapshot, made, cost, bound, live.solution.duals, costs, bounds)
+
+
+def limits_of(snapshot: Snapshot) -> dict[Resource, int]:
+    """Nodes that there are, where there is a limit."""
+    return {
+        (c.metadata.name, capacity.type): capacity.max_nodes
+        for c in snapshot.hardware_classes
+        for capacity in c.spec.capacity
+        if capacity.max_nodes is not None
+    }
+
+
+def pool_problems(snapshot: Snapshot) -> dict[str, PoolProblem]:
+    """What is solved, by pool: those that are accepted and would run.  For checks of a plan by other means."""
+    return {j.key: j.program for j in judge_pools(snapshot) if j.problem is None and not j.shadow}
 
 
 def _shadow_prices(duals: Mapping[Resource, float]) -> tuple[ShadowPrice, ...]:
@@ -95,8 +128,8 @@ def _shadow_prices(duals: Mapping[Resource, float]) -> tuple[ShadowPrice, ...]:
     return tuple(ShadowPrice(*resource, rounded[resource]) for resource in ordered if rounded[resource] > 0)
 
 
-def _counterfactuals(
-    accepted: Sequence[_Judged], solved: Mapping[str, PoolSolution], classes: Sequence[HardwareClass]
+def counterfactuals(
+    accepted: Sequence[JudgedPool], solved: Mapping[str, PoolSolution], classes: Sequence[HardwareClass]
 ) -> dict[str, Decimal | None]:
     """By pool, what GPUs alone would cost for what its plan serves; nothing for suspended pools."""
     wanted = [
@@ -110,7 +143,8 @@ def _counterfactuals(
 # --- Before solving -------------------------------------------------------------------------------------------------
 
 
-def _judge_all(snapshot: Snapshot) -> list[_Judged]:
+def judge_pools(snapshot: Snapshot) -> list[JudgedPool]:
+    """Every pool with its candidates, in canonical order."""
     pools = sorted(snapshot.pools, key=lambda p: p.key)
     profiles: dict[str, list[ServingProfile]] = {}
     for profile in snapshot.serving_profiles:
@@ -132,7 +166,7 @@ def _judge_all(snapshot: Snapshot) -> list[_Judged]:
         found = problem or placement_problem(context.effective, candidates)
         own = tuple(running.get(pool.key, ()))
         incumbent = Incumbent(own, api_time(pool.status.last_move_time)) if own else None
-        judged.append(_Judged(pool.key, with_known, candidates, found, incumbent))
+        judged.append(JudgedPool(pool.key, with_known, candidates, found, incumbent))
     return judged
 
 
@@ -158,7 +192,8 @@ def _context(
     )
 
 
-def _decide(pools: Sequence[_Judged], limits: Mapping[Resource, int], now: datetime) -> Decision:
+def decide_pools(pools: Sequence[JudgedPool], limits: Mapping[Resource, int], now: datetime) -> Decision:
+    """Solve for pools and weigh their moves."""
     incumbents = {j.key: j.incumbent for j in pools if j.incumbent}
     return decide([j.program for j in pools], incumbents, limits, now)
 
@@ -175,21 +210,22 @@ def _used_by(decisions: Sequence[Decision]) -> dict[Resource, dict[str, int]]:
     return used
 
 
-def _unplaced(judged: _Judged, limits: Mapping[Resource, int]) -> Outcome:
+def _unplaced(judged: JudgedPool, limits: Mapping[Resource, int]) -> Outcome:
     """A pool that is not accepted: only what cannot serve it is explained."""
     nothing = PoolSolution((), 1.0, 0.0)
     unfit = Candidates((), judged.candidates.unfit)
     return Outcome(judged.program, unfit, nothing, limits, Usage.of({}), limits, None, None, None, exact=False)
 
 
-def _pool_plan(
-    judged: _Judged,
+def pool_plan(
+    judged: JudgedPool,
     decision: Decision,
     limits: Mapping[Resource, int],
     usage: Usage,
     exact: bool,
     gpu_only: Decimal | None,
 ) -> PoolPlan:
+    """A solved pool in full: traffic, cost, reasons."""
     key, effective, problem = judged.key, judged.context.effective, judged.program
     solution = decision.solution.pools[key]
     kept = decision.kept.get(key)
@@ -252,7 +288,7 @@ def _watts(placements: Sequence[Placement]) -> int | None:
     return sum(known) if watts and len(known) == len(watts) else None
 
 
-def _over_budget(judged: _Judged, usd: Decimal) -> Problem | None:
+def _over_budget(judged: JudgedPool, usd: Decimal) -> Problem | None:
     effective = judged.context.effective
     if effective.max_usd_per_hour is None or usd <= effective.max_usd_per_hour:
         return None
@@ -263,7 +299,7 @@ def _over_budget(judged: _Judged, usd: Decimal) -> Problem | None:
     )
 
 
-def _standing(judged: _Judged, failure: str) -> PoolPlan:
+def _standing(judged: JudgedPool, failure: str) -> PoolPlan:
     """The solver failed: what runs stays, as far as its class can still serve the pool."""
     by_resource = {o.resource: o for o in reversed(judged.candidates.options)}
     assignments = []

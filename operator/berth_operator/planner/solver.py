@@ -86,6 +86,8 @@ class Solution:
     """Pools whose component had no solution, with the solver's words."""
     duals: Mapping[Resource, float] = field(default_factory=dict)
     """USD/h that one more node of a limit would save, where the solver knows."""
+    pool_bounds: Mapping[str, float] = field(default_factory=dict)
+    """By pool, what its part costs at the least with nodes at their duals, where the solver knows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,99 @@
+"""Is a plan feasible, and how far from the best can it be?  Asked of the plan alone, by other code than made it.
+
+Feasible: what the rules say is counted from placements.  The gap: Lagrange's bound at the plan's shadow prices, with
+each pool priced by HiGHS on the flat program of that pool (no dynamic program, no quantisation, no columns).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from berth_operator.api import CapacityType
+from berth_operator.planner import Plan, PoolPlan, Snapshot
+from berth_operator.planner.program import PoolProblem, Program, add_pool, cost_terms
+from berth_operator.planner.solver import minimise_roughly
+
+Resource = tuple[str, CapacityType]
+
+
+def violations(snapshot: Snapshot, plan: Plan) -> list[str]:
+    """What a plan breaks, in words; nothing if it is feasible."""
+    found = []
+    used: dict[Resource, int] = defaultdict(int)
+    vendors = {c.metadata.name: c.spec.vendor for c in snapshot.hardware_classes}
+    for pool in plan.pools.values():
+        found += [f"{pool.pool}: {what}" for what in _of_pool(pool, vendors)]
+        for p in pool.placements:
+            used[p.hardware_class, p.capacity_type] += p.nodes
+    for resource, most in limits_of(snapshot).items():
+        if used[resource] > most:
+            found.append(f"{resource}: {used[resource]} nodes of {most}")
+    return found
+
+
+def limits_of(snapshot: Snapshot) -> dict[Resource, int]:
+    """Nodes that there are, where there is a limit."""
+    return {
+        (c.metadata.name, capacity.type): capacity.max_nodes
+        for c in snapshot.hardware_classes
+        for capacity in c.spec.capacity
+        if capacity.max_nodes is not None
+    }
+
+
+def tight_rows(snapshot: Snapshot, plan: Plan) -> int:
+    """Limits of which no node is left."""
+    used: dict[Resource, int] = defaultdict(int)
+    for pool in plan.pools.values():
+        for p in pool.placements:
+            used[p.hardware_class, p.capacity_type] += p.nodes
+    return sum(used[resource] >= most for resource, most in limits_of(snapshot).items())
+
+
+def _of_pool(pool: PoolPlan, vendors: dict[str, str]) -> list[str]:
+    e, placements, found = pool.effective, pool.placements, []
+    if not placements:
+        return (
+            [] if pool.unserved_requests_per_second > 0 or pool.not_accepted else ["nothing placed, nothing unserved"]
+        )
+    replicas = sum(p.replicas for p in placements)
+    spot = [p for p in placements if p.capacity_type is CapacityType.SPOT]
+    shares = defaultdict(int)
+    for p in placements:
+        shares[vendors[p.hardware_class]] += p.traffic_percent
+        if p.nodes != -(-p.replicas // p.replicas_per_node):
+            found.append(f"{p.replicas} replicas on {p.nodes} nodes")
+        carried = p.replicas * p.capacity.turns_per_second
+        if pool.served_requests_per_second * (p.traffic_percent - 1) / 100 > carried * (1 + 1e-6):
+            found.append(f"{p.hardware_class} carries {p.traffic_percent} %, more than its {carried:.3f} turns/s")
+    if sum(p.traffic_percent for p in spot) > e.spot_max_traffic_percent:
+        found.append("spot share")
+    if any(p.traffic_percent > 100 - e.survive_loss_percent for p in spot):
+        found.append("loss of a spot class")
+    if any(p.traffic_percent for p in spot) and replicas - sum(p.replicas for p in spot) < e.min_on_demand_replicas:
+        found.append("replicas beside spot")
+    if max(shares.values()) > e.max_traffic_percent_per_vendor:
+        found.append("vendor share")
+    if e.max_replicas is not None and replicas > e.max_replicas:
+        found.append("maxReplicas")
+    if replicas < e.min_replicas and pool.shortfall is None:
+        found.append("minReplicas missed in silence")
+    if e.max_usd_per_hour is not None and e.on_exceeded == "Shed" and pool.usd_per_hour > e.max_usd_per_hour:
+        found.append("budget")
+    if sum(p.traffic_percent for p in placements) != (100 if pool.served_requests_per_second > 0 else 0):
+        found.append("traffic does not add up")
+    return found
+
+
+def lagrange_bound(problems: list[PoolProblem], limits: dict[Resource, int], prices: dict[Resource, float]) -> float:
+    """USD/h that no plan that serves all of `problems` within `limits` costs less than; `prices` of nodes: any >= 0."""
+    bound = -sum(prices[r] * limits[r] for r in prices)
+    for problem in problems:
+        program = Program()
+        columns = add_pool(program, problem, limits)
+        program.upper[columns.unserved] = 0.0
+        terms = cost_terms(problem, columns)
+        for k, option in enumerate(problem.options):
+            terms[columns.nodes[k]] += prices.get(option.resource, 0.0)
+        bound += minimise_roughly(program, terms).bound
+    return bound

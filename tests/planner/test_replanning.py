@@ -1,0 +1,103 @@
+"""Is a plan after a small change as sound as one made afresh, and is everything else left alone?"""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from berth_operator.api import InferencePool
+from berth_operator.planner import Planned, Snapshot, fleet, planned, replanned
+
+Make = Callable[..., Any]
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def snapshot(pool: Make, hardware: Make, profile: Make) -> Snapshot:
+    """Twelve pools that compete for the cheaper two of four classes."""
+    rng = random.Random(5)  # noqa: S311
+    classes = tuple(
+        hardware(name, prices={"OnDemand": price, "Spot": spot}, max_nodes=most)
+        for name, price, spot, most in [
+            ("a", "0.50", "0.20", {"OnDemand": 9, "Spot": 4}),
+            ("b", "0.70", "0.25", {"OnDemand": 9, "Spot": 5}),
+            ("c", "1.10", "0.60", {}),
+            ("d", "1.60", "0.80", {}),
+        ]
+    )
+    pools = tuple(
+        pool(
+            f"p{i:02d}",
+            f"{rng.uniform(2, 25):.2f}",
+            model="tested-model",
+            shape={"promptTokens": 800, "outputTokens": 80, "cachedPromptPercent": 90},
+        )
+        for i in range(12)
+    )
+    profiles = tuple(profile(c.metadata.name) for c in classes)
+    return Snapshot(now=NOW, pools=pools, hardware_classes=classes, serving_profiles=profiles)
+
+
+@pytest.fixture
+def decomposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even small fleets are decomposed, since only such plans leave a bound by pool."""
+    monkeypatch.setattr(fleet, "FLAT", 0)
+
+
+def _with_demand(one: InferencePool, rps: str) -> InferencePool:
+    body = one.to_api()
+    body["spec"]["workload"]["demand"] = {"requestsPerSecond": rps}
+    return InferencePool.model_validate(body)
+
+
+def _changed(snapshot: Snapshot, rps: str) -> Snapshot:
+    return replace(snapshot, pools=(_with_demand(snapshot.pools[0], rps), *snapshot.pools[1:]))
+
+
+def _nodes(plan: Planned) -> dict[tuple[str, str], int]:
+    used: dict[tuple[str, str], int] = {}
+    for one in plan.plan.pools.values():
+        for p in one.placements:
+            key = p.hardware_class, p.capacity_type.value
+            used[key] = used.get(key, 0) + p.nodes
+    return used
+
+
+@pytest.mark.usefixtures("decomposed")
+@pytest.mark.parametrize("rps", ["1.5", "12", "40"])
+def test_only_the_changed_pool_is_planned_anew_and_the_gap_stays_proven(snapshot: Snapshot, rps: str) -> None:
+    last = planned(snapshot)
+    changed = _changed(snapshot, rps)
+    after, afresh = replanned(last, changed), planned(changed)
+    key = snapshot.pools[0].key
+    assert (
+        after.plan.pools[key].effective.requests_per_second == changed.pools[0].spec.workload.demand.requests_per_second
+    )
+    assert after.plan.pools[key].unserved_requests_per_second == 0
+    used = _nodes(after)
+    assert all(used.get(k, 0) <= most for k, most in {("a", "OnDemand"): 9, ("a", "Spot"): 4}.items())
+    assert after.bound <= min(after.cost, afresh.cost) + 1e-3
+    if after.bound != afresh.bound:  # not planned afresh: the others are where they were
+        others = {k: v for k, v in after.plan.pools.items() if k != key}
+        assert others == {k: v for k, v in last.plan.pools.items() if k != key}
+
+
+@pytest.mark.usefixtures("decomposed")
+def test_nothing_changed_gives_the_last_plan(snapshot: Snapshot) -> None:
+    last = planned(snapshot)
+    assert replanned(last, replace(snapshot, now=NOW + timedelta(minutes=1))) is last
+
+
+@pytest.mark.usefixtures("decomposed")
+def test_a_change_of_hardware_is_planned_afresh(snapshot: Snapshot) -> None:
+    last = planned(snapshot)
+    fewer = replace(snapshot, hardware_classes=snapshot.hardware_classes[1:])
+    assert replanned(last, fewer).plan == planned(fewer).plan
+
+
+def test_a_flat_plan_leaves_nothing_to_start_from(snapshot: Snapshot) -> None:
+    last = planned(snapshot)
+    changed = _changed(snapshot, "12")
+    assert replanned(last, changed).plan == planned(changed).plan
