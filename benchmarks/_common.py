@@ -53,7 +53,7 @@ def progress(text: str) -> None:
 
 
 class Report:
-    """Figures by name; printed as they come, written as JSON at the end, name -> number; what the machine is, is printed."""
+    """Figures by name, printed as they come; the JSON at the end is name -> number, without what the machine is."""
 
     def __init__(self, threads: int) -> None:
         self.machine = {

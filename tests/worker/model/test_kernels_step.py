@@ -121,7 +121,9 @@ def roomy(build: Callable[..., Int8Llama]) -> Callable[..., Int8Llama]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_units_and_heads_as_large_as_tiles_give_the_same_bits(tiny: Any, roomy: Callable[..., Int8Llama], isa: str) -> None:
+def test_units_and_heads_as_large_as_tiles_give_the_same_bits(
+    tiny: Any, roomy: Callable[..., Int8Llama], isa: str
+) -> None:
     tokens = prompt(tiny, PROMPT, seed=5)
     expected = tiny.all_logits(roomy(1, "scalar"), tokens, [7] * 42 + [6])
     for cut in ([300], [250, 1, 1, 48], [33, 9, 16, 17, 225]):
