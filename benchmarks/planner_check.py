@@ -42,12 +42,13 @@ def limits_of(snapshot: Snapshot) -> dict[Resource, int]:
 
 
 def tight_rows(snapshot: Snapshot, plan: Plan) -> int:
-    """Limits of which no node is left."""
+    """Limits that are worth something more of, or of which no node is left."""
     used: dict[Resource, int] = defaultdict(int)
     for pool in plan.pools.values():
         for p in pool.placements:
             used[p.hardware_class, p.capacity_type] += p.nodes
-    return sum(used[resource] >= most for resource, most in limits_of(snapshot).items())
+    worth = {(p.hardware_class, p.capacity_type) for p in plan.shadow_prices}
+    return sum(r in worth or used[r] >= most for r, most in limits_of(snapshot).items())
 
 
 def _of_pool(pool: PoolPlan, vendors: dict[str, str]) -> list[str]:

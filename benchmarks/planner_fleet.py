@@ -16,7 +16,7 @@ from berth_operator.planner import RunningPlacement, Snapshot
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 # name, vendor, kind, vCPUs, GiB, GB/s, int8 TOPS (CPU) or bf16 TFLOPS, devices, USD/h, spot share of it,
-# half of the nodes on demand and spot for every 100 pools (0: no limit)
+# a 2.6th of the nodes on demand and spot for every 100 pools (0: no limit)
 _CLASSES: list[tuple[str, str, str, int, int, int, float, int, float, float, int, int]] = [
     ("c7g-4xl", "AWS", "CPU", 16, 32, 153, 5, 1, 0.58, 0.40, 0, 16),
     ("c7g-8xl", "AWS", "CPU", 32, 64, 230, 10, 1, 1.16, 0.38, 0, 12),
@@ -61,7 +61,7 @@ def _hardware(
     row: tuple[str, str, str, int, int, int, float, int, float, float, int, int], pools: int, scarce: bool
 ) -> HardwareClass:
     name, vendor, kind, cpus, memory, bandwidth, peak, devices, price, spot, most, most_spot = row
-    scale = 2 * pools / 100
+    scale = 2.6 * pools / 100
     if scarce:
         most = min(most or 1_000, max(1, round(30 / price)))
         scale *= 0.45

@@ -23,7 +23,9 @@ from berth_operator.planner.quick import guesses
 UNITS: Final = 64
 """Of demand in pricing while columns are generated."""
 FINE_UNITS: Final = 192
-"""In the last pricing, which gives the bound."""
+"""In the last pricings, which give the bound."""
+FINE_ROUNDS: Final = 2
+"""Of those."""
 SMOOTHING: Final = 0.5
 ROUNDS: Final = 3
 CLOSE: Final = 1.5e-3
@@ -199,9 +201,14 @@ class Decomposition:
             best = 0.0
         else:
             at = self._price_rounds(master, at, rounds)
-            best = self.price(at, FINE_UNITS, exact=EXACT_LANES)
-            self._feed(master, master.columns)
-            self.duals = at
+            best, bounds = -np.inf, self.bounds
+            for _ in range(FINE_ROUNDS):
+                bound = self.price(at, FINE_UNITS, exact=EXACT_LANES)
+                self._feed(master, master.columns)
+                if bound > best:
+                    best, self.duals, bounds = bound, at, self.bounds
+                at = master.solve()[1]
+            at, self.bounds = self.duals, bounds
         master.raise_most(1e6)
         objective, duals, weight, _ = master.solve()
         chosen = self._whole(weight, duals, objective, 0 if roughly else ANSWERS)
