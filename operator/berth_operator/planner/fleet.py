@@ -67,7 +67,9 @@ class FleetSolver:
                 pools[p.key] = PoolSolution((), 1.0, 0.0, float(p.effective.min_replicas))
         duals = {resource: float(value) for resource, value in zip(part.lanes.rows, outcome.duals, strict=True)}
         bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, part.bounds, strict=True)}
-        return Solution(pools, outcome.cost, outcome.bound, {}, duals, bounds)
+        # The distance to the bound is told of dollars alone: beside the price of shortage it would look like nothing.
+        cost = float(part.columns.cost[outcome.chosen].sum())
+        return Solution(pools, cost, outcome.bound - (outcome.cost - cost), {}, duals, bounds)
 
 
 def penalties(lanes: Lanes) -> tuple[Floats, float]:
