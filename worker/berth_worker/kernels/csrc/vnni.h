@@ -28,7 +28,7 @@ inline __attribute__((always_inline)) void accumulate(const int8_t* panel, int64
     const __m512i mask = _mm512_set1_epi8(15);
     for (int64_t k = 0; k < depth; k += 8) {
       const __m512i both = _mm512_load_si512(panel + k * kPanel / 2);
-      if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(ahead + k * kPanel / 2), _MM_HINT_T0);
+      if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(ahead + k * kPanel / 2), _MM_HINT_T1);
       const __m512i low = _mm512_and_si512(both, mask), high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
@@ -106,6 +106,8 @@ void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row
     for (int r = 0; r < Rows; ++r) acc[r] = Bits == 8 ? _mm512_set1_epi32(biases[r * units + u]) : _mm512_setzero_si512();
     const int8_t* w = weights + start * kPanel * Bits / 8;
     accumulate<Rows, Bits == 4 ? Kind::kNibbles : Kind::kSigned, Prefetch>(w, depth, values + start, a.depth, w + kPrefetchBytes, acc);
+    if constexpr (Prefetch && Bits == 4)  // a line of scales and minima for each four of weights
+      _mm_prefetch(reinterpret_cast<const char*>(scales + 2 * group * kPanel) + kPrefetchBytes / 4, _MM_HINT_T1);
     const __m512 scale = Bits == 8 ? bf16_scales(scales + group * kPanel) : fp16_scales(scales + 2 * group * kPanel);
     const __m512 minimum = Bits == 8 ? _mm512_setzero_ps() : fp16_scales(scales + (2 * group + 1) * kPanel);
 #pragma GCC unroll 16
