@@ -64,11 +64,11 @@ async def running(fleet: Fleet, namespace: str) -> AsyncIterator[Running]:
 async def test_a_plan_that_fails_changes_nothing_and_is_made_again(
     fleet: Fleet, running: Running, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_snapshot: object) -> None:
+    def fail(_snapshot: object, _stale: object) -> None:
         raise ArithmeticError("the solver broke")
 
     with monkeypatch.context() as fault:
-        fault.setattr(loop_module, "plan", fail)
+        fault.setattr(loop_module, "plan_priced", fail)
         fleet.pool(namespace, "agents")
         await running.until("two plans have failed", lambda: running.passes("error") >= 2)
         assert fleet.children(namespace) == {}
