@@ -69,6 +69,8 @@ class Reflector(Mapping[Key, T], Generic[T]):
         self._backoff_s = backoff_s
         self._parts: dict[str, dict[Key, _Entry[T]]] = {scope: {} for scope in namespaces or ("",)}
         self._all: ChainMap[Key, _Entry[T]] = ChainMap(*self._parts.values())
+        self._seen = dict.fromkeys(self._parts, 0)
+        """The newest version that listing or watching has told of."""
         self._unlisted = set(self._parts)
         self._synced = asyncio.Event()
         self._told: dict[str, str] = {}
@@ -94,9 +96,14 @@ class Reflector(Mapping[Key, T], Generic[T]):
         await self._synced.wait()
 
     def note(self, item: Object) -> None:
-        """Take in what a write of ours returned, so that the next look sees it before the watch brings it."""
+        """Take in what a write of ours returned, so that the next look sees it before the watch brings it.
+
+        An object that is not here although the watch has come past its version was deleted since: it stays gone.
+        """
         for scope, part in self._parts.items():
-            if scope in ("", self._scope_of(item)):
+            if scope not in ("", self._scope_of(item)):
+                continue
+            if key_of(item) in part or _version_of(item) > self._seen[scope]:
                 self._put(part, item)
 
     def forget(self, key: Key) -> None:
@@ -149,6 +156,7 @@ class Reflector(Mapping[Key, T], Generic[T]):
             key, version = key_of(item), _version_of(item)
             known = old.get(key)
             part[key] = known if known and known.version == version else _Entry(version, self._decode(item))
+        self._seen[scope] = int(listed.resource_version)
         first = scope in self._unlisted
         self._unlisted.discard(scope)
         if not self._unlisted:
@@ -169,6 +177,7 @@ class Reflector(Mapping[Key, T], Generic[T]):
 
     def _take(self, scope: str, event: Object) -> None:
         item, part = event["object"], self._parts[scope]
+        self._seen[scope] = max(self._seen[scope], _version_of(item))
         match event["type"]:
             case "ADDED" | "MODIFIED":
                 changed = self._put(part, item)
