@@ -102,16 +102,6 @@ void square_block(const Block& b) {
   }
 }
 
-// One unit, read in order; tile `sum` holds its sums.
-#define BERTH_UNIT(sum, first, end)                         \
-  _tile_zero(sum);                                          \
-  for (int64_t t = first; t < end; ++t) {                   \
-    ask_for(weights + t * kTileBytes + kAhead, kTileBytes); \
-    _tile_loadd(4, values + t * kDeep, depth);              \
-    _tile_loadd(6, weights + t * kTileBytes, 64);           \
-    _tile_dpbssd(sum, 4, 6);                                \
-  }
-
 // Up to 16 rows by one panel, for weights that are read once, in order.
 void stream_block(const Block& b) {
   alignas(64) int32_t dots[kAmxRows * kPanel];
@@ -120,7 +110,13 @@ void stream_block(const Block& b) {
   const int8_t *weights = b.m.weights + b.panel * b.m.panel_bytes(), *values = b.a.values + b.row * depth;
   for (int64_t first = 0, unit = 0; first < tiles; first += unit_tiles, ++unit) {
     const int64_t end = first + unit_tiles < tiles ? first + unit_tiles : tiles;
-    BERTH_UNIT(0, first, end)
+    _tile_zero(0);
+    for (int64_t t = first; t < end; ++t) {
+      ask_for(weights + t * kTileBytes + kAhead, kTileBytes);
+      _tile_loadd(4, values + t * kDeep, depth);
+      _tile_loadd(6, weights + t * kTileBytes, 64);
+      _tile_dpbssd(0, 4, 6);
+    }
     _tile_stored(0, dots, 64);
     settle(b, 0, 0, unit, end == tiles, dots, sums);
   }
@@ -229,29 +225,27 @@ class TiledChunk : public Chunk {
           _mm512_store_si512(values[b / 4] + (b % 4 * 4 + line) * 64, _mm512_load_si512(from + line * 64));
         }
       }
-      {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int64_t t = 0; t < tiles; ++t) {
-          const int8_t* p = planes[0] + t * kTokens;
-          _tile_loadd(6, values[t], 64);
-          _tile_loadd(4, p, kWidth);
-          _tile_dpbssd(0, 4, 6);
-          _tile_loadd(5, p + kAmxRows * kWidth, kWidth);
-          _tile_dpbssd(1, 5, 6);
-          _tile_loadd(4, p + 2 * kAmxRows * kWidth, kWidth);
-          _tile_dpbssd(2, 4, 6);
-          _tile_loadd(5, p + 3 * kAmxRows * kWidth, kWidth);
-          _tile_dpbssd(3, 5, 6);
-        }
-        _tile_stored(0, dots[0], 64);
-        _tile_stored(1, dots[1], 64);
-        _tile_stored(2, dots[2], 64);
-        _tile_stored(3, dots[3], 64);
-        for (int64_t r = 0; r < c.rows; ++r) blend(r, dim, dots[0] + 2 * r * kPanel);
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int8_t* p = planes[0] + t * kTokens;
+        _tile_loadd(6, values[t], 64);
+        _tile_loadd(4, p, kWidth);
+        _tile_dpbssd(0, 4, 6);
+        _tile_loadd(5, p + kAmxRows * kWidth, kWidth);
+        _tile_dpbssd(1, 5, 6);
+        _tile_loadd(4, p + 2 * kAmxRows * kWidth, kWidth);
+        _tile_dpbssd(2, 4, 6);
+        _tile_loadd(5, p + 3 * kAmxRows * kWidth, kWidth);
+        _tile_dpbssd(3, 5, 6);
       }
+      _tile_stored(0, dots[0], 64);
+      _tile_stored(1, dots[1], 64);
+      _tile_stored(2, dots[2], 64);
+      _tile_stored(3, dots[3], 64);
+      for (int64_t r = 0; r < c.rows; ++r) blend(r, dim, dots[0] + 2 * r * kPanel);
     }
   }
 };
@@ -259,15 +253,13 @@ class TiledChunk : public Chunk {
 static_assert(kAttentionRows == 2 * kAmxRows, "the tiles of a chunk");
 
 void attend(const AttentionChunk& c) {
-  if (c.rows >= kFewestQueries && c.head_dim % kDeep == 0) return TiledChunk(c).run();
-  Chunk chunk(c);
-  for (int64_t b = 0; b < c.blocks; ++b) chunk.score(b);
-  chunk.soften();
-  chunk.blend();
+  if (c.rows >= kFewestQueries && c.head_dim % kDeep == 0)
+    TiledChunk(c).run();
+  else
+    Chunk(c).run();
 }
 
 }  // namespace
-
 
 const Isa amx_isa = BERTH_ISA_TABLE("amx");
 

@@ -47,6 +47,12 @@ struct Chunk {
     return b < c.blocks ? block[b] + kPanel * c.head_dim : after(b < c.blocks + c.blocks_after ? b : c.blocks - 1);
   }
 
+  void run() {
+    for (int64_t b = 0; b < c.blocks; ++b) score(b);
+    soften();
+    blend();
+  }
+
   void score(int64_t b) {
     const int8_t* ahead = after_keys(b);
     const int8_t* keys = block[b];
@@ -131,12 +137,7 @@ struct Chunk {
 };
 
 #if !defined(BERTH_OWN_ATTEND)
-void attend(const AttentionChunk& c) {
-  Chunk chunk(c);
-  for (int64_t b = 0; b < c.blocks; ++b) chunk.score(b);
-  chunk.soften();
-  chunk.blend();
-}
+void attend(const AttentionChunk& c) { Chunk(c).run(); }
 #endif
 
 void merge(float* maximum, float* sum, float* out, float later_maximum, float later_sum, const float* later, int64_t n) {
