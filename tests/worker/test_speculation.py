@@ -95,12 +95,25 @@ async def test_quoting_takes_far_fewer_steps_than_tokens(make_engine: MakeEngine
 
 async def test_drafts_beside_little_memory_and_preemption_change_no_token(make_engine: MakeEngine) -> None:
     params = dataclasses.replace(GREEDY, max_tokens=60)
-    prompts = ["1, 2, 3, 1, 2, 3, 1, 2,", "a b a b a b a", PROSE, "x y z x y z x y z"]
+    prompts = [PROSE, "My favourite city is", "The old engine", "a b a b a b a", "1, 2, 3, 1, 2, 3, 1, 2,"]
     plain = make_engine(speculation="off")
     wanted = await asyncio.gather(*(read(plain, prompt, params) for prompt in prompts))
-    tight = make_engine(max_running=4, token_budget=24, max_context_tokens=128, kv_cache_tokens=128)
-    got = await asyncio.gather(*(read(tight, prompt, params) for prompt in prompts))
+    counted = Counted()
+    tight = make_engine(
+        start=False,
+        observer=counted,
+        gap_seconds=1.0,
+        max_running=4,
+        token_budget=24,
+        max_context_tokens=128,
+        kv_cache_tokens=128,
+    )
+    reading = asyncio.gather(*(read(tight, prompt, params) for prompt in prompts))
+    await asyncio.sleep(0)  # each has submitted its prompt: they run at once, however fast or busy the machine is
+    tight.start()
+    got = await reading
     assert [g.token_ids for g in got] == [w.token_ids for w in wanted]
+    assert counted.accepted > 0
     assert tight._scheduler.preemptions > 0
     assert tight.stats().blocks_held == 0
 
