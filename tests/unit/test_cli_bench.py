@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,8 +15,8 @@ import yaml
 from berth_operator.api import ServingProfile
 from berth_operator.cli.app import app
 from berth_operator.cli.bench import profile_body
-from berth_operator.cli.generation import SERVICE, GenerationError, discover
-from berth_operator.cli.measure import DecodePoint, Measurements, Plan, percentile
+from berth_operator.cli.generation import SERVICE, GenerationClient, GenerationError, discover
+from berth_operator.cli.measure import DecodePoint, Measurements, Plan, measure, percentile
 from berth_operator.cli.worker_facts import FactsError, parse_facts
 from berth_worker.proto.berth.v1 import generation_pb2, generation_pb2_grpc
 from click.testing import Result
@@ -41,8 +41,10 @@ class PacedWorker(generation_pb2_grpc.GenerationServicer):
     """Prefills 2,000 tokens a second, then sends a token every 10 ms; remembers prompts as a prefix cache does."""
 
     def __init__(self) -> None:
+        self.lone_step = STEP
+        """Seconds a token while one stream runs alone."""
         self.prompts: list[tuple[int, ...]] = []
-        self.at_once = 0
+        self._running = 0
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(4)
 
@@ -55,10 +57,12 @@ class PacedWorker(generation_pb2_grpc.GenerationServicer):
             cached = prompt in self.prompts
             self.prompts.append(prompt)
         with self._slots:
+            with self._lock:
+                self._running += 1
             due = time.monotonic() + (0 if cached else len(prompt) / PREFILL)
             for number in range(1, wanted + 1):
                 time.sleep(max(0.0, due - time.monotonic()))
-                due += STEP
+                due += STEP if self._running > 1 else self.lone_step
                 response = generation_pb2.GenerateResponse(token_ids=[7])
                 if number == wanted:
                     response.finish_reason = generation_pb2.FINISH_REASON_LENGTH
@@ -66,6 +70,8 @@ class PacedWorker(generation_pb2_grpc.GenerationServicer):
                     response.usage.cached_prompt_tokens = len(prompt) if cached else 0
                     response.usage.completion_tokens = wanted
                 yield response
+            with self._lock:
+                self._running -= 1
 
 
 @pytest.fixture
@@ -157,6 +163,28 @@ def test_streams_beyond_what_the_worker_runs_at_once_are_left_out_and_named(benc
     profile = yaml.safe_load(result.stdout)
     assert [point["concurrency"] for point in profile["spec"]["points"]] == [1]
     assert "left out: concurrency 8" in result.stderr
+
+
+async def test_points_that_contradict_each_other_are_measured_on(paced: tuple[PacedWorker, str]) -> None:
+    asked: list[list[int]] = []
+
+    def contradicts(points: Sequence[DecodePoint]) -> bool:
+        asked.append([point.tokens for point in points])
+        return len(asked) < 2
+
+    async with GenerationClient(paced[1], discover(paced[1])) as client:
+        found = await measure(client, Plan("m", (1, 2), 20, 4, 1), lambda _: None, contradicts)
+    (first_one, _), (one, two) = asked
+    assert one == 2 * first_one == 2 * 3 * 3  # three rounds of three gaps, twice
+    assert [point.tokens for point in found.points] == [one, two]
+
+
+def test_a_profile_that_plan_would_refuse_is_said_to_be_one(bench: Bench, paced: tuple[PacedWorker, str]) -> None:
+    paced[0].lone_step = 3 * STEP
+    result = bench("--concurrency=1,3", "--prompt-tokens=20", "--output-tokens=6", "--requests=1")
+    assert result.exit_code == 0
+    assert "spec.points[1].decodeTokensPerSecond: found" in result.stderr
+    assert "`berth plan` will refuse this profile" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -260,5 +288,5 @@ def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed(values: list
 
 def test_every_stream_of_a_round_is_counted_once() -> None:
     plan = Plan("m", (1, 3), 100, 10, 4)
-    assert [plan.rounds(c) for c in plan.concurrency] == [4, 2]
-    assert plan.total_requests == 3 + 4 * 1 + 2 * 3
+    assert [plan.rounds(c) for c in plan.concurrency] == [4, 3]
+    assert plan.total_requests == 3 + 4 * 1 + 3 * 3

@@ -5,7 +5,7 @@ A decode step reads every weight once and each request's keys and values; a toke
 impossible is refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -30,7 +30,7 @@ def profile_faults(spec: ServingProfileSpec, hardware: HardwareClass) -> Iterato
     """(reason, field, message) of everything in a profile that cannot be true on its class."""
     yield from _share_faults(spec, hardware)
     yield from _gap_faults(spec)
-    yield from _shape_faults(spec)
+    yield from shape_faults(spec.points)
     architecture = ARCHITECTURES.get(spec.model)
     if architecture is not None:
         yield from _decode_faults(spec, hardware, architecture)
@@ -148,14 +148,17 @@ def _gap_faults(spec: ServingProfileSpec) -> Iterator[Found]:
             )
 
 
-def _shape_faults(spec: ServingProfileSpec) -> Iterator[Found]:
-    """More requests at once never make all of them together much slower, nor each of them faster."""
-    ordered = sorted(enumerate(spec.points), key=lambda item: (item[1].context_tokens, item[1].concurrency))
+def shape_faults(points: Sequence[ServingPoint]) -> Iterator[Found]:
+    """(reason, field, message) of points that contradict each other.
+
+    More requests at once never make all of them together much slower, nor each of them faster.
+    """
+    ordered = sorted(enumerate(points), key=lambda item: (item[1].context_tokens, item[1].concurrency))
     for (_, before), (index, point) in pairwise(ordered):
         field = f"spec.points[{index}].decodeTokensPerSecond"
         if before.context_tokens == point.context_tokens:
             yield from _by_concurrency(field, before, point)
-    by_context = sorted(enumerate(spec.points), key=lambda item: (item[1].concurrency, item[1].context_tokens))
+    by_context = sorted(enumerate(points), key=lambda item: (item[1].concurrency, item[1].context_tokens))
     for (_, before), (index, point) in pairwise(by_context):
         if before.concurrency == point.concurrency and _rate(point) > _rate(before) * _STRANGE:
             yield (

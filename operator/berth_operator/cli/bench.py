@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -18,10 +18,11 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from berth_operator.api import ServingProfile, format_duration
+from berth_operator.api import ServingPoint, ServingProfile, format_duration
 from berth_operator.api.names import API_VERSION
+from berth_operator.catalog.profile_sanity import shape_faults
 from berth_operator.cli.generation import GenerationClient, GenerationError, discover
-from berth_operator.cli.measure import Measurements, Plan, measure
+from berth_operator.cli.measure import DecodePoint, Measurements, Plan, measure
 from berth_operator.cli.output import console, print_data
 from berth_operator.cli.problems import BAD_INPUT, FAILED, leave, remark
 from berth_operator.cli.schema_rules import violations
@@ -97,6 +98,8 @@ def command(
         remark(f"left out: {text}")
     if not found.points:
         leave(FAILED, "no concurrency could be measured")
+    for text in _contradictions(found.points):
+        remark(f"something else used the worker or its machine, and `berth plan` will refuse this profile: {text}")
     _print_figures(plan, found)
     body = profile_body(
         plan,
@@ -159,11 +162,12 @@ def _run(address: str, plan: Plan) -> Measurements:
         task = progress.add_task("prefill", total=plan.total_requests)
 
         def tick(what: str) -> None:
-            progress.update(task, advance=1, description=what)
+            done = progress.tasks[task].completed + 1
+            progress.update(task, completed=done, total=max(done, plan.total_requests), description=what)
 
         async def run() -> Measurements:
             async with GenerationClient(address, call) as client:
-                return await measure(client, plan, tick)
+                return await measure(client, plan, tick, lambda points: bool(_contradictions(points)))
 
         return asyncio.run(run())
 
@@ -214,15 +218,7 @@ def profile_body(
         "runtime": "Berth",
         **({"resources": given} if given else {}),
         **({"replicasPerNode": replicas_per_node} if replicas_per_node else {}),
-        "points": [
-            {
-                "concurrency": point.concurrency,
-                "contextTokens": point.context_tokens,
-                "decodeTokensPerSecond": _rounded_down(point.tokens_per_second),
-                "interTokenLatencyP99": format_duration(timedelta(milliseconds=math.ceil(point.gap_p99 * 1000))),
-            }
-            for point in found.points
-        ],
+        "points": [_point_body(point) for point in found.points],
         "prefillTokensPerSecond": _rounded_down(found.prefill_tokens_per_second),
         "kvCacheTokens": kv_cache_tokens,
         "provenance": {"method": "Measured", "source": source[:1024], "date": date},
@@ -233,6 +229,21 @@ def profile_body(
         "metadata": {"name": name or _name(plan.model, hardware_class, quantization)},
         "spec": spec,
     }
+
+
+def _point_body(point: DecodePoint) -> dict[str, Any]:
+    return {
+        "concurrency": point.concurrency,
+        "contextTokens": point.context_tokens,
+        "decodeTokensPerSecond": _rounded_down(point.tokens_per_second),
+        "interTokenLatencyP99": format_duration(timedelta(milliseconds=math.ceil(point.gap_p99 * 1000))),
+    }
+
+
+def _contradictions(points: Iterable[DecodePoint]) -> list[str]:
+    """What `berth plan` would refuse of them."""
+    measured = [ServingPoint.model_validate(_point_body(point)) for point in points]
+    return [f"{where}: {message}" for _, where, message in shape_faults(measured)]
 
 
 def _rounded_down(speed: float) -> str:

@@ -124,11 +124,14 @@ class GenerationClient:
     async def complete_tokens(
         self, token_ids: Sequence[int], *, model: str, output_tokens: int
     ) -> AsyncIterator[Piece]:
-        """Stream exactly `output_tokens` greedy tokens after a prompt of token ids.  Raises GenerationError."""
+        """Stream exactly `output_tokens` tokens, drawn at temperature 1, after a prompt of token ids.
+
+        Raises GenerationError.
+        """
         request = self._call.request(
             model=model,
             token_ids={"ids": list(token_ids)},
-            sampling={"max_tokens": output_tokens, "temperature": 0.0, "ignore_eos": True},
+            sampling={"max_tokens": output_tokens, "temperature": 1.0, "ignore_eos": True},
         )
         async for piece in self._stream(request):
             yield piece

@@ -3,6 +3,10 @@
 Every stream has a prompt of its own, random tokens that no cache has seen: the first, lone request of each prompt is
 the measurement of prefill.  It also leaves the prompt in the worker's prefix cache, so that afterwards all streams of a
 round start together, and decoding is measured only while every one of them decodes.
+
+Rounds of the concurrencies take turns, so that a slow minute of the machine falls on all of them alike, and the median
+round counts.  Answers are drawn at temperature 1: greedy ones repeat themselves, a worker that speculates guesses them,
+and how fast it then looks is a property of the prompt.
 """
 
 from __future__ import annotations
@@ -22,6 +26,10 @@ _TOKENS = range(1000, 30000)
 """Ordinary tokens in every vocabulary of the Llama family (32,000 and up); special ones lie outside."""
 _SETTLED_SHARE = 0.25
 """A round counts when all streams decode together for at least this share of it."""
+_FEWEST_ROUNDS = 3
+"""Of each concurrency: fewer have no median that an outlier leaves alone."""
+_REPEATS = 3
+"""How often all is measured once more where the points contradict each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,7 @@ class Plan:
 
     def rounds(self, concurrency: int) -> int:
         """How often that many streams are run together."""
-        return math.ceil(max(self.requests, concurrency) / concurrency)
+        return max(math.ceil(self.requests / concurrency), _FEWEST_ROUNDS)
 
     @property
     def total_requests(self) -> int:
@@ -57,7 +65,7 @@ class DecodePoint:
     concurrency: int
     context_tokens: int
     tokens_per_second: float
-    """All streams together."""
+    """All streams together, in the median round."""
     gap_p50: float
     """Seconds between a stream's tokens; likewise below."""
     gap_p99: float
@@ -96,8 +104,39 @@ class _Trace:
         return self.pieces[-1].at
 
 
-async def measure(client: GenerationClient, plan: Plan, tick: Callable[[str], None]) -> Measurements:
-    """Run every measurement of `plan`; `tick` is called after each request.  Raises GenerationError."""
+@dataclass(slots=True)
+class _Rounds:
+    """All rounds of one concurrency."""
+
+    speeds: list[float] = field(default_factory=list)
+    """Tokens a second, of all streams together, in each round."""
+    gaps: list[float] = field(default_factory=list)
+    tokens: int = 0
+    fault: str | None = None
+    """Why there is no figure."""
+
+    def point(self, concurrency: int, context_tokens: int) -> DecodePoint:
+        return DecodePoint(
+            concurrency=concurrency,
+            context_tokens=context_tokens,
+            tokens_per_second=statistics.median(self.speeds),
+            gap_p50=statistics.median(self.gaps),
+            gap_p99=percentile(self.gaps, 99),
+            tokens=self.tokens,
+        )
+
+
+async def measure(
+    client: GenerationClient,
+    plan: Plan,
+    tick: Callable[[str], None],
+    contradicts: Callable[[Sequence[DecodePoint]], bool] = lambda _: False,
+) -> Measurements:
+    """Run every measurement of `plan`; `tick` is called after each request.
+
+    `contradicts`: whether points cannot all be true; they are then measured on, a few times at most.  Raises
+    GenerationError.
+    """
     dice = random.Random()  # noqa: S311 - new prompts each time, so that no cache has seen them
     prompts = [dice.choices(_TOKENS, k=plan.prompt_tokens) for _ in range(max(plan.concurrency))]
     first_tokens, speeds = [], []
@@ -105,54 +144,52 @@ async def measure(client: GenerationClient, plan: Plan, tick: Callable[[str], No
         trace = await _run(client, plan.model, prompt, 1, tick, "prefill")
         first_tokens.append(trace.first - trace.began)
         speeds.append((plan.prompt_tokens - trace.cached_prompt_tokens) / first_tokens[-1])
-    points, left_out = [], []
-    for concurrency in plan.concurrency:
-        found = await _decode(client, plan, prompts[:concurrency], tick)
-        if isinstance(found, str):
-            left_out.append(found)
-        else:
-            points.append(found)
+    rounds = {concurrency: _Rounds() for concurrency in plan.concurrency}
+    for _ in range(1 + _REPEATS):
+        for turn in range(max(map(plan.rounds, plan.concurrency))):
+            for concurrency, of_one in rounds.items():
+                if of_one.fault is None and turn < plan.rounds(concurrency):
+                    await _decode(client, plan, prompts[:concurrency], tick, of_one)
+        points = [r.point(concurrency, plan.context_tokens) for concurrency, r in rounds.items() if r.fault is None]
+        if not contradicts(points):
+            break
     return Measurements(
         first_token_p50=statistics.median(first_tokens),
         first_token_p99=percentile(first_tokens, 99),
         prefill_tokens_per_second=statistics.median(speeds),
         points=tuple(points),
-        left_out=tuple(left_out),
+        left_out=tuple(r.fault for r in rounds.values() if r.fault is not None),
     )
 
 
 async def _decode(
-    client: GenerationClient, plan: Plan, prompts: Sequence[Sequence[int]], tick: Callable[[str], None]
-) -> DecodePoint | str:
+    client: GenerationClient,
+    plan: Plan,
+    prompts: Sequence[Sequence[int]],
+    tick: Callable[[str], None],
+    rounds: _Rounds,
+) -> None:
+    """One round: a stream for each prompt, all together."""
     concurrency = len(prompts)
-    gaps: list[float] = []
-    tokens, seconds = 0, 0.0
-    for _ in range(plan.rounds(concurrency)):
-        name = f"decode x {concurrency}"
-        runs = (_run(client, plan.model, prompt, plan.output_tokens, tick, name) for prompt in prompts)
-        traces = await asyncio.gather(*runs)
-        begin, end = max(t.first for t in traces), min(t.last for t in traces)
-        whole = max(t.last for t in traces) - min(t.first for t in traces)
-        if end - begin < _SETTLED_SHARE * whole:
-            return (
-                f"concurrency {concurrency}: the {concurrency} streams hardly ever decoded together: the worker runs"
-                " fewer at once (its --max-concurrency), or --output-tokens is too low"
-            )
-        seconds += end - begin
-        for trace in traces:
-            inside = [piece for piece in trace.pieces if begin <= piece.at <= end]
-            tokens += sum(piece.tokens for piece in inside if piece.at > begin)
-            gaps += [after.at - before.at for before, after in itertools.pairwise(inside)]
-    if not gaps:
-        return f"concurrency {concurrency}: too few tokens to measure: raise --output-tokens"
-    return DecodePoint(
-        concurrency=concurrency,
-        context_tokens=plan.context_tokens,
-        tokens_per_second=tokens / seconds,
-        gap_p50=statistics.median(gaps),
-        gap_p99=percentile(gaps, 99),
-        tokens=tokens,
-    )
+    name = f"decode x {concurrency}"
+    runs = (_run(client, plan.model, prompt, plan.output_tokens, tick, name) for prompt in prompts)
+    traces = await asyncio.gather(*runs)
+    begin, end = max(t.first for t in traces), min(t.last for t in traces)
+    whole = max(t.last for t in traces) - min(t.first for t in traces)
+    inside = [[piece for piece in trace.pieces if begin <= piece.at <= end] for trace in traces]
+    gaps = [after.at - before.at for pieces in inside for before, after in itertools.pairwise(pieces)]
+    if end - begin < _SETTLED_SHARE * whole:
+        rounds.fault = (
+            f"concurrency {concurrency}: the {concurrency} streams hardly ever decoded together: the worker runs"
+            " fewer at once (its --max-concurrency), or --output-tokens is too low"
+        )
+    elif not gaps:
+        rounds.fault = f"concurrency {concurrency}: too few tokens to measure: raise --output-tokens"
+    else:
+        tokens = sum(piece.tokens for pieces in inside for piece in pieces if piece.at > begin)
+        rounds.speeds.append(tokens / (end - begin))
+        rounds.gaps += gaps
+        rounds.tokens += tokens
 
 
 async def _run(
