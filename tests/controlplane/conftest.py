@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,14 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         "operator_kubeconfig" in getattr(item, "fixturenames", ()) for item in session.items
     ):
         ensure(["helm"])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which rights are used is judged once every other module of this folder has told its stories."""
+    judging = [item for item in items if item.path.name == "test_permissions.py"]
+    others = [item for item in items if item.path.name != "test_permissions.py"]
+    end = max((n for n, item in enumerate(others, 1) if item.path.parent == Path(__file__).parent), default=0)
+    items[:] = [*others[:end], *judging, *others[end:]]
 
 
 class OperatorProcess:
@@ -160,6 +168,14 @@ def apply_chart(cluster: ControlPlane, release: str, namespace: str, *settings: 
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=chart)
     cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=20s")
     return cluster.kubeconfig_for_service_account(namespace, f"{release}-operator")
+
+
+def told_by_chart(cluster: ControlPlane, release: str, namespace: str) -> list[str]:
+    """What the chart tells the operator in its environment, as flags, less addresses."""
+    deployment = cluster.get("deployment", f"{release}-operator", f"--namespace={namespace}")
+    variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    told = {v["name"].removeprefix("BERTH_").lower().replace("_", "-"): v.get("value") for v in variables}
+    return [f"--{name}={value}" for name, value in told.items() if value and not name.endswith("-address")]
 
 
 @pytest.fixture(scope="session")
@@ -343,6 +359,23 @@ def make_operator(
     def make(*flags: str) -> OperatorProcess:
         log = tmp_path_factory.mktemp("operator") / "operator.log"
         made.append(OperatorProcess(fleet.cluster, operator_kubeconfig, log, *flags, namespace=OPERATOR_NAMESPACE))
+        return made[-1]
+
+    yield make
+    for operator in made:
+        operator.end()
+
+
+@pytest.fixture(scope="module")
+def make_release(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., OperatorProcess]]:
+    """Apply the chart as a release of its own; its operator, told what the chart tells it, not yet started."""
+    made: list[OperatorProcess] = []
+
+    def make(release: str, namespace: str, *flags: str, settings: Sequence[str] = ()) -> OperatorProcess:
+        kubeconfig = apply_chart(fleet.cluster, release, namespace, "crds.install=false", *settings)
+        log = tmp_path_factory.mktemp(release) / "operator.log"
+        flags = (*told_by_chart(fleet.cluster, release, namespace), *flags)
+        made.append(OperatorProcess(fleet.cluster, kubeconfig, log, *flags, namespace=namespace, release=release))
         return made[-1]
 
     yield make

@@ -121,6 +121,7 @@ def api_server(layout: Layout, paths: Paths) -> Component:
         f"--requestheader-client-ca-file={layout.pki('ca.crt')}",  # scheduler and controller manager wait for it
         "--requestheader-allowed-names=front-proxy-client",
         "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",  # as on OpenShift, beside the defaults
         "--allow-privileged",
         f"--service-cluster-ip-range={_SERVICE_CIDR}",
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local",

@@ -1,0 +1,173 @@
+"""Does the operator have every right that it needs, and none that it does not use?
+
+A release with every optional part on runs through a story that makes its operator do all that it can; the API server's
+audit log says what it asked for.  What other modules saw an operator use counts too, where they ran before this one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from chartgen import CHART
+from devcluster import AuditEvent, ControlPlane, KubectlError
+from devcluster.grants import Grant, granted, used
+
+if TYPE_CHECKING:
+    from conftest import Fleet, OperatorProcess
+
+SYSTEM, RELEASE, NAMESPACE = "berth-full", "full", "permitted"
+_OPERATORS = re.compile(r"^system:serviceaccount:[^:]+:[^:]+-operator$")
+
+ASKED_BY_ADMISSION = {Grant("poddisruptionbudgets.policy", "delete"), Grant("services", "delete")}
+"""Rights that no request of ours names: OwnerReferencesPermissionEnforcement asks whether we may delete an object whose
+owner we set, as when an orphan goes back to its pool."""
+
+
+def _everything() -> list[str]:
+    """Every switch that adds rights: all integrations that the chart has, and prices from a ConfigMap."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    return [
+        "prices.configMap=prices",
+        *(f"integrations.{name}.enabled=true" for name in values.get("integrations", {})),
+    ]
+
+
+@pytest.fixture(scope="module")
+def operator(fleet: Fleet, make_release: Callable[..., OperatorProcess]) -> Iterator[OperatorProcess]:
+    fleet.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    flags = (f"--watch-namespaces={NAMESPACE}", "--debounce=100ms", "--interval=1s", "--node-check=1s")
+    process = make_release(RELEASE, SYSTEM, *flags, settings=_everything())
+    price = {"hardwareClass": "l4", "capacityType": "OnDemand", "usdPerHour": "0.805"}
+    data = {"asOf": datetime.now(UTC).isoformat(), "prices": yaml.safe_dump([price])}
+    metadata = {"name": "prices", "namespace": SYSTEM}
+    fleet.cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+    process.start()
+    yield process
+    fleet.cluster.kubectl("delete", "namespace", NAMESPACE, SYSTEM, "--wait=false")
+
+
+# The story: each step makes the operator use rights that no earlier one does.  A right that is new in the chart wants a
+# step here, unless one of these uses it already.
+
+
+def _a_pool_is_served(fleet: Fleet, operator: OperatorProcess) -> None:
+    fleet.pool(NAMESPACE, "agents")
+    operator.wait_for("the pool is Ready", lambda: fleet.ready(NAMESPACE, "agents"))
+
+
+def _a_pool_is_suspended(fleet: Fleet, operator: OperatorProcess) -> None:
+    fleet.pool(NAMESPACE, "agents", suspend=True)
+    operator.wait_for("no worker is left", lambda: not fleet.deployments(NAMESPACE))
+
+
+def _it_ends_and_begins_again(_: Fleet, operator: OperatorProcess) -> None:
+    operator.terminate()
+    operator.start()
+    operator.wait_for("it leads again", lambda: operator.passes > 0)
+
+
+STORY = (_a_pool_is_served, _a_pool_is_suspended, _it_ends_and_begins_again)
+
+
+@pytest.fixture(scope="module")
+def requests(fleet: Fleet, operator: OperatorProcess) -> list[AuditEvent]:
+    """What operators have asked the API server for: in the story, and in whatever ran before it."""
+    for step in STORY:
+        step(fleet, operator)
+    return [event for event in fleet.cluster.audit_events() if _OPERATORS.match(event.user)]
+
+
+# --- Enough and no more ---------------------------------------------------------------------------------------------
+
+
+def test_every_right_that_the_chart_gives_is_used(fleet: Fleet, requests: list[AuditEvent]) -> None:
+    given = granted(fleet.cluster, SYSTEM, f"{RELEASE}-operator")
+    unused = {grant: roles for grant, roles in given.items() if grant not in used(requests) | ASKED_BY_ADMISSION}
+    told = "\n".join(f"  {grant} (by {', '.join(roles)})" for grant, roles in sorted(unused.items()))
+    assert not unused, (
+        f"the chart gives the operator rights that nothing was seen to use:\n{told}\n"
+        "Take them out of charts/berth/templates/_helpers.tpl, or add a step to STORY in this file that makes the"
+        " operator use them (run alone, this file counts its own story only)."
+    )
+
+
+def test_no_request_was_ever_denied(requests: list[AuditEvent]) -> None:
+    assert used(requests)
+    denied = {(e.verb, e.resource, e.subresource) for e in requests if not _allowed(e)}
+    told = "\n".join(f"  {verb} {resource}{'/' * bool(below)}{below}" for verb, resource, below in sorted(denied))
+    assert not denied, (
+        f"the operator asked for what its chart does not grant:\n{told}\n"
+        "Add it to berth.namespacedRules (or, where the resource is cluster-scoped, berth.clusterRules) in"
+        " charts/berth/templates/_helpers.tpl."
+    )
+
+
+def _allowed(event: AuditEvent) -> bool:
+    return bool(event.raw["annotations"]["authorization.k8s.io/decision"] == "allow")
+
+
+def test_nothing_is_granted_cluster_wide_that_could_be_namespaced(
+    fleet: Fleet, make_release: Callable[..., OperatorProcess]
+) -> None:
+    narrow = "berth-narrower"
+    settings = [*_everything(), "watchNamespaces={default}", "fullnameOverride=narrower-operator"]
+    make_release("narrower", narrow, settings=settings)
+    given = granted(fleet.cluster, narrow, "narrower-operator")
+    everywhere = {g.resource.partition("/")[0] for g, roles in given.items() if any("/" not in role for role in roles)}
+    namespaced = set(fleet.cluster.kubectl("api-resources", "--namespaced=true", "-o", "name").split())
+    assert everywhere & namespaced == set()
+    assert "inferencepools.berth.dev" in {grant.resource for grant in given}
+    wide, alike = granted(fleet.cluster, SYSTEM, f"{RELEASE}-operator"), ("nodes", "nodepools.karpenter.sh")
+    assert {g for g in wide if g.resource not in alike} == {g for g in given if g.resource not in alike}
+    fleet.cluster.kubectl("delete", "namespace", narrow, "--wait=false")
+
+
+def test_no_right_lets_the_operator_read_secrets_or_raise_its_own_rights(fleet: Fleet, operator: object) -> None:
+    given = granted(fleet.cluster, SYSTEM, f"{RELEASE}-operator")
+    assert not {g.resource for g in given} & {"secrets", "serviceaccounts", "serviceaccounts/token", "pods/exec"}
+    assert not [g for g in given if g.resource.endswith("rbac.authorization.k8s.io")]
+    assert not {g.verb for g in given} & {"escalate", "bind", "impersonate", "deletecollection"}
+
+
+# --- OwnerReferencesPermissionEnforcement ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grant", sorted(ASKED_BY_ADMISSION), ids=str)
+def test_the_rights_that_admission_asks_for_are_needed(
+    control_plane: ControlPlane, namespace: str, grant: Grant
+) -> None:
+    """Without each of them, an orphan cannot be given an owner; with it, it can."""
+    plural, _, group = grant.resource.partition(".")
+    where, user = f"--namespace={namespace}", f"adopter-of-{namespace}"
+    selects = {"selector": {"a": "b"}, "ports": [{"port": 1}]}
+    if plural == "poddisruptionbudgets":
+        selects = {"selector": {"matchLabels": {"a": "b"}}, "maxUnavailable": 1}
+    kind = {"services": "Service", "poddisruptionbudgets": "PodDisruptionBudget"}[plural]
+    metadata = {"name": "orphan", "namespace": namespace}
+    version = f"{group}/v1" if group else "v1"
+    control_plane.apply({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": selects})
+    control_plane.kubectl("create", "role", "adopter", "--verb=get,patch", f"--resource={grant.resource}", where)
+    control_plane.kubectl("create", "rolebinding", "adopter", "--role=adopter", f"--user={user}", where)
+    owner = {"apiVersion": "v1", "kind": "Namespace", "name": namespace, "uid": "u", "blockOwnerDeletion": False}
+    patch = f"--patch={json.dumps({'metadata': {'ownerReferences': [owner]}})}"
+    adopt = ("patch", plural, "orphan", where, "--type=merge", "--dry-run=server", f"--as={user}", patch)
+    with pytest.raises(KubectlError, match="cannot set an ownerRef on a resource you can't delete"):
+        control_plane.kubectl(*adopt)
+    rule: dict[str, Any] = {"apiGroups": [group], "resources": [plural], "verbs": [grant.verb]}
+    add = json.dumps([{"op": "add", "path": "/rules/-", "value": rule}])
+    control_plane.kubectl("patch", "role", "adopter", where, "--type=json", f"--patch={add}")
+    control_plane.wait_for("the right is in force", lambda: _succeeds(control_plane, *adopt))
+
+
+def _succeeds(cluster: ControlPlane, *args: str) -> bool:
+    try:
+        cluster.kubectl(*args)
+    except KubectlError:
+        return False
+    return True
