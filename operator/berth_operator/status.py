@@ -23,6 +23,7 @@ from berth_operator.api import (
     format_decimal,
     format_duration,
 )
+from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from berth_operator.catalog.sanity import NO_NODE, Fault
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement, Verdict
 from berth_operator.prices import Priced, PricePolicy, complaint, in_status, own_prices, settled_prices
@@ -81,6 +82,8 @@ def pool_status(
             )
             for c in plan.candidates
         ],
+        selector=f"{MANAGED_BY_LABEL}={MANAGED_BY},{POOL_LABEL}={pool.metadata.name}",
+        concurrent_sessions=plan.effective.concurrent_sessions,
         last_move_time=_timestamp(now) if moved else pool.status.last_move_time,
     )
     return pool.status if settled(pool.status.to_api(), status.to_api()) else status

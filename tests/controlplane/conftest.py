@@ -1,5 +1,6 @@
 """The operator as it runs in a cluster: a process of its own, with the chart's ServiceAccount and a real API server."""
 
+import os
 import re
 import subprocess
 import sys
@@ -69,7 +70,7 @@ class OperatorProcess:
         with self._log.open("ab") as sink:
             self._process = subprocess.Popen(
                 command,
-                env={"PATH": "/usr/bin:/bin", "HOME": str(self._log.parent)},
+                env={"PATH": "/usr/bin:/bin", "HOME": str(self._log.parent), "PYTHONPATH": os.pathsep.join(sys.path)},
                 stdout=sink,
                 stderr=sink,
                 start_new_session=True,

@@ -105,8 +105,8 @@ REFUSED = {
     "two demands": (_pool(workload={"demand": {"concurrentSessions": 9}}), "demand", "exactly one of"),
     "zero sessions": (
         _pool(workload={"demand": {"requestsPerSecond": None, "concurrentSessions": 0}}),
-        "concurrentSessions",
-        "greater than or equal to 1",
+        "demand",
+        "concurrentSessions (1 or more)",
     ),
     "think time without sessions": (_pool(workload={"demand": {"thinkTime": "2s"}}), "demand", "concurrentSessions"),
     "unparsable duration": (_pool(objectives={"turnLatencyP99": "soon"}), "turnLatencyP99", '"850ms"'),

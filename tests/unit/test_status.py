@@ -120,6 +120,15 @@ def test_a_real_change_is_never_hidden_by_the_dead_band(
     assert pool_status(pool, make_plan(pool), [_running(1)], now) is not old
 
 
+def test_status_carries_what_the_scale_subresource_shows(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime
+) -> None:
+    rate, sessions = make_pool(), make_pool(workload={"class": "Agentic", "demand": {"concurrentSessions": 40}})
+    shown = [pool_status(pool, make_plan(pool), [], now) for pool in (rate, sessions)]
+    assert [status.concurrent_sessions for status in shown] == [None, 40]
+    assert {status.selector for status in shown} == {"app.kubernetes.io/managed-by=berth,berth.dev/pool=agents"}
+
+
 def test_transition_times_change_only_with_the_condition(
     make_pool: MakePool, make_plan: MakePlan, now: datetime, later: datetime
 ) -> None:

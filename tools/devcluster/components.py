@@ -152,6 +152,7 @@ def controller_manager(layout: Layout, paths: Paths) -> Component:
         f"--cluster-signing-cert-file={layout.pki('ca.crt')}",
         f"--cluster-signing-key-file={layout.pki('ca.key')}",
         "--allocate-node-cidrs=false",
+        "--horizontal-pod-autoscaler-sync-period=1s",  # the default of 15 s only makes tests wait
     ]
     return Component(CONTROLLER_MANAGER, command, f"https://{layout.address}:{port}/healthz")
 

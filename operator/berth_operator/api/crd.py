@@ -8,7 +8,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from berth_operator.api.hardware_class import HardwareClass
 from berth_operator.api.inference_pool import InferencePool
-from berth_operator.api.meta import Resource
+from berth_operator.api.meta import API_DEFAULT, Resource
 from berth_operator.api.names import GROUP, VERSION
 from berth_operator.api.serving_profile import ServingProfile
 
@@ -42,6 +42,8 @@ class _Kind:
     short_names: tuple[str, ...]
     columns: tuple[_Column, ...]
     status: bool
+    scale: Mapping[str, str] | None = None
+    """The scale subresource's JSON paths."""
 
 
 _AGE = _Column("Age", ".metadata.creationTimestamp", "date")
@@ -52,6 +54,11 @@ _KINDS = (
         namespaced=True,
         short_names=("bpool",),
         status=True,
+        scale={
+            "specReplicasPath": ".spec.workload.demand.concurrentSessions",
+            "statusReplicasPath": ".status.concurrentSessions",
+            "labelSelectorPath": ".status.selector",
+        },
         columns=(
             _Column("Model", ".spec.model.name"),
             _Column("Class", ".spec.workload.class"),
@@ -108,7 +115,7 @@ class _CrdSchema(GenerateJsonSchema):
 
 
 def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON schema as a Kubernetes structural schema: references inlined, `X | None` as X, defaults left out."""
+    """A JSON schema as a structural one: references inlined, `X | None` as X, no defaults but API_DEFAULT's."""
     if "$ref" in schema:
         target = definitions[schema["$ref"].rsplit("/", 1)[-1]]
         return _structural({**target, **{k: v for k, v in schema.items() if k != "$ref"}}, definitions)
@@ -118,6 +125,8 @@ def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> di
             raise ValueError(f"a CRD field must have one type, found {schema['anyOf']}")
         return _structural({**options[0], **{k: v for k, v in schema.items() if k != "anyOf"}}, definitions)
     out = {key: value for key, value in schema.items() if key in _KEPT}
+    if API_DEFAULT in schema:
+        out["default"] = schema[API_DEFAULT]
     if "const" in schema:
         out.update(type="string", enum=[schema["const"]])
     if "exclusiveMinimum" in schema:
@@ -168,7 +177,7 @@ def crd(kind: _Kind) -> dict[str, Any]:
         "schema": {"openAPIV3Schema": _schema(kind.model)},
     }
     if kind.status:
-        version["subresources"] = {"status": {}}
+        version["subresources"] = {"status": {}} | ({"scale": dict(kind.scale)} if kind.scale else {})
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",

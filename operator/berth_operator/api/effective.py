@@ -138,7 +138,7 @@ def resolve(spec: InferencePoolSpec) -> Effective:
         cached_prompt_percent=_or(shape.cached_prompt_percent if shape else None, defaults.cached_prompt_percent),
         turns_per_session=_or(shape.turns_per_session if shape else None, defaults.turns_per_session),
         requests_per_second=rate,
-        concurrent_sessions=demand.concurrent_sessions,
+        concurrent_sessions=demand.concurrent_sessions or None,  # 0 is the API server's default for none
         think_time=think,
         time_to_first_token_p99=first,
         inter_token_latency_p99=gap,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from berth_operator.api.meta import ApiModel, Condition, Resource, cel, list_map
+from berth_operator.api.meta import API_DEFAULT, ApiModel, Condition, Resource, cel, list_map
 from berth_operator.api.names import EMBEDDED_MODEL
 from berth_operator.api.quantities import (
     DURATION_PATTERN,
@@ -68,17 +68,23 @@ class Demand(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=cel(
             (
-                "has(self.requestsPerSecond) != has(self.concurrentSessions)",
-                "demand needs exactly one of requestsPerSecond and concurrentSessions",
+                "has(self.requestsPerSecond) != (has(self.concurrentSessions) && self.concurrentSessions > 0)",
+                "demand needs exactly one of requestsPerSecond and concurrentSessions (1 or more)",
             ),
             (
-                "!has(self.thinkTime) || has(self.concurrentSessions)",
+                "!has(self.thinkTime) || (has(self.concurrentSessions) && self.concurrentSessions > 0)",
                 "demand.thinkTime needs demand.concurrentSessions",
             ),
         )
     )
     requests_per_second: PositiveDecimalString | None = None
-    concurrent_sessions: int | None = Field(None, ge=1, le=10_000_000)
+    concurrent_sessions: int | None = Field(
+        None,
+        ge=0,
+        le=10_000_000,
+        description="Replicas of the scale subresource, so that kubectl scale, an HPA or KEDA can set it; 0 is unset",
+        json_schema_extra={API_DEFAULT: 0},  # without a value the API server answers no GET of the scale subresource
+    )
     think_time: Duration | None = Field(None, description="Mean pause between a session's turns; default 2s")
 
 
@@ -306,6 +312,33 @@ class CandidateStatus(ApiModel):
     estimated: bool | None = Field(None, description="true: by roofline; false: from a ServingProfile")
 
 
+class DemandStatus(ApiModel):
+    """The demand that is planned for, where it is not just what the spec declares."""
+
+    requests_per_second: DecimalString
+    source: Literal["Declared", "Observed"] = Field(description="Declared is the first guess, until more is known")
+    declared_requests_per_second: DecimalString = Field(
+        description="What the spec declared at that time: an edit of it is a new first guess"
+    )
+    idle_since: str | None = Field(
+        None, description="No request since, once that is noteworthy", json_schema_extra={"format": "date-time"}
+    )
+    asleep_since: str | None = Field(
+        None,
+        description="Scaled to zero since; the first request wakes the pool",
+        json_schema_extra={"format": "date-time"},
+    )
+
+
+class ProfileDrift(ApiModel):
+    """A serving profile that the pool's own workers contradict."""
+
+    profile: str
+    hardware_class: str
+    speed_percent: int = Field(description="Decode speed that workers show, in percent of the profile's")
+    concurrency: int = Field(description="Requests decoding at once, about, at which that was seen")
+
+
 class InferencePoolStatus(ApiModel):
     """Observed state; no field of it changes on every pass."""
 
@@ -325,6 +358,14 @@ class InferencePoolStatus(ApiModel):
     cost: PoolCost | None = None
     candidates: list[CandidateStatus] | None = Field(
         None, max_length=256, json_schema_extra=list_map("hardwareClass", "capacityType")
+    )
+    demand: DemandStatus | None = Field(
+        None, description="Demand in force with scaling.mode Observed or scaling.scaleToZeroAfter; else the spec's"
+    )
+    drift: list[ProfileDrift] | None = Field(None, max_length=64, json_schema_extra=list_map("profile"))
+    selector: str | None = Field(None, description="Label selector of the workers, for the scale subresource")
+    concurrent_sessions: int | None = Field(
+        None, description="Sessions planned for; status replicas of the scale subresource"
     )
     last_move_time: str | None = Field(
         None,

@@ -1,11 +1,14 @@
 """What do all our kinds share?  Camel-case names, object metadata, conditions, tolerations."""
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from berth_operator.api.names import API_VERSION
+
+API_DEFAULT: Final = "x-berth-default"
+"""Schema extra of the rare field whose default the API server fills in; all others are resolved by `resolve`."""
 
 
 class ApiModel(BaseModel):
