@@ -23,9 +23,11 @@ from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import NotLeaderError
 from berth_operator.cluster.observe import Child, Invalid, Observation
 from berth_operator.cluster.resources import DEPLOYMENTS
+from berth_operator.memo import Kept, Memo
 from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot
 from berth_operator.prices import Priced, PricePolicy, Quotes, own_prices, plan_priced, price
 from berth_operator.render import RenderSettings, render
+from berth_operator.replanner import Replanner
 from berth_operator.status import hardware_class_status, pool_status, rejected_status, settled
 from berth_operator.telemetry import Telemetry, readings
 from berth_operator.transition import Steps, next_steps
@@ -37,6 +39,7 @@ Manifest = dict[str, Any]
 _STATUS_CONCURRENCY: Final = 16
 _STUCK_SECONDS: Final = 300.0
 _RETRY_SECONDS: Final = (1.0, 30.0)
+_QUIET_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class LoopSettings:
     """How eager the loop is, and what it renders with."""
 
     debounce_s: float = 1.0
-    """Wait after the first change, so that a burst of them is one pass."""
+    """Wait at most so long after the first change for others to join it: until none has come for a moment."""
     interval_s: float = 30.0
     """A pass at least this often, for what depends on time alone, such as a cooldown's end."""
     render: RenderSettings = field(default_factory=RenderSettings)
@@ -85,6 +88,12 @@ class Loop:
         self._dirty = asyncio.Event()
         self._statuses = {"InferencePool": Attempts(), "HardwareClass": Attempts()}
         self._said: dict[str, str] = {}
+        self._replanner = Replanner()
+        self._refreshing: asyncio.Task[None] | None = None
+        self._classes: Kept[str, HardwareClass] = Kept()
+        self._running: Kept[str, tuple[RunningPlacement, ...]] = Kept()
+        self._rendered: Memo[list[Manifest] | None] = Memo()
+        self._settled: Memo[InferencePoolStatus] = Memo()
         self._running_since: float | None = None
         self._errors = 0
 
@@ -104,6 +113,7 @@ class Loop:
             if self._leading():
                 await self._pass_guarded()
             else:
+                self._replanner.forget()
                 self._telemetry.clear()
             await self._wait_due()
 
@@ -113,26 +123,44 @@ class Loop:
         seen = self._cluster.observe()
         sifted = sift(seen.hardware_classes, seen.serving_profiles)
         priced = self._priced(sifted.hardware_classes, now)
+        priced = replace(
+            priced, classes=tuple(self._classes.same((c.metadata.name, c) for c in priced.classes).values())
+        )
         snapshot = replace(
             snapshot_of(seen, now), hardware_classes=priced.classes, serving_profiles=sifted.serving_profiles
         )
         started = time.perf_counter()
-        planned = await asyncio.to_thread(plan_priced, snapshot, priced.stale)
+        planned = await asyncio.to_thread(plan_priced, snapshot, priced.stale, self._replanner.solve)
         self._telemetry.planned(time.perf_counter() - started, planned.gap)
-        rendered = await asyncio.to_thread(render_isolated, planned, snapshot, self._settings.render)
+        rendered = await asyncio.to_thread(render_isolated, planned, snapshot, self._settings.render, self._rendered)
         steps = steps_of(planned, snapshot, rendered, seen.children)
         self._tell(planned, steps, seen.invalid, sifted)
         results = await self._cluster.applier.write(
             [manifest for step in steps.values() for manifest in step.apply],
             [child for step in steps.values() for child in step.delete],
         )
-        statuses = await asyncio.to_thread(pool_statuses, planned, snapshot, seen.invalid, now)
+        statuses = await asyncio.to_thread(
+            pool_statuses, planned, snapshot, seen.invalid, now, (self._running, self._settled)
+        )
         results += await self._write_statuses(planned, snapshot, seen.invalid, statuses)
         results += await self._write_class_statuses(seen.hardware_classes, planned, priced, sifted, now)
         results[Result.FAILED] += sum(manifests is None for manifests in rendered.values())
         conditions = {key: status.conditions or () for key, status in statuses.items()}
         self._telemetry.update(readings(snapshot, planned, seen.workers, conditions, priced.prices))
+        self._refresh_if_due()
         return Passed(planned, results)
+
+    def _refresh_if_due(self) -> None:
+        """Plan all afresh beside the passes, now and then; see `replanner`."""
+        if self._replanner.refresh_due and (self._refreshing is None or self._refreshing.done()):
+            self._refreshing = asyncio.create_task(self._refresh(), name="plan afresh")
+
+    async def _refresh(self) -> None:
+        try:
+            if await asyncio.to_thread(self._replanner.refresh):
+                self.mark_dirty()
+        except Exception:
+            log.exception("planning afresh failed; the plan in force stands")
 
     def _priced(self, classes: Sequence[HardwareClass], now: datetime) -> Priced:
         if self._quotes is None:
@@ -165,8 +193,19 @@ class Loop:
         except TimeoutError:
             pass
         else:
-            await asyncio.sleep(self._settings.debounce_s)
+            await self._wait_quiet()
         self._dirty.clear()
+
+    async def _wait_quiet(self) -> None:
+        """Return when nothing has changed for a moment, or the debounce time is over."""
+        end = time.monotonic() + self._settings.debounce_s
+        while (left := end - time.monotonic()) > 0:
+            self._dirty.clear()
+            try:
+                async with asyncio.timeout(min(left, _QUIET_SECONDS)):
+                    await self._dirty.wait()
+            except TimeoutError:
+                return
 
     async def _pass_guarded(self) -> None:
         self._running_since = time.monotonic()
@@ -274,8 +313,15 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
     )
 
 
-def render_isolated(planned: Plan, snapshot: Snapshot, settings: RenderSettings) -> dict[str, list[Manifest] | None]:
-    """Children by pool (`namespace/name`); None for a pool that cannot be rendered, whose children stay as they are."""
+def render_isolated(
+    planned: Plan, snapshot: Snapshot, settings: RenderSettings, memo: Memo[list[Manifest] | None] | None = None
+) -> dict[str, list[Manifest] | None]:
+    """Children by pool (`namespace/name`); None for a pool that cannot be rendered, whose children stay as they are.
+
+    `memo`: of earlier passes; what comes from it must not be changed.
+    """
+    memo = memo or Memo()
+    classes = {c.metadata.name: c for c in snapshot.hardware_classes}
     out: dict[str, list[Manifest] | None] = {}
     for pool in snapshot.pools:
         key = pool.key
@@ -283,10 +329,13 @@ def render_isolated(planned: Plan, snapshot: Snapshot, settings: RenderSettings)
             continue
         try:
             alone = replace(planned, pools={key: planned.pools[key]})
-            out[key] = render(alone, replace(snapshot, pools=(pool,)), settings)
+            used = [classes.get(p.hardware_class) for p in planned.pools[key].placements]
+            only = replace(snapshot, pools=(pool,))
+            out[key] = memo.get(key, (pool, planned.pools[key], *used), partial(render, alone, only, settings))
         except Exception:
             log.exception("%s: cannot be rendered; what runs stays as it is", key)
             out[key] = None
+    memo.keep_only(out.keys())
     return out
 
 
@@ -320,17 +369,31 @@ def _why_hold(pool_plan: PoolPlan) -> str | None:
 
 
 def pool_statuses(
-    planned: Plan, snapshot: Snapshot, invalid: Sequence[Invalid], now: datetime
+    planned: Plan,
+    snapshot: Snapshot,
+    invalid: Sequence[Invalid],
+    now: datetime,
+    memos: tuple[Kept[str, tuple[RunningPlacement, ...]], Memo[InferencePoolStatus]] | None = None,
 ) -> dict[str, InferencePoolStatus]:
-    """The status of every pool; the very object in force where nothing that a reader cares about has changed."""
+    """The status of every pool; the very object in force where nothing that a reader cares about has changed.
+
+    `memos`: what ran, and which statuses were settled, in earlier passes.
+    """
+    kept, settled_before = memos or (Kept(), Memo())
     running: dict[str, list[RunningPlacement]] = defaultdict(list)
     for placement in snapshot.running:
         running[placement.pool].append(placement)
-    out = {
-        pool.key: pool_status(pool, planned.pools[pool.key], running[pool.key], now)
-        for pool in snapshot.pools
-        if pool.key in planned.pools
-    }
+    known = kept.same((pool.key, tuple(running[pool.key])) for pool in snapshot.pools)
+    out = {}
+    for pool in snapshot.pools:
+        key, pool_plan = pool.key, planned.pools.get(pool.key)
+        if pool_plan is None:
+            continue
+        make = partial(pool_status, pool, pool_plan, known[key], now)
+        out[key] = settled_before.get(key, (pool, pool_plan, known[key]), make)
+        if out[key] is not pool.status:
+            settled_before.forget(key)  # to be written: then the pool is another object
+    settled_before.keep_only(out.keys())
     for item in invalid:
         if item.kind == "InferencePool":
             new = rejected_status(item.status, item.generation, item.message, now)

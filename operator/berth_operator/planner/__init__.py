@@ -3,7 +3,8 @@
 from berth_operator.planner.architectures import ARCHITECTURES, Architecture
 from berth_operator.planner.counterfactual import savings_percent
 from berth_operator.planner.planning import Planned, plan, planned
-from berth_operator.planner.replanning import replanned
+from berth_operator.planner.replanning import amended, better, replanned
+from berth_operator.planner.restoring import restored
 from berth_operator.planner.types import (
     Candidate,
     Placement,
@@ -31,8 +32,11 @@ __all__ = [
     "ShadowPrice",
     "Snapshot",
     "Verdict",
+    "amended",
+    "better",
     "plan",
     "planned",
     "replanned",
+    "restored",
     "savings_percent",
 ]

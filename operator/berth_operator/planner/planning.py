@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Final
 
 from berth_operator.api import HardwareClass, InferencePool, ServingProfile, format_decimal, resolve
+from berth_operator.planner import fleet
 from berth_operator.planner.acceptance import placement_problem, spec_problem
 from berth_operator.planner.candidates import Candidates, PoolContext, Resource, api_time, candidates_of
 from berth_operator.planner.churn import Decision, Incumbent, decide
@@ -58,6 +59,8 @@ class Planned:
     pool_costs: Mapping[str, float]
     pool_bounds: Mapping[str, float]
     """At the duals; nothing where the plan was not made by decomposition, or not of all pools alike."""
+    large: bool = False
+    """Too large to be solved to its optimum at once: amending is worth more than planning afresh."""
 
 
 def plan(snapshot: Snapshot) -> Plan:
@@ -85,8 +88,7 @@ def planned(snapshot: Snapshot) -> Planned:
     for j in judged:
         decision = shadow if j.shadow else live
         if j.problem:
-            unfit = explain(_unplaced(j, limits))
-            pools[j.key] = PoolPlan(j.key, j.context.effective, not_accepted=j.problem, candidates=tuple(unfit))
+            pools[j.key] = unaccepted(j, limits)
         elif j.key in decision.solution.failed:
             pools[j.key] = _standing(j, decision.solution.failed[j.key])
         else:
@@ -103,7 +105,12 @@ def planned(snapshot: Snapshot) -> Planned:
     )
     costs = {key: pool.objective for key, pool in live.solution.pools.items()}
     bounds = live.solution.pool_bounds if not failed and not shadow.solution.pools else {}
-    return Planned(snapshot, made, cost, bound, live.solution.duals, costs, bounds)
+    return Planned(snapshot, made, cost, bound, live.solution.duals, costs, bounds, is_large(accepted))
+
+
+def is_large(accepted: Sequence[JudgedPool]) -> bool:
+    """Whether pools that would run are too many for the flat program."""
+    return sum(len(j.candidates.options) for j in accepted if not j.shadow) > fleet.FLAT
 
 
 def limits_of(snapshot: Snapshot) -> dict[Resource, int]:
@@ -210,6 +217,12 @@ def _used_by(decisions: Sequence[Decision]) -> dict[Resource, dict[str, int]]:
     return used
 
 
+def unaccepted(judged: JudgedPool, limits: Mapping[Resource, int]) -> PoolPlan:
+    """The plan of a pool whose spec cannot work: nothing placed, and why nothing else would serve it."""
+    candidates = tuple(explain(_unplaced(judged, limits)))
+    return PoolPlan(judged.key, judged.context.effective, not_accepted=judged.problem, candidates=candidates)
+
+
 def _unplaced(judged: JudgedPool, limits: Mapping[Resource, int]) -> Outcome:
     """A pool that is not accepted: only what cannot serve it is explained."""
     nothing = PoolSolution((), 1.0, 0.0)
@@ -234,7 +247,7 @@ def pool_plan(
     outcome = Outcome(problem, judged.candidates, solution, limits, usage, left, judged.incumbent, kept, free, exact)
     shares = spread(problem, solution.assignments)
     served = 1 - solution.unserved
-    placements = _placements(problem, solution.assignments, percents(problem, solution.assignments, shares))
+    placements = placements_of(problem, solution.assignments, percents(problem, solution.assignments, shares))
     usd = sum((p.usd_per_hour for p in placements), Decimal(0))
     candidates = tuple(explain(outcome))
     if effective.suspend:
@@ -250,16 +263,16 @@ def pool_plan(
         if served > 0
         else None,
         gpu_only_usd_per_hour=gpu_only,
-        watts=_watts(placements),
+        watts=watts_of(placements),
         served_requests_per_second=problem.demand * served,
         unserved_requests_per_second=problem.demand * (1 - served),
         shortfall=shortfall(problem, judged.candidates, solution, candidates, left),
-        over_budget=_over_budget(judged, usd),
+        over_budget=over_budget_of(judged, usd),
         kept=kept,
     )
 
 
-def _placements(
+def placements_of(
     problem: PoolProblem, assignments: Sequence[Assignment], traffic: Sequence[int]
 ) -> tuple[Placement, ...]:
     return tuple(
@@ -281,14 +294,14 @@ def _placements(
     )
 
 
-def _watts(placements: Sequence[Placement]) -> int | None:
+def watts_of(placements: Sequence[Placement]) -> int | None:
     """Of all nodes; None where one class does not say."""
     watts = [p.watts for p in placements]
     known = [w for w in watts if w is not None]
     return sum(known) if watts and len(known) == len(watts) else None
 
 
-def _over_budget(judged: JudgedPool, usd: Decimal) -> Problem | None:
+def over_budget_of(judged: JudgedPool, usd: Decimal) -> Problem | None:
     effective = judged.context.effective
     if effective.max_usd_per_hour is None or usd <= effective.max_usd_per_hour:
         return None
@@ -311,14 +324,14 @@ def _standing(judged: JudgedPool, failure: str) -> PoolPlan:
     carried = [a.replicas * a.option.capacity.turns_per_second / judged.program.demand for a in assignments]
     total = sum(carried)
     shares = [c / max(total, 1.0) for c in carried]
-    placements = _placements(judged.program, assignments, percents(judged.program, assignments, shares))
+    placements = placements_of(judged.program, assignments, percents(judged.program, assignments, shares))
     served = min(1.0, total)
     return PoolPlan(
         pool=judged.key,
         effective=judged.context.effective,
         placements=placements,
         usd_per_hour=sum((p.usd_per_hour for p in placements), Decimal(0)),
-        watts=_watts(placements),
+        watts=watts_of(placements),
         served_requests_per_second=judged.program.demand * served,
         unserved_requests_per_second=judged.program.demand * (1 - served),
         shortfall=Problem("SolverFailed", f"{failure}; what runs stands"),

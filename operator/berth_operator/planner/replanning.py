@@ -1,18 +1,19 @@
 """What if only a few pools have changed since the last plan?  Then these alone are planned, with the nodes left.
 
-The other pools keep their places, so that nothing else can move.  How far from the best that can be is known: with the
-last plan's duals, Lagrange's bound is a sum over pools, of which only the changed ones' parts are priced anew (exactly,
-by the flat program).  Where the gap grows, where demand would go unserved that others could make room for, or where
-anything but pools has changed, everything is planned afresh.  A plan made so depends on the last one, which is why it
-has a function of its own: `plan` never does.
+The other pools keep their places, so that nothing else can move, and their plans stay the very objects that they were.
+How far from the best that can be is known: with the last plan's duals, Lagrange's bound is a sum over pools, of which
+only the changed ones' parts are priced anew (exactly, by the flat program).  A plan made so depends on the last one,
+which is why it has functions of its own: `plan` never does.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final
 
-from berth_operator.api import InferencePool
-from berth_operator.planner.candidates import Resource
+from berth_operator.api import HardwareClass, InferencePool
+from berth_operator.planner.candidates import Resource, api_time
 from berth_operator.planner.explanation import Usage
 from berth_operator.planner.planning import (
     JudgedPool,
@@ -23,87 +24,220 @@ from berth_operator.planner.planning import (
     limits_of,
     planned,
     pool_plan,
+    unaccepted,
 )
 from berth_operator.planner.program import Program, add_pool, cost_terms
-from berth_operator.planner.solver import minimise_roughly
-from berth_operator.planner.types import Snapshot
+from berth_operator.planner.solver import minimise_roughly, nodes_used
+from berth_operator.planner.types import Plan, PoolPlan, RunningPlacement, Snapshot
 
 MOST_CHANGED: Final = 0.02
-"""Share of the pools that may have changed."""
+"""Share of the pools that may have changed for `replanned`."""
 WIDER: Final = 1e-3
-"""By which the gap may grow."""
+"""By which the gap may grow for `replanned`."""
+WORTH: Final = 0.02
+"""Share of the fleet's dollars that a plan made afresh saves at least to replace one that has been amended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What of a snapshot bears on the plan and differs from an earlier one."""
+
+    changed: tuple[InferencePool, ...] = ()
+    """Pools that are new or differ, in what is wanted or in what they run on."""
+    gone: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.gone)
 
 
 def replanned(last: Planned, snapshot: Snapshot) -> Planned:
-    """The plan of `snapshot`, from the last one where only a few pools differ; else afresh."""
-    changed = _changed(last, snapshot)
-    if changed is None:
+    """The plan of `snapshot`, from the last one where only a few pools differ and nothing is lost by it; else afresh.
+
+    Afresh too where the gap grows or demand goes unserved that other pools could make room for.
+    """
+    difference = difference_of(last, snapshot)
+    if difference is None or len(difference.changed) > max(1, int(MOST_CHANGED * len(last.plan.pools))):
         return planned(snapshot)
-    if not changed:
-        return last
-    return _of_changed(last, snapshot, changed) or planned(snapshot)
+    after = amended(last, snapshot)
+    if after is None:
+        return planned(snapshot)
+    wider = after.plan.gap > last.plan.gap + WIDER or math.isnan(after.plan.gap)
+    changed = (after.plan.pools[p.key] for p in difference.changed)
+    short = any(p.unserved_requests_per_second > 0 or p.shortfall for p in changed)
+    return planned(snapshot) if after is not last and (wider or short) else after
 
 
-def _changed(last: Planned, snapshot: Snapshot) -> list[InferencePool] | None:
-    """Pools that differ; None where more than a few pools do."""
+def amended(last: Planned, snapshot: Snapshot) -> Planned | None:
+    """The last plan with only those pools planned anew that differ: `last` itself where none does.
+
+    None where everything has to be planned afresh: a small fleet (solved to its optimum at once), or another change
+    than that of pools.
+    """
+    difference = difference_of(last, snapshot)
+    if difference is None:
+        return None
+    return _of_changed(last, snapshot, difference) if difference else last
+
+
+def difference_of(last: Planned, snapshot: Snapshot) -> Difference | None:
+    """What differs between the last plan's snapshot and this one; None where all pools have to be planned again."""
     before = last.snapshot
     same = (
-        before.hardware_classes == snapshot.hardware_classes
+        last.large
         and before.serving_profiles == snapshot.serving_profiles
-        and before.running == snapshot.running
-        and before.namespace_labels == snapshot.namespace_labels
+        and [_of_class(c) for c in before.hardware_classes] == [_of_class(c) for c in snapshot.hardware_classes]
+        and not _constraint_ended(snapshot.hardware_classes, before.now, snapshot.now)
     )
+    if not same:
+        return None
+    short = {(c.metadata.name, x.type) for c in snapshot.hardware_classes for x in c.status.constrained or ()}
+    ran, runs = _running(before.running, short), _running(snapshot.running, short)
     old = {p.key: p for p in before.pools}
-    if not same or not last.pool_bounds or old.keys() != {p.key for p in snapshot.pools}:
-        return None
-    if snapshot.now != before.now and any(
-        p.kept is not None and p.kept.reason == "Cooldown" for p in last.plan.pools.values()
-    ):
-        return None
-    if snapshot.now != before.now and any(c.status.constrained for c in snapshot.hardware_classes):
-        return None
-    changed = [p for p in snapshot.pools if p is not old[p.key] and p != old[p.key]]
-    return changed if len(changed) <= max(1, int(MOST_CHANGED * len(old))) else None
+    changed = [
+        p
+        for p in snapshot.pools
+        if not _same_pool(old.get(p.key), p)
+        or ran.get(p.key) != runs.get(p.key)
+        or before.namespace_labels.get(_namespace(p)) != snapshot.namespace_labels.get(_namespace(p))
+        or _cooled_down(last.plan.pools.get(p.key), p, snapshot.now)
+    ]
+    return Difference(tuple(changed), frozenset(old.keys() - {p.key for p in snapshot.pools}))
 
 
-def _of_changed(last: Planned, snapshot: Snapshot, changed: Sequence[InferencePool]) -> Planned | None:
-    """Only the changed pools planned anew; None where that will not do."""
-    keys = {p.key for p in changed}
-    judged = judge_pools(replace(snapshot, pools=tuple(changed)))
-    if any(j.problem or j.shadow or j.key not in last.pool_bounds for j in judged):
-        return None
+def better(fresh: Plan, present: Plan) -> bool:
+    """Whether a plan made afresh is worth replacing the present one of the same pools and prices.
+
+    It is where it serves more (by priority), or saves `WORTH`: two plans that are near-optimal differ in many places
+    for next to nothing, and each place is a move.
+    """
+    for mine, theirs in zip(_unserved(fresh), _unserved(present), strict=False):
+        if mine[0] != theirs[0] or abs(mine[1] - theirs[1]) > 1e-6:
+            return mine[1] < theirs[1]
+    return _dollars(fresh) < (1 - WORTH) * _dollars(present)
+
+
+def _unserved(plan: Plan) -> list[tuple[int, float]]:
+    """(priority, requests per second without a place), most important first."""
+    sums: dict[int, float] = {}
+    for pool in plan.pools.values():
+        priority = -pool.effective.priority
+        lost = 0.0 if pool.not_accepted else pool.unserved_requests_per_second
+        sums[priority] = sums.get(priority, 0.0) + lost
+    return sorted(sums.items())
+
+
+def _dollars(plan: Plan) -> float:
+    return float(sum(p.usd_per_hour for p in plan.pools.values() if p.effective.mode == "Apply"))
+
+
+def _of_class(hardware: HardwareClass) -> object:
+    """What of a class bears on a plan: the rest of its status says what came of plans."""
+    return hardware.metadata.name, hardware.spec, hardware.status.constrained or None
+
+
+def _constraint_ended(classes: Iterable[HardwareClass], before: datetime, now: datetime) -> bool:
+    ends = (api_time(c.until) for hardware in classes for c in hardware.status.constrained or ())
+    return any(end is not None and before < end <= now for end in ends)
+
+
+def _running(
+    running: Sequence[RunningPlacement], short: set[Resource]
+) -> dict[str, frozenset[tuple[Resource, str | None, int]]]:
+    """What of the running placements bears on a plan: where they are; how many only where no more can be had."""
+    out: dict[str, set[tuple[Resource, str | None, int]]] = {}
+    for one in running:
+        if one.replicas > 0:
+            where = one.hardware_class, one.capacity_type
+            placed = one.ready_replicas if one.scheduled_replicas is None else one.scheduled_replicas
+            out.setdefault(one.pool, set()).add((where, one.quantization, placed if where in short else 0))
+    return {key: frozenset(found) for key, found in out.items()}
+
+
+def _same_pool(old: InferencePool | None, new: InferencePool) -> bool:
+    """Its status says what came of plans, but for the time of its last move."""
+    return old is new or (
+        old is not None
+        and old.metadata.uid == new.metadata.uid
+        and old.status.last_move_time == new.status.last_move_time
+        and old.spec == new.spec
+    )
+
+
+def _namespace(pool: InferencePool) -> str:
+    return pool.metadata.namespace or "default"
+
+
+def _cooled_down(plan: PoolPlan | None, pool: InferencePool, now: datetime) -> bool:
+    if plan is None or plan.kept is None or plan.kept.reason != "Cooldown":
+        return False
+    moved = api_time(pool.status.last_move_time)
+    return moved is None or now >= moved + plan.effective.cooldown
+
+
+def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Planned | None:
+    """Only the changed pools planned anew; None where they cannot be solved."""
+    changed = {p.key for p in difference.changed}
+    judged = judge_pools(replace(snapshot, pools=difference.changed))
+    accepted = [j for j in judged if j.problem is None]
     limits = limits_of(snapshot)
+    kept = {k: p for k, p in last.plan.pools.items() if k not in changed and k not in difference.gone}
     used: dict[Resource, dict[str, int]] = {}
-    for key, pool in last.plan.pools.items():
-        for p in pool.placements if key not in keys else ():
+    for key, pool in kept.items():
+        for p in pool.placements if pool.effective.mode == "Apply" else ():
             used.setdefault((p.hardware_class, p.capacity_type), {})[key] = p.nodes
-    left = {r: most - sum(used.get(r, {}).values()) for r, most in limits.items()}
-    decision = decide_pools(judged, left, snapshot.now)
-    solved = decision.solution.pools
-    if decision.solution.failed or any(p.unserved > 0 or p.missing_replicas > 0 for p in solved.values()):
+    left = {r: max(0, most - sum(used.get(r, {}).values())) for r, most in limits.items()}
+    live = decide_pools([j for j in accepted if not j.shadow], left, snapshot.now)
+    taken = nodes_used(live.solution.pools)
+    left = {r: max(0, most - taken.get(r, 0)) for r, most in left.items()}
+    shadow = decide_pools([j for j in accepted if j.shadow], left, snapshot.now)
+    if live.solution.failed or shadow.solution.failed:
         return None
-    cost = last.cost + sum(solved[k].objective - last.pool_costs[k] for k in keys)
-    bounds = {j.key: _least(j, last.duals, limits, held=j.key in decision.kept) for j in judged}
-    bound = last.bound + sum(bounds[k] - last.pool_bounds[k] for k in keys)
-    gap = max(0.0, (cost - bound) / cost) if cost > 0 else 0.0
-    if gap > last.plan.gap + WIDER:
-        return None
-    for key, one in solved.items():
+    solved = {**live.solution.pools, **shadow.solution.pools}
+    for key, one in live.solution.pools.items():
         for a in one.assignments:
             used.setdefault(a.option.resource, {})[key] = a.nodes
     usage = Usage.of(used)
-    gpu_only = counterfactuals(judged, solved, snapshot.hardware_classes)
-    fresh = {j.key: pool_plan(j, decision, limits, usage, False, gpu_only.get(j.key)) for j in judged}
-    pools = {key: fresh.get(key, pool) for key, pool in last.plan.pools.items()}
+    gpu_only = counterfactuals(accepted, solved, snapshot.hardware_classes)
+    fresh = {}
+    for j in judged:
+        if j.problem:
+            fresh[j.key] = unaccepted(j, limits)
+        else:
+            fresh[j.key] = pool_plan(j, shadow if j.shadow else live, limits, usage, False, gpu_only.get(j.key))
+    pools = {p.key: fresh[p.key] if p.key in fresh else kept[p.key] for p in snapshot.pools}
+    costs = {k: v for k, v in last.pool_costs.items() if k in kept} | {
+        k: one.objective for k, one in live.solution.pools.items()
+    }
+    cost = last.cost + sum(costs[k] for k in live.solution.pools)
+    cost -= sum(v for k, v in last.pool_costs.items() if k not in kept)
+    bound, bounds = _bounded(last, [j for j in accepted if not j.shadow], kept, limits, live.kept)
+    proven = cost > 0 and not math.isnan(bound)
+    gap = max(0.0, (cost - bound) / cost) if proven else math.nan if math.isnan(bound) else 0.0
     return replace(
         last,
         snapshot=snapshot,
         plan=replace(last.plan, pools=pools, gap=gap),
         cost=cost,
         bound=bound,
-        pool_costs={**last.pool_costs, **{k: solved[k].objective for k in keys}},
-        pool_bounds={**last.pool_bounds, **bounds},
+        pool_costs=costs,
+        pool_bounds=bounds,
     )
+
+
+def _bounded(
+    last: Planned,
+    judged: Sequence[JudgedPool],
+    kept: Mapping[str, PoolPlan],
+    limits: Mapping[Resource, int],
+    held: Mapping[str, object],
+) -> tuple[float, dict[str, float]]:
+    """The bound with the changed pools' parts priced anew, and those parts; not a number where the last had none."""
+    if not last.pool_bounds or math.isnan(last.bound):
+        return math.nan, {}
+    fresh = {j.key: _least(j, last.duals, limits, held=j.key in held) for j in judged}
+    gone = sum(v for k, v in last.pool_bounds.items() if k not in kept)
+    bounds = {k: v for k, v in last.pool_bounds.items() if k in kept} | fresh
+    return last.bound - gone + sum(fresh.values()), bounds
 
 
 def _least(judged: JudgedPool, duals: Mapping[Resource, float], limits: Mapping[Resource, int], *, held: bool) -> float:

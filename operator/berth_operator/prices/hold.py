@@ -5,7 +5,7 @@ be placed anyway, because an old price is the best there is.  But a pool that ru
 with a stale price to save money; it moves where that serves more demand, as ever.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -18,9 +18,9 @@ from berth_operator.prices.quotes import Key, Price
 _HELD_FOR: Final = timedelta(days=1)
 
 
-def plan_priced(snapshot: Snapshot, stale: Mapping[Key, Price]) -> Plan:
+def plan_priced(snapshot: Snapshot, stale: Mapping[Key, Price], solve: Callable[[Snapshot], Plan] = plan) -> Plan:
     """The plan of a snapshot in which some prices are stale.  Pure; one solve where no stale price matters."""
-    planned = plan(snapshot)
+    planned = solve(snapshot)
     running = _running(snapshot)
     held: dict[str, Problem] = {}
     while True:
@@ -32,7 +32,7 @@ def plan_priced(snapshot: Snapshot, stale: Mapping[Key, Price]) -> Plan:
         if not moved:
             return _explained(planned, snapshot, held)
         held |= moved
-        planned = plan(replace(snapshot, pools=tuple(_kept(pool, held, snapshot.now) for pool in snapshot.pools)))
+        planned = solve(replace(snapshot, pools=tuple(_kept(pool, held, snapshot.now) for pool in snapshot.pools)))
 
 
 def _running(snapshot: Snapshot) -> dict[str, set[Key]]:

@@ -33,6 +33,8 @@ class PricePolicy:
     most_times: Decimal = Decimal(10)
     ahead: timedelta = timedelta(minutes=5)
     """How far a quote's time may lie in the future: clocks differ."""
+    dead_band: Decimal = Decimal("0.02")
+    """Share by which a quote must differ from the price in force to change it: less would be plans for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,13 @@ def _in_force(
     stale = now - best.as_of > policy.max_age
     if stale and hardware.metadata.generation != (hardware.status.observed_generation or 0):
         return Price(own.usd_per_hour, STATIC, refused=refused)  # its owner has spoken since
-    return Price(best.usd_per_hour, best.source, best.as_of, stale, refused)
+    usd = last.usd_per_hour if last and _jitter(last.usd_per_hour, best.usd_per_hour, policy) else best.usd_per_hour
+    return Price(usd, best.source, best.as_of, stale, refused)
+
+
+def _jitter(in_force: Decimal, said: Decimal, policy: PricePolicy) -> bool:
+    """Whether a quote says the price in force once more, but for what status would not show."""
+    return in_force.is_finite() and abs(said - in_force) <= policy.dead_band * max(said, in_force)
 
 
 def absurd(quote: Quote, hardware: HardwareClass, capacity: Capacity, now: datetime, policy: PricePolicy) -> str | None:

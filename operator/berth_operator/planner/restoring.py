@@ -1,0 +1,149 @@
+"""Which plan was in force before a restart?  It is in the API: each pool's status says what was decided, and why.
+
+Of a large fleet no two searches find the same plan: both are near the best, and differ in many places for next to
+nothing.  So a new leader goes on from the plan in force, as the old one would have, and moves nothing for having begun.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from decimal import Decimal, InvalidOperation
+
+from berth_operator.api import InferencePool, InferencePoolStatus
+from berth_operator.planner.candidates import Option
+from berth_operator.planner.explanation import per_million
+from berth_operator.planner.planning import (
+    JudgedPool,
+    Planned,
+    is_large,
+    judge_pools,
+    limits_of,
+    over_budget_of,
+    placements_of,
+    watts_of,
+)
+from berth_operator.planner.solver import Assignment
+from berth_operator.planner.types import Candidate, Plan, PoolPlan, Problem, Snapshot, Verdict
+
+_SAME = 0.02
+"""Share by which a pool's dollars may differ from what its status says: that is the dead band of status."""
+
+
+def restored(snapshot: Snapshot) -> Planned | None:
+    """The plan in force of those pools whose status still holds, for `amended` to complete.
+
+    None for a small fleet, which is best planned afresh, where no status holds, or where they do not fit together.
+    A status holds where it is of the present spec, all demand was served, and its placements still can be had, carry
+    the demand and cost what they did.
+    """
+    judged = judge_pools(snapshot)
+    accepted = [j for j in judged if j.problem is None]
+    if not is_large(accepted):
+        return None
+    by_key = {p.key: p for p in snapshot.pools}
+    found = {j.key: plan for j in accepted if (plan := _restored(by_key[j.key], j)) is not None}
+    if not found or _too_many_nodes(found.values(), snapshot):
+        return None
+    costs = {key: float(plan.usd_per_hour) for key, plan in found.items()}
+    return Planned(
+        snapshot=replace(snapshot, pools=tuple(p for p in snapshot.pools if p.key in found)),
+        plan=Plan(found, gap=math.nan, solver_status="Feasible"),
+        cost=sum(costs.values()),
+        bound=math.nan,
+        duals={},
+        pool_costs=costs,
+        pool_bounds={},
+        large=True,
+    )
+
+
+def _restored(pool: InferencePool, judged: JudgedPool) -> PoolPlan | None:
+    status, problem = pool.status, judged.program
+    assignments = _assignments(status, judged)
+    if judged.shadow or not assignments or not _holds(pool):
+        return None
+    carried = sum(a.replicas * a.option.capacity.turns_per_second for a in assignments)
+    placements = placements_of(problem, assignments, [p.traffic_percent for p in status.placements or ()])
+    usd = sum((p.usd_per_hour for p in placements), Decimal(0))
+    before = _decimal(status.cost.usd_per_hour) if status.cost else None
+    if before is None or abs(usd - before) > Decimal(repr(_SAME)) * max(usd, before) or carried < problem.demand:
+        return None
+    return PoolPlan(
+        pool=pool.key,
+        effective=judged.context.effective,
+        placements=placements,
+        candidates=_candidates(status),
+        usd_per_hour=usd,
+        usd_per_million_tokens=per_million(usd, problem.demand * judged.context.effective.output_tokens),
+        gpu_only_usd_per_hour=_decimal(status.cost.gpu_only_usd_per_hour) if status.cost else None,
+        watts=watts_of(placements),
+        served_requests_per_second=problem.demand,
+        over_budget=over_budget_of(judged, usd),
+        kept=_kept(status),
+    )
+
+
+def _holds(pool: InferencePool) -> bool:
+    """Whether the status is of this spec, and of a pool that was placed and served in full."""
+    said = {c.type: c for c in pool.status.conditions or ()}
+    placed, met = said.get("Placed"), said.get("ObjectivesMet")
+    current = pool.status.observed_generation == pool.metadata.generation
+    return current and placed is not None and placed.status == "True" and met is not None and met.status == "True"
+
+
+def _assignments(status: InferencePoolStatus, judged: JudgedPool) -> Sequence[Assignment]:
+    """What status says was placed; nothing where one of it cannot be had any more."""
+    formats = judged.incumbent.formats if judged.incumbent else set()
+    options: dict[tuple[str, str], Option] = {}
+    for option in judged.candidates.options:
+        key = option.hardware_class, option.capacity_type.value
+        if key not in options or option.quantization in formats:
+            options[key] = option
+    out = []
+    for placed in status.placements or ():
+        found = options.get((placed.hardware_class, placed.capacity_type.value))
+        if found is None or found.own_replica_limit is not None:
+            return ()
+        out.append(Assignment(found, placed.replicas, -(-placed.replicas // found.replicas_per_node)))
+    return out
+
+
+def _candidates(status: InferencePoolStatus) -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(
+            hardware_class=c.hardware_class,
+            capacity_type=c.capacity_type,
+            verdict=Verdict(c.verdict),
+            reason=c.reason,
+            usd_per_million_tokens=_decimal(c.usd_per_million_tokens),
+            estimated=bool(c.estimated),
+        )
+        for c in status.candidates or ()
+    )
+
+
+def _kept(status: InferencePoolStatus) -> Problem | None:
+    """Why the pool was not moved: what follows the placements in condition Placed."""
+    placed = next((c.message for c in status.conditions or () if c.type == "Placed"), "")
+    _, _, kept = placed.partition("% of traffic. ")
+    if not kept:
+        return None
+    return Problem("Cooldown" if kept.startswith("moved less than") else "SavingsTooSmall", kept)
+
+
+def _too_many_nodes(plans: Iterable[PoolPlan], snapshot: Snapshot) -> bool:
+    left = limits_of(snapshot)
+    for plan in plans:
+        for p in plan.placements:
+            resource = p.hardware_class, p.capacity_type
+            if resource in left:
+                left[resource] -= p.nodes
+    return any(n < 0 for n in left.values())
+
+
+def _decimal(text: str | None) -> Decimal | None:
+    try:
+        found = Decimal(text) if text else None
+    except InvalidOperation:
+        return None
+    return found if found is not None and found.is_finite() else None

@@ -1,0 +1,102 @@
+"""Which plan counts now?  One made afresh; or, in a large fleet, the plan in force with what has changed planned anew.
+
+A small fleet is solved to its optimum at every pass: its plan is a function of the Snapshot alone.  A large one takes
+seconds, and near-optimal plans differ in many places for next to nothing.  So there the plan in force counts as well,
+which is no state of ours: pools' statuses hold it, and a new leader restores it from them.  How far it may fall behind
+is bounded: every few minutes, if anything has changed, all is planned afresh beside the passes, and that plan is taken
+where it serves more or saves a stated share.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from berth_operator.planner import Plan, Planned, Snapshot, amended, better, planned, restored
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS: Final = 300.0
+"""Between plans made afresh, while there are changes."""
+SHORT_REFRESH_SECONDS: Final = 30.0
+"""The same when demand has come to be unserved that others might make room for."""
+
+
+@dataclass(slots=True)
+class Replanner:
+    """The plan in force, in one process.  `solve` and `refresh` may run in two threads at once, each in one."""
+
+    clock: Callable[[], float] = time.monotonic
+    _last: Planned | None = None
+    _amended: bool = False
+    _unserved: float = 0.0
+    """Requests per second, in the last plan made afresh."""
+    _fresh_at: float = field(default=-math.inf)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def solve(self, snapshot: Snapshot) -> Plan:
+        """The plan of a snapshot."""
+        last = self._last or restored(snapshot)
+        found = amended(last, snapshot) if last else None
+        with self._lock:
+            if found is None:
+                found = planned(snapshot)
+                self._amended, self._unserved, self._fresh_at = False, _unserved(found.plan), self.clock()
+            elif found is not self._last:
+                self._amended = True
+            self._last = found
+        return found.plan
+
+    def forget(self) -> None:
+        """Another replica leads: what we knew is not the plan in force any more."""
+        with self._lock:
+            self._last = None
+
+    @property
+    def refresh_due(self) -> bool:
+        """Whether it is time to plan afresh beside the passes."""
+        if not self._amended or self._last is None:
+            return False
+        shorter = _unserved(self._last.plan) > self._unserved + 1e-6
+        return self.clock() - self._fresh_at >= (SHORT_REFRESH_SECONDS if shorter else REFRESH_SECONDS)
+
+    def refresh(self) -> bool:
+        """Plan afresh; return whether that plan is taken, so that a pass is due.  Takes seconds."""
+        present = self._last
+        if present is None:
+            return False
+        fresh = planned(present.snapshot)
+        taken = better(fresh.plan, present.plan)
+        with self._lock:
+            self._fresh_at, self._unserved = self.clock(), _unserved((fresh if taken else present).plan)
+            if taken:
+                log.info("planned afresh: serves more, or saves a share worth its moves")
+                self._amended = self._last is not present
+                self._last = fresh
+            elif self._last is present:
+                self._amended = False
+                self._last = _proven(present, fresh)
+        return taken
+
+
+def _proven(present: Planned, fresh: Planned) -> Planned:
+    """The plan in force with the bound that planning afresh has found."""
+    if not fresh.pool_bounds or present.cost <= 0:
+        return present
+    gap = max(0.0, (present.cost - fresh.bound) / present.cost)
+    return replace(
+        present,
+        plan=replace(present.plan, gap=gap),
+        bound=fresh.bound,
+        duals=fresh.duals,
+        pool_bounds=fresh.pool_bounds,
+    )
+
+
+def _unserved(plan: Plan) -> float:
+    return sum(p.unserved_requests_per_second for p in plan.pools.values())

@@ -1,0 +1,157 @@
+"""Does a large fleet stand still when nothing changes, and does a new leader go on from the plan in force?"""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from berth_operator.api import InferencePool
+from berth_operator.loop import pool_statuses
+from berth_operator.planner import Plan, RunningPlacement, Snapshot, amended, better, fleet, plan, planned, restored
+from berth_operator.replanner import REFRESH_SECONDS, Replanner
+
+Make = Callable[..., Any]
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+SHAPE = {"promptTokens": 800, "outputTokens": 80, "cachedPromptPercent": 90}
+
+
+@pytest.fixture(autouse=True)
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even twelve pools count as a large fleet."""
+    monkeypatch.setattr(fleet, "FLAT", 0)
+
+
+@pytest.fixture
+def snapshot(pool: Make, hardware: Make, profile: Make) -> Snapshot:
+    """Twelve pools that compete for the cheaper two of four classes."""
+    rng = random.Random(5)  # noqa: S311
+    classes = tuple(
+        hardware(name, prices={"OnDemand": price, "Spot": spot}, max_nodes=most)
+        for name, price, spot, most in [
+            ("a", "0.50", "0.20", {"OnDemand": 9, "Spot": 4}),
+            ("b", "0.70", "0.25", {"OnDemand": 9, "Spot": 5}),
+            ("c", "1.10", "0.60", {}),
+            ("d", "1.60", "0.80", {}),
+        ]
+    )
+    pools = tuple(pool(f"p{i:02d}", f"{rng.uniform(2, 25):.2f}", model="tested-model", shape=SHAPE) for i in range(12))
+    profiles = tuple(profile(c.metadata.name) for c in classes)
+    return Snapshot(now=NOW, pools=pools, hardware_classes=classes, serving_profiles=profiles)
+
+
+def _carried_out(snapshot: Snapshot, made: Plan) -> Snapshot:
+    """The snapshot once everything runs as planned and statuses are written."""
+    running = tuple(
+        RunningPlacement(key, p.hardware_class, p.capacity_type, p.replicas, p.replicas, p.replicas, p.quantization)
+        for key, one in made.pools.items()
+        for p in one.placements
+    )
+    after = replace(snapshot, running=running)
+    for _ in range(2):  # the second one sees the first one's conditions
+        statuses = pool_statuses(made, after, (), NOW)
+        after = replace(after, pools=tuple(p.model_copy(update={"status": statuses[p.key]}) for p in after.pools))
+    return after
+
+
+def _untouched(before: Plan, after: Plan, *but: str) -> bool:
+    return all(after.pools[key] is one for key, one in before.pools.items() if key not in but)
+
+
+def test_a_new_leader_restores_the_plan_in_force_and_writes_no_status(snapshot: Snapshot) -> None:
+    made = planned(snapshot).plan
+    after = _carried_out(snapshot, made)
+    later = replace(after, now=NOW + timedelta(hours=1))
+    base = restored(later)
+    assert base is not None
+    again = amended(base, later)
+    assert again is not None
+    assert {k: p.placements for k, p in again.plan.pools.items()} == {k: p.placements for k, p in made.pools.items()}
+    statuses = pool_statuses(again.plan, later, (), later.now)
+    assert [key for key, status in statuses.items() if status is not _pool(later, key).status] == []
+
+
+def test_pools_that_changed_while_nobody_led_are_planned_anew_and_the_others_stay(
+    snapshot: Snapshot, pool: Make
+) -> None:
+    made = planned(snapshot).plan
+    after = _carried_out(snapshot, made)
+    edited = pool("p00", "3", model="tested-model", shape=SHAPE)
+    edited = edited.model_copy(update={"metadata": edited.metadata.model_copy(update={"generation": 2})})
+    now = replace(after, pools=(edited, *after.pools[1:]))
+    again = Replanner().solve(now)
+    assert again.pools[edited.key].effective.requests_per_second == 3
+    assert {k: p.placements for k, p in again.pools.items() if k != edited.key} == {
+        k: p.placements for k, p in made.pools.items() if k != edited.key
+    }
+
+
+def test_a_small_fleet_is_never_restored(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    after = _carried_out(snapshot, planned(snapshot).plan)
+    monkeypatch.setattr(fleet, "FLAT", 10_000)
+    assert restored(after) is None
+    assert Replanner().solve(after) == plan(after)
+
+
+def test_workers_becoming_ready_change_no_plan(snapshot: Snapshot) -> None:
+    replanner = Replanner()
+    made = replanner.solve(snapshot)
+    after = _carried_out(snapshot, made)
+    starting = replace(after, running=tuple(replace(r, ready_replicas=0) for r in after.running))
+    first = replanner.solve(starting)
+    assert _untouched(first, replanner.solve(after))
+
+
+def test_a_new_pool_and_a_deleted_one_leave_all_others_alone(snapshot: Snapshot, pool: Make) -> None:
+    replanner = Replanner()
+    settled = _carried_out(snapshot, replanner.solve(snapshot))
+    before = replanner.solve(settled)
+    new = pool("new", "4", model="tested-model", shape=SHAPE)
+    more = replanner.solve(replace(settled, pools=(*settled.pools, new)))
+    assert more.pools[new.key].placements
+    assert _untouched(before, more)
+    fewer = replanner.solve(replace(settled, pools=(*settled.pools[1:], new)))
+    assert settled.pools[0].key not in fewer.pools
+    assert _untouched(more, fewer, settled.pools[0].key)
+
+
+def test_nodes_that_others_hold_are_not_given_twice(snapshot: Snapshot, pool: Make) -> None:
+    replanner = Replanner()
+    settled = _carried_out(snapshot, replanner.solve(snapshot))
+    new = tuple(pool(f"new{i}", "20", model="tested-model", shape=SHAPE) for i in range(4))
+    after = replanner.solve(replace(settled, pools=(*settled.pools, *new)))
+    for name, kind, most in [("a", "OnDemand", 9), ("a", "Spot", 4), ("b", "OnDemand", 9), ("b", "Spot", 5)]:
+        placed = (p for one in after.pools.values() for p in one.placements)
+        assert sum(p.nodes for p in placed if (p.hardware_class, p.capacity_type.value) == (name, kind)) <= most
+
+
+def test_the_plan_made_afresh_is_taken_where_it_saves_a_share_and_not_for_less(
+    snapshot: Snapshot, hardware: Make
+) -> None:
+    clock = [0.0]
+    replanner = Replanner(clock=lambda: clock[0])
+    settled = _carried_out(snapshot, replanner.solve(snapshot))
+    before = replanner.solve(settled)
+    assert not replanner.refresh_due
+    clock[0] += REFRESH_SECONDS
+    assert replanner.refresh_due
+    taken = replanner.refresh()
+    afresh = planned(settled).plan
+    assert taken == better(afresh, before)
+    assert not replanner.refresh_due
+    after = replanner.solve(settled)
+    assert _untouched(before, after) or taken
+    assert after.gap < 0.2
+
+
+def test_a_price_that_changed_is_planned_with_at_once(snapshot: Snapshot, hardware: Make) -> None:
+    replanner = Replanner()
+    replanner.solve(snapshot)
+    dear = hardware("a", prices={"OnDemand": "5.00", "Spot": "2.00"}, max_nodes={"OnDemand": 9, "Spot": 4})
+    changed = replace(snapshot, hardware_classes=(dear, *snapshot.hardware_classes[1:]))
+    assert replanner.solve(changed) == plan(changed)
+
+
+def _pool(snapshot: Snapshot, key: str) -> InferencePool:
+    return next(p for p in snapshot.pools if p.key == key)
