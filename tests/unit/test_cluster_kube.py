@@ -3,6 +3,7 @@
 Against a real HTTP server.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -165,3 +166,18 @@ async def test_a_conflict_is_no_failure_because_the_next_pass_sees_what_changed(
 
     assert await attempts.attempt("a", "A", conflict) is Result.HELD
     assert attempts.retry_in_s() is None
+
+
+async def test_a_watch_that_is_not_answered_at_all_is_given_up(unused_tcp_port: int) -> None:
+    async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", unused_tcp_port)
+    configuration = Configuration()
+    configuration.host = f"http://127.0.0.1:{unused_tcp_port}"
+    kube = Kube(configuration, request_seconds=0.2)
+    with pytest.raises(ApiError, match="the watch broke off"):
+        async for _ in kube.watch(POOLS, resource_version="1", seconds=60):
+            pass
+    await kube.close()
+    server.close()

@@ -34,3 +34,10 @@ def test_an_answer_is_there_before_the_watch_brings_it() -> None:
     pools.note(pool(8))
     pools._take("", {"type": "ADDED", "object": pool(5)})
     assert list(pools.values()) == [8]
+
+
+def test_an_event_told_again_after_the_deletion_brings_no_object_back() -> None:
+    pools = followed()
+    for kind, version in (("ADDED", 5), ("MODIFIED", 6), ("DELETED", 7), ("ADDED", 5), ("MODIFIED", 6)):
+        pools._take("", {"type": kind, "object": pool(version)})
+    assert list(pools) == []

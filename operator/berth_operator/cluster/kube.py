@@ -133,7 +133,8 @@ class Kube:
         } | _selectors(labels, fields)
         limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_WATCH_SILENCE_SECONDS)
         try:
-            answer = await self._send("GET", resource.path(namespace), query, None, "", limits)
+            async with asyncio.timeout(self._request_seconds):  # an answer begins at once, even if no event comes
+                answer = await self._send("GET", resource.path(namespace), query, None, "", limits)
             async with answer:
                 if answer.status != HTTPStatus.OK:
                     raise _error(answer, await answer.read())

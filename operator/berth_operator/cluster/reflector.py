@@ -176,11 +176,13 @@ class Reflector(Mapping[Key, T], Generic[T]):
         )
 
     def _take(self, scope: str, event: Object) -> None:
-        item, part = event["object"], self._parts[scope]
-        self._seen[scope] = max(self._seen[scope], _version_of(item))
+        item, part, seen = event["object"], self._parts[scope], self._seen[scope]
+        self._seen[scope] = max(seen, _version_of(item))
         match event["type"]:
             case "ADDED" | "MODIFIED":
-                changed = self._put(part, item)
+                # An event told once more, of an object that has been deleted since, brings it not back.
+                news = key_of(item) in part or _version_of(item) > seen
+                changed = news and self._put(part, item)
             case "DELETED":
                 known = part.get(key_of(item))
                 changed = known is not None and known.version <= _version_of(item)
