@@ -11,6 +11,7 @@ from decimal import Decimal, InvalidOperation
 
 from berth_operator.api import InferencePool, InferencePoolStatus
 from berth_operator.planner.candidates import Option
+from berth_operator.planner.counterfactual import savings_percent
 from berth_operator.planner.explanation import per_million
 from berth_operator.planner.planning import (
     JudgedPool,
@@ -27,6 +28,9 @@ from berth_operator.planner.types import Candidate, Plan, PoolPlan, Problem, Sna
 
 _SAME = 0.02
 """Share by which a pool's dollars may differ from what its status says: that is the dead band of status."""
+
+
+_ROUNDED = Decimal("0.0005")
 
 
 def restored(snapshot: Snapshot) -> Planned | None:
@@ -75,7 +79,7 @@ def _restored(pool: InferencePool, judged: JudgedPool) -> PoolPlan | None:
         candidates=_candidates(status),
         usd_per_hour=usd,
         usd_per_million_tokens=per_million(usd, problem.demand * judged.context.effective.output_tokens),
-        gpu_only_usd_per_hour=_decimal(status.cost.gpu_only_usd_per_hour) if status.cost else None,
+        gpu_only_usd_per_hour=_gpu_only(status, usd),
         watts=watts_of(placements),
         served_requests_per_second=problem.demand,
         over_budget=over_budget_of(judged, usd),
@@ -106,6 +110,15 @@ def _assignments(status: InferencePoolStatus, judged: JudgedPool) -> Sequence[As
             return ()
         out.append(Assignment(found, placed.replicas, -(-placed.replicas // found.replicas_per_node)))
     return out
+
+
+def _gpu_only(status: InferencePoolStatus, usd: Decimal) -> Decimal | None:
+    """The counterfactual, which status rounds to a tenth of a cent, such that it saves the percent that status says."""
+    said = _decimal(status.cost.gpu_only_usd_per_hour) if status.cost else None
+    if said is None or status.cost is None:
+        return None
+    near = (said, said + _ROUNDED, said - _ROUNDED)
+    return next((v for v in near if savings_percent(usd, v) == status.cost.savings_percent), said)
 
 
 def _candidates(status: InferencePoolStatus) -> tuple[Candidate, ...]:
