@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import ssl
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import yaml
 from cryptography import x509
@@ -113,6 +117,32 @@ def kubeconfig(server: str, authority: bytes, user: Credentials | str, namespace
         ],
     }
     return yaml.safe_dump(document, sort_keys=False)
+
+
+def plain_kubeconfig(server: str) -> str:
+    """A kubeconfig without credentials, for a proxy that has its own."""
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "proxy",
+        "clusters": [{"name": "proxy", "cluster": {"server": server}}],
+        "users": [{"name": "user", "user": {}}],
+        "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "user"}}],
+    }
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def client_tls(config: Mapping[str, Any]) -> tuple[ssl.SSLContext, str | None]:
+    """From a kubeconfig of ours, how to speak TLS to its server, and the bearer token where it has one."""
+    authority = base64.b64decode(config["clusters"][0]["cluster"]["certificate-authority-data"])
+    tls = ssl.create_default_context(cadata=authority.decode())
+    user = config["users"][0]["user"]
+    if "client-certificate-data" in user:
+        with tempfile.NamedTemporaryFile() as both:  # OpenSSL loads them from files only
+            both.write(base64.b64decode(user["client-certificate-data"]) + base64.b64decode(user["client-key-data"]))
+            both.flush()
+            tls.load_cert_chain(both.name)
+    return tls, user.get("token")
 
 
 def _general_name(name: str) -> x509.GeneralName:

@@ -44,6 +44,7 @@ class Layout:
     folder: Path
     ports: Sequence[int]  # etcd clients, etcd peers, API server, scheduler, controller manager, KWOK
     address: str = "127.0.0.1"
+    lease_seconds: int = 40  # of a simulated node; KWOK renews it four times as often
 
     @property
     def server(self) -> str:
@@ -153,6 +154,7 @@ def controller_manager(layout: Layout, paths: Paths) -> Component:
         f"--cluster-signing-key-file={layout.pki('ca.key')}",
         "--allocate-node-cidrs=false",
         "--horizontal-pod-autoscaler-sync-period=1s",  # the default of 15 s only makes tests wait
+        f"--node-monitor-grace-period={layout.lease_seconds + 10}s",
     ]
     return Component(CONTROLLER_MANAGER, command, f"https://{layout.address}:{port}/healthz")
 
@@ -167,7 +169,7 @@ def kwok(layout: Layout, paths: Paths) -> Component:
         f"--server-address={layout.address}:{port}",
         f"--cidr={_POD_CIDR}",
         f"--node-ip={layout.address}",
-        "--node-lease-duration-seconds=40",
+        f"--node-lease-duration-seconds={layout.lease_seconds}",
     ]
     return Component(KWOK, command, f"http://{layout.address}:{port}/healthz")
 

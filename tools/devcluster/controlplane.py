@@ -16,7 +16,7 @@ import os
 import ssl
 import subprocess
 import urllib.request
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -45,8 +45,12 @@ class KubectlError(RuntimeError):
 class ControlPlane:
     """``with ControlPlane() as cluster: cluster.kubectl("get", "namespaces")``. Enter it on the main thread."""
 
-    def __init__(self, *, address: str = "127.0.0.1", simulate_nodes: bool = True) -> None:
+    def __init__(
+        self, *, address: str = "127.0.0.1", simulate_nodes: bool = True, node_lease_seconds: int = 40
+    ) -> None:
+        """``node_lease_seconds``: longer for thousands of simulated nodes, whose heartbeats would fill the machine."""
         self._address = address
+        self._node_lease_seconds = node_lease_seconds
         self._simulate_nodes = simulate_nodes
         self._processes: dict[str, Process] = {}
         self._components: dict[str, Component] = {}
@@ -80,7 +84,9 @@ class ControlPlane:
         self._scratch.remove()
 
     def _up(self) -> None:
-        layout = Layout(self._scratch.path, components.free_ports(6, self._address), self._address)
+        layout = Layout(
+            self._scratch.path, components.free_ports(6, self._address), self._address, self._node_lease_seconds
+        )
         self._layout = layout
         self._authority = components.write_files(layout)
         self._opener = self._open()
@@ -111,6 +117,19 @@ class ControlPlane:
         process = self._processes.pop(name, None)
         if process is not None:
             kill([process])
+
+    def forget_history(self) -> None:
+        """Compact etcd and restart the API server: watches from any older resource version are answered 410 Gone."""
+        etcd = f"http://{self._layout.address}:{self._layout.ports[0]}/v3/kv"
+        here = json.loads(self._post(f"{etcd}/range", {"key": "AA=="}))["header"]["revision"]
+        self._post(f"{etcd}/compaction", {"revision": here, "physical": True})
+        self.stop(components.API_SERVER)
+        self.start(components.API_SERVER)
+
+    def _post(self, url: str, body: Mapping[str, Any]) -> bytes:
+        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+            return bytes(answer.read())
 
     def check(self) -> None:
         """Raise, with the end of its log, if a component has died."""
