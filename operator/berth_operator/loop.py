@@ -26,9 +26,10 @@ from berth_operator.cluster.resources import DEPLOYMENTS
 from berth_operator.memo import Kept, Memo
 from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot
 from berth_operator.prices import Priced, PricePolicy, Quotes, own_prices, plan_priced, price
-from berth_operator.render import RenderSettings, render
+from berth_operator.render import LiveDeployment, RenderSettings, render
 from berth_operator.replanner import Replanner
 from berth_operator.status import hardware_class_status, pool_status, rejected_status, settled
+from berth_operator.surroundings import Facts, belonging, conditions, live_deployments
 from berth_operator.telemetry import Telemetry, readings
 from berth_operator.transition import Steps, next_steps
 
@@ -92,6 +93,9 @@ class Loop:
         self._refreshing: asyncio.Task[None] | None = None
         self._classes: Kept[str, HardwareClass] = Kept()
         self._running: Kept[str, tuple[RunningPlacement, ...]] = Kept()
+        self._live: Kept[str, tuple[LiveDeployment, ...]] = Kept()
+        self._also: Kept[str, dict[str, Facts]] = Kept()
+        self._rendering: Kept[str, RenderSettings] = Kept()
         self._rendered: Memo[list[Manifest] | None] = Memo()
         self._settled: Memo[InferencePoolStatus] = Memo()
         self._running_since: float | None = None
@@ -121,6 +125,7 @@ class Loop:
         """Look at everything and write what differs.  Raises NotLeaderError when writes may no longer be."""
         now = datetime.now(UTC)
         seen = self._cluster.observe()
+        seen = replace(seen, children=belonging(seen.children, seen.pools))
         sifted = sift(seen.hardware_classes, seen.serving_profiles)
         priced = self._priced(sifted.hardware_classes, now)
         priced = replace(
@@ -132,21 +137,36 @@ class Loop:
         started = time.perf_counter()
         planned = await asyncio.to_thread(plan_priced, snapshot, priced.stale, self._replanner.solve)
         self._telemetry.planned(time.perf_counter() - started, planned.gap)
-        rendered = await asyncio.to_thread(render_isolated, planned, snapshot, self._settings.render, self._rendered)
+        rendered = await asyncio.to_thread(
+            render_isolated,
+            planned,
+            snapshot,
+            self._rendering.same([("", replace(self._settings.render, available=seen.available))])[""],
+            self._live.same(live_deployments(seen.pools, seen.children).items()),
+            self._rendered,
+        )
         steps = steps_of(planned, snapshot, rendered, seen.children)
         self._tell(planned, steps, seen.invalid, sifted)
         results = await self._cluster.applier.write(
             [manifest for step in steps.values() for manifest in step.apply],
             [child for step in steps.values() for child in step.delete],
         )
+        refused = self._cluster.applier.attempts.refused()
+        also = conditions(seen.pools, rendered, seen.children, seen.autoscalers, seen.available, refused)
         statuses = await asyncio.to_thread(
-            pool_statuses, planned, snapshot, seen.invalid, now, (self._running, self._settled)
+            pool_statuses,
+            planned,
+            snapshot,
+            seen.invalid,
+            now,
+            self._also.same(also.items()),
+            (self._running, self._settled),
         )
         results += await self._write_statuses(planned, snapshot, seen.invalid, statuses)
         results += await self._write_class_statuses(seen.hardware_classes, planned, priced, sifted, now)
         results[Result.FAILED] += sum(manifests is None for manifests in rendered.values())
-        conditions = {key: status.conditions or () for key, status in statuses.items()}
-        self._telemetry.update(readings(snapshot, planned, seen.workers, conditions, priced.prices))
+        said = {key: status.conditions or () for key, status in statuses.items()}
+        self._telemetry.update(readings(snapshot, planned, seen.workers, said, priced.prices))
         self._refresh_if_due()
         return Passed(planned, results)
 
@@ -314,11 +334,15 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
 
 
 def render_isolated(
-    planned: Plan, snapshot: Snapshot, settings: RenderSettings, memo: Memo[list[Manifest] | None] | None = None
+    planned: Plan,
+    snapshot: Snapshot,
+    settings: RenderSettings,
+    live: Mapping[str, Sequence[LiveDeployment]],
+    memo: Memo[list[Manifest] | None] | None = None,
 ) -> dict[str, list[Manifest] | None]:
     """Children by pool (`namespace/name`); None for a pool that cannot be rendered, whose children stay as they are.
 
-    `memo`: of earlier passes; what comes from it must not be changed.
+    `live`: the Deployments of pools with routes.  `memo`: of earlier passes; what comes from it must not be changed.
     """
     memo = memo or Memo()
     classes = {c.metadata.name: c for c in snapshot.hardware_classes}
@@ -331,7 +355,8 @@ def render_isolated(
             alone = replace(planned, pools={key: planned.pools[key]})
             used = [classes.get(p.hardware_class) for p in planned.pools[key].placements]
             only = replace(snapshot, pools=(pool,))
-            out[key] = memo.get(key, (pool, planned.pools[key], *used), partial(render, alone, only, settings))
+            inputs = (pool, planned.pools[key], settings, live.get(key), *used)
+            out[key] = memo.get(key, inputs, partial(render, alone, only, settings, live))
         except Exception:
             log.exception("%s: cannot be rendered; what runs stays as it is", key)
             out[key] = None
@@ -373,11 +398,12 @@ def pool_statuses(
     snapshot: Snapshot,
     invalid: Sequence[Invalid],
     now: datetime,
+    also: Mapping[str, Mapping[str, Facts]],
     memos: tuple[Kept[str, tuple[RunningPlacement, ...]], Memo[InferencePoolStatus]] | None = None,
 ) -> dict[str, InferencePoolStatus]:
     """The status of every pool; the very object in force where nothing that a reader cares about has changed.
 
-    `memos`: what ran, and which statuses were settled, in earlier passes.
+    `also`: further conditions, by pool.  `memos`: what ran, and which statuses were settled, in earlier passes.
     """
     kept, settled_before = memos or (Kept(), Memo())
     running: dict[str, list[RunningPlacement]] = defaultdict(list)
@@ -389,8 +415,8 @@ def pool_statuses(
         key, pool_plan = pool.key, planned.pools.get(pool.key)
         if pool_plan is None:
             continue
-        make = partial(pool_status, pool, pool_plan, known[key], now)
-        out[key] = settled_before.get(key, (pool, pool_plan, known[key]), make)
+        make = partial(pool_status, pool, pool_plan, known[key], now, also.get(key))
+        out[key] = settled_before.get(key, (pool, pool_plan, known[key], also.get(key)), make)
         if out[key] is not pool.status:
             settled_before.forget(key)  # to be written: then the pool is another object
     settled_before.keep_only(out.keys())

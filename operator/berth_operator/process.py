@@ -45,7 +45,10 @@ class Operator:
         host, port = self._settings.metrics_address
         self._server, _ = prometheus_client.start_http_server(port, host, self._registry)
         self._kube = await Kube.connect(self._settings.kubeconfig)
-        self._cluster = Cluster(self._kube, self._wake, self._settings.watch_namespaces)
+        settings = self._settings
+        self._cluster = Cluster(
+            self._kube, self._wake, settings.watch_namespaces, settings.integrations, settings.discover_s
+        )
         classes = self._cluster.known_hardware_classes
         self._feed = PriceFeed(self._kube, self._settings.feeds, classes, self._wake)
         self._nodes = NodeCheck(self._kube, classes, self._wake, self._settings.node_check_s)

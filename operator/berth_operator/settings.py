@@ -6,12 +6,13 @@ import argparse
 import os
 import socket
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from berth_operator.api.quantities import parse_duration
 from berth_operator.cluster.kube import namespace_of_pod
+from berth_operator.cluster.resources import OPTIONAL_CHILDREN
 from berth_operator.prices import PricePolicy
 from berth_operator.prices.feed import FeedSettings
 from berth_operator.render import RenderSettings
@@ -37,6 +38,10 @@ class Settings:
     render: RenderSettings
     feeds: FeedSettings = field(default_factory=FeedSettings)
     prices: PricePolicy = field(default_factory=PricePolicy)
+    integrations: tuple[str, ...] = ()
+    """Other projects whose kinds pools may have, of `OPTIONAL_CHILDREN`."""
+    discover_s: float = 30.0
+    """How often it is asked whether their kinds are served."""
     node_check_s: float = 0.0
     """How often it is asked whether hardware classes have nodes; 0: never."""
 
@@ -82,6 +87,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         default=default("NODE_CHECK", ""),
         help="ask this often whether classes have nodes, 0s: never; default: 1m, or never with --watch-namespaces",
     )
+    _add_integrations(parser, default)
     add("--worker-image", default=default("WORKER_IMAGE", images.worker_image))
     add("--vllm-image", default=default("VLLM_IMAGE", images.vllm_image))
     add("--image-pull-policy", default=default("IMAGE_PULL_POLICY", images.image_pull_policy))
@@ -120,7 +126,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     if leader_elect and not namespace:
         parser.error("--namespace: is required outside a pod, for the Lease; or choose --no-leader-elect")
     return Settings(
-        watch_namespaces=tuple(filter(None, (part.strip() for part in given.watch_namespaces.split(",")))),
+        watch_namespaces=_items(given.watch_namespaces),
         namespace=namespace,
         identity=given.identity or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}",
         leader_elect=leader_elect,
@@ -135,6 +141,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
             worker_image=given.worker_image,
             vllm_image=given.vllm_image,
             image_pull_policy=choice("image-pull-policy", given.image_pull_policy, "Always", "IfNotPresent", "Never"),
+            pod_monitor_labels=_labels(parser, given.pod_monitor_labels),
+            pod_monitor_interval=given.pod_monitor_interval,
         ),
         feeds=FeedSettings(
             config_map=config_map(given.price_config_map),
@@ -142,6 +150,31 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
             config_map_every=min(timedelta(seconds=30), every),
             aws_every=every,
         ),
+        integrations=tuple(choice("integrations", name, *OPTIONAL_CHILDREN) for name in _items(given.integrations)),
+        discover_s=seconds("discover-interval", given.discover_interval),
         node_check_s=seconds("node-check", given.node_check or ("0s" if given.watch_namespaces else "1m")),
         prices=PricePolicy(max_age=timedelta(seconds=seconds("price-max-age", given.price_max_age))),
     )
+
+
+def _add_integrations(parser: argparse.ArgumentParser, default: Callable[[str, str], str]) -> None:
+    add, rendering = parser.add_argument, RenderSettings()
+    add(
+        "--integrations",
+        default=default("INTEGRATIONS", ""),
+        help=f"comma-separated, of {', '.join(OPTIONAL_CHILDREN)}: make their objects where their CRDs are",
+    )
+    add("--discover-interval", default=default("DISCOVER_INTERVAL", "30s"), help="look for their CRDs this often")
+    add("--pod-monitor-labels", default=default("POD_MONITOR_LABELS", ""), help="KEY=VALUE, comma-separated")
+    add("--pod-monitor-interval", default=default("POD_MONITOR_INTERVAL", rendering.pod_monitor_interval))
+
+
+def _items(value: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in value.split(","))))
+
+
+def _labels(parser: argparse.ArgumentParser, value: str) -> dict[str, str]:
+    pairs = [item.partition("=") for item in _items(value)]
+    if bad := [key for key, equals, _ in pairs if not (key and equals)]:
+        parser.error(f"--pod-monitor-labels: found {bad[0]!r}, expected KEY=VALUE")
+    return {key: label for key, _, label in pairs}

@@ -36,11 +36,16 @@ _Facts = tuple[Literal["True", "False", "Unknown"], str, str]
 
 
 def pool_status(
-    pool: InferencePool, plan: PoolPlan, running: Sequence[RunningPlacement], now: datetime
+    pool: InferencePool,
+    plan: PoolPlan,
+    running: Sequence[RunningPlacement],
+    now: datetime,
+    also: Mapping[str, _Facts] | None = None,
 ) -> InferencePoolStatus:
     """The status of one pool; the one in force itself when nothing that a reader cares about has changed.
 
-    `running` holds the pool's own running placements.  `now` must be timezone-aware.
+    `running` holds the pool's own running placements.  `now` must be timezone-aware.  `also`: further conditions, those
+    that are there only while there is something to say.
     """
     ready = _ready_by_placement(plan, running)
     before = {(p.hardware_class, p.capacity_type) for p in pool.status.placements or ()}
@@ -48,7 +53,7 @@ def pool_status(
     moved = bool(before) and bool(after) and before != after
     status = InferencePoolStatus(
         observed_generation=pool.metadata.generation,
-        conditions=_conditions(pool, plan, ready, running, now),
+        conditions=_conditions(pool, plan, ready, running, now, also or {}),
         ready=f"{sum(ready.values())}/{sum(p.replicas for p in plan.placements)}",
         placement=", ".join(_short(p) for p in plan.placements) or None,
         saved=None if (percent := savings_percent(plan)) is None else f"{percent}%",
@@ -236,6 +241,7 @@ def _conditions(
     ready: Mapping[tuple[str, CapacityType], int],
     running: Sequence[RunningPlacement],
     now: datetime,
+    also: Mapping[str, _Facts],
 ) -> list[Condition]:
     wanted, up = sum(p.replicas for p in plan.placements), sum(ready.values())
     leaving = sum(r.replicas for r in running if (r.hardware_class, r.capacity_type) not in ready)
@@ -248,7 +254,7 @@ def _conditions(
         "ObjectivesMet": _objectives_met(plan),
         "CapacityConstrained": _capacity_constrained(plan),
     }
-    facts = {"Ready": _ready(plan, facts, wanted, up), **facts}
+    facts = {"Ready": _ready(plan, facts, wanted, up), **facts, **also}
     old = {c.type: c for c in pool.status.conditions or ()}
     return [_condition(kind, fact, old, pool.metadata.generation, now) for kind, fact in facts.items()]
 

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from chartgen import CHART
 from devcluster import ControlPlane, ensure
+from devcluster.crds import install
 
 NAMESPACE = "berth-system"
 RELEASE = "berth"
-PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
 
 Manifest = dict[str, Any]
 
@@ -93,9 +93,7 @@ def cluster() -> Iterator[ControlPlane]:
 @pytest.fixture(scope="session")
 def prometheus_operator(cluster: ControlPlane) -> None:
     """Prometheus Operator's PodMonitor, from the Go module that it is published in."""
-    module = json.loads(_output("go", "mod", "download", "-json", PROMETHEUS_OPERATOR))
-    folder = Path(module["Dir"]) / "example" / "prometheus-operator-crd"
-    cluster.kubectl("apply", "--server-side", "-f", str(folder / "monitoring.coreos.com_podmonitors.yaml"))
+    install(cluster, "pod-monitor")
     _wait_until_served(cluster, "podmonitors.monitoring.coreos.com")
 
 
@@ -168,7 +166,3 @@ def _close(schema: Any) -> None:
             schema.setdefault("additionalProperties", False)
         for value in schema.values():
             _close(value)
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -98,7 +98,15 @@ def test_a_sound_object_is_admitted(control_plane: ControlPlane, namespace: str,
     assert "created" in _dry_run(control_plane, namespace, manifest)
 
 
+_GATEWAY = {"parentRefs": [{"name": "gw"}]}
 REFUSED = {
+    "host names of no gateway": (_pool(routing={"hostnames": ["a.b"]}), "routing.parentRefs", "name the Gateway"),
+    "one host name for HTTP and gRPC": (
+        _pool(routing=_GATEWAY | {"hostnames": ["a.b"], "grpcHostnames": ["a.b"]}),
+        "routing.grpcHostnames",
+        "share no host name",
+    ),
+    "gRPC beside every host name": (_pool(routing=_GATEWAY | {"grpcHostnames": ["a.b"]}), "needs routing.hostnames"),
     "zero demand": (_pool(workload={"demand": {"requestsPerSecond": "0"}}), "requestsPerSecond", "above zero"),
     "negative demand": (_pool(workload={"demand": {"requestsPerSecond": "-4"}}), "requestsPerSecond", '"0.638"'),
     "no demand": (_pool(workload={"demand": {"requestsPerSecond": None}}), "demand", "exactly one of"),

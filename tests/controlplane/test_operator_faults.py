@@ -80,10 +80,10 @@ async def test_a_pool_that_cannot_be_rendered_stops_no_other(
 ) -> None:
     real = loop_module.render
 
-    def render(planned: Any, snapshot: Any, settings: Any) -> Any:
+    def render(planned: Any, *rest: Any) -> Any:
         if any(key.endswith("/cursed") for key in planned.pools):
             raise KeyError("no such thing")
-        return real(planned, snapshot, settings)
+        return real(planned, *rest)
 
     with monkeypatch.context() as fault:
         fault.setattr(loop_module, "render", render)

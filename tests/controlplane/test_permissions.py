@@ -16,6 +16,7 @@ import pytest
 import yaml
 from chartgen import CHART
 from devcluster import AuditEvent, ControlPlane, KubectlError
+from devcluster.crds import SOURCES, install
 from devcluster.grants import Grant, granted, used
 
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 SYSTEM, RELEASE, NAMESPACE = "berth-full", "full", "permitted"
 _OPERATORS = re.compile(r"^system:serviceaccount:[^:]+:[^:]+-operator$")
 
-ASKED_BY_ADMISSION = {Grant("poddisruptionbudgets.policy", "delete"), Grant("services", "delete")}
+ASKED_BY_ADMISSION = {
+    Grant("poddisruptionbudgets.policy", "delete"): {"maxUnavailable": 1, "selector": {"matchLabels": {"a": "b"}}},
+    Grant("podmonitors.monitoring.coreos.com", "delete"): {"selector": {}, "podMetricsEndpoints": [{"port": "http"}]},
+}
 """Rights that no request of ours names: OwnerReferencesPermissionEnforcement asks whether we may delete an object whose
-owner we set, as when an orphan goes back to its pool."""
+owner we set, as when an orphan goes back to its pool.  With the spec of an object to try it on."""
 
 
 def _everything() -> list[str]:
@@ -41,7 +45,8 @@ def _everything() -> list[str]:
 @pytest.fixture(scope="module")
 def operator(fleet: Fleet, make_release: Callable[..., OperatorProcess]) -> Iterator[OperatorProcess]:
     fleet.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-    flags = (f"--watch-namespaces={NAMESPACE}", "--debounce=100ms", "--interval=1s", "--node-check=1s")
+    install(fleet.cluster, *SOURCES)
+    flags = (f"--watch-namespaces={NAMESPACE}", "--debounce=100ms", "--interval=500ms", "--node-check=1s")
     process = make_release(RELEASE, SYSTEM, *flags, settings=_everything())
     price = {"hardwareClass": "l4", "capacityType": "OnDemand", "usdPerHour": "0.805"}
     data = {"asOf": datetime.now(UTC).isoformat(), "prices": yaml.safe_dump([price])}
@@ -61,6 +66,20 @@ def _a_pool_is_served(fleet: Fleet, operator: OperatorProcess) -> None:
     operator.wait_for("the pool is Ready", lambda: fleet.ready(NAMESPACE, "agents"))
 
 
+def _its_routes_are_made_and_taken_away(fleet: Fleet, operator: OperatorProcess) -> None:
+    picker = {"name": "picker"}
+    routing = {"parentRefs": [{"name": "gw"}], "hostnames": ["a.example.com"], "grpcHostnames": ["b.example.com"]}
+    fleet.pool(NAMESPACE, "agents", routing=routing | {"endpointPicker": picker})
+    kinds = "httproutes,grpcroutes,inferencepools.inference.networking.k8s.io,inferenceobjectives"
+
+    def made() -> int:
+        return len(fleet.cluster.get(kinds, f"--namespace={NAMESPACE}")["items"])
+
+    operator.wait_for("its routes are there", lambda: made() == 4)
+    fleet.pool(NAMESPACE, "agents")
+    operator.wait_for("its routes are gone", lambda: made() == 0)
+
+
 def _a_pool_is_suspended(fleet: Fleet, operator: OperatorProcess) -> None:
     fleet.pool(NAMESPACE, "agents", suspend=True)
     operator.wait_for("no worker is left", lambda: not fleet.deployments(NAMESPACE))
@@ -72,7 +91,7 @@ def _it_ends_and_begins_again(_: Fleet, operator: OperatorProcess) -> None:
     operator.wait_for("it leads again", lambda: operator.passes > 0)
 
 
-STORY = (_a_pool_is_served, _a_pool_is_suspended, _it_ends_and_begins_again)
+STORY = (_a_pool_is_served, _its_routes_are_made_and_taken_away, _a_pool_is_suspended, _it_ends_and_begins_again)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +107,7 @@ def requests(fleet: Fleet, operator: OperatorProcess) -> list[AuditEvent]:
 
 def test_every_right_that_the_chart_gives_is_used(fleet: Fleet, requests: list[AuditEvent]) -> None:
     given = granted(fleet.cluster, SYSTEM, f"{RELEASE}-operator")
-    unused = {grant: roles for grant, roles in given.items() if grant not in used(requests) | ASKED_BY_ADMISSION}
+    unused = {grant: roles for grant, roles in given.items() if grant not in used(requests) | ASKED_BY_ADMISSION.keys()}
     told = "\n".join(f"  {grant} (by {', '.join(roles)})" for grant, roles in sorted(unused.items()))
     assert not unused, (
         f"the chart gives the operator rights that nothing was seen to use:\n{told}\n"
@@ -145,13 +164,9 @@ def test_the_rights_that_admission_asks_for_are_needed(
     """Without each of them, an orphan cannot be given an owner; with it, it can."""
     plural, _, group = grant.resource.partition(".")
     where, user = f"--namespace={namespace}", f"adopter-of-{namespace}"
-    selects = {"selector": {"a": "b"}, "ports": [{"port": 1}]}
-    if plural == "poddisruptionbudgets":
-        selects = {"selector": {"matchLabels": {"a": "b"}}, "maxUnavailable": 1}
-    kind = {"services": "Service", "poddisruptionbudgets": "PodDisruptionBudget"}[plural]
-    metadata = {"name": "orphan", "namespace": namespace}
-    version = f"{group}/v1" if group else "v1"
-    control_plane.apply({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": selects})
+    kind = {"podmonitors": "PodMonitor", "poddisruptionbudgets": "PodDisruptionBudget"}[plural]
+    metadata, spec = {"name": "orphan", "namespace": namespace}, ASKED_BY_ADMISSION[grant]
+    control_plane.apply({"apiVersion": f"{group}/v1", "kind": kind, "metadata": metadata, "spec": spec})
     control_plane.kubectl("create", "role", "adopter", "--verb=get,patch", f"--resource={grant.resource}", where)
     control_plane.kubectl("create", "rolebinding", "adopter", "--role=adopter", f"--user={user}", where)
     owner = {"apiVersion": "v1", "kind": "Namespace", "name": namespace, "uid": "u", "blockOwnerDeletion": False}

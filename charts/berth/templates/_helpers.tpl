@@ -36,6 +36,15 @@ app.kubernetes.io/part-of: berth
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ default (index . 1) $image.tag }}{{ end }}
 {{- end }}
 
+{{- /* Integrations that are on, as the operator names them. */}}
+{{- define "berth.integrations" -}}
+{{- $on := list }}
+{{- if .Values.integrations.gatewayAPI.enabled }}{{ $on = append $on "gateway-api" }}{{ end }}
+{{- if .Values.integrations.inferenceExtension.enabled }}{{ $on = append $on "inference-extension" }}{{ end }}
+{{- if .Values.integrations.podMonitor.enabled }}{{ $on = append $on "pod-monitor" }}{{ end }}
+{{- join "," $on }}
+{{- end }}
+
 {{- /* Rights over namespaced objects: in every namespace, or in each of watchNamespaces. */}}
 {{- define "berth.namespacedRules" -}}
 - apiGroups: [berth.dev]
@@ -53,6 +62,28 @@ app.kubernetes.io/part-of: berth
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
+# To name those that pull at a child's replicas.
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [list, watch]
+{{- if .Values.integrations.gatewayAPI.enabled }}
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [httproutes, grpcroutes]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
+{{- if .Values.integrations.inferenceExtension.enabled }}
+- apiGroups: [inference.networking.k8s.io]
+  resources: [inferencepools]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [inference.networking.x-k8s.io]
+  resources: [inferenceobjectives]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
+{{- if .Values.integrations.podMonitor.enabled }}
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

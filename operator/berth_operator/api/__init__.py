@@ -19,11 +19,14 @@ from berth_operator.api.hardware_class import (
 )
 from berth_operator.api.inference_pool import (
     CandidateStatus,
+    EndpointPicker,
     InferencePool,
     InferencePoolSpec,
     InferencePoolStatus,
+    ParentRef,
     PlacementStatus,
     PoolCost,
+    Routing,
 )
 from berth_operator.api.meta import Condition, ObjectMeta, Toleration
 from berth_operator.api.names import GROUP, VERSION
@@ -55,6 +58,7 @@ __all__ = [
     "Condition",
     "ConstrainedCapacity",
     "Effective",
+    "EndpointPicker",
     "HardwareClass",
     "HardwareClassSpec",
     "HardwareClassStatus",
@@ -63,6 +67,7 @@ __all__ = [
     "InferencePoolSpec",
     "InferencePoolStatus",
     "ObjectMeta",
+    "ParentRef",
     "PlacementStatus",
     "PoolCost",
     "PriceInForce",
@@ -70,6 +75,7 @@ __all__ = [
     "ProvenanceMethod",
     "Quantization",
     "ReplicaResources",
+    "Routing",
     "Runtime",
     "RuntimeName",
     "ServingPoint",

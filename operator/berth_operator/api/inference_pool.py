@@ -201,11 +201,41 @@ class EndpointPicker(ApiModel):
     port: int | None = Field(None, ge=1, le=65535)
 
 
-class Routing(ApiModel):
-    """Routes to the pool."""
+_Hostnames = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=253, pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]],
+    Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "set"}),
+]
 
-    parent_refs: list[ParentRef] | None = Field(None, max_length=16)
-    endpoint_picker: EndpointPicker | None = None
+
+class Routing(ApiModel):
+    """Routes to the pool, where the chart's integrations allow them."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "!has(self.hostnames) && !has(self.grpcHostnames) || has(self.parentRefs)",
+                "routing.hostnames and routing.grpcHostnames need routing.parentRefs: name the Gateway",
+            ),
+            (
+                "!has(self.grpcHostnames) || has(self.hostnames)"
+                " && self.grpcHostnames.all(g, self.hostnames.all(h, g != h))",
+                "routing.grpcHostnames needs routing.hostnames that are others: a Gateway lets HTTP and gRPC routes"
+                " share no host name",
+            ),
+        )
+    )
+    parent_refs: list[ParentRef] | None = Field(
+        None, min_length=1, max_length=16, description="Gateways that an HTTPRoute of the pool attaches to"
+    )
+    hostnames: _Hostnames | None = Field(None, min_length=1, description="Of the HTTPRoute. Unset: the listener's own")
+    grpc_hostnames: _Hostnames | None = Field(
+        None,
+        min_length=1,
+        description="Of a GRPCRoute to berth.v1.Generation, at the same parents. Unset: none is made",
+    )
+    endpoint_picker: EndpointPicker | None = Field(
+        None, description="Service by which the Gateway API Inference Extension chooses a worker for each request"
+    )
 
 
 class LocalObjectReference(ApiModel):

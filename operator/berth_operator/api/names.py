@@ -25,3 +25,10 @@ FIELD_MANAGER: Final = "berth-operator"
 
 EMBEDDED_MODEL: Final = "smollm2-135m-instruct"
 """The model that the worker image carries (SmolLM2-135M-Instruct, Apache-2.0): needs no `spec.model.source`."""
+
+# Kinds that others define, `Kind.group`, which we make where they are served and the chart allows it.
+HTTP_ROUTE: Final = "HTTPRoute.gateway.networking.k8s.io"
+GRPC_ROUTE: Final = "GRPCRoute.gateway.networking.k8s.io"
+INFERENCE_EXTENSION_POOL: Final = "InferencePool.inference.networking.k8s.io"
+INFERENCE_OBJECTIVE: Final = "InferenceObjective.inference.networking.x-k8s.io"
+POD_MONITOR: Final = "PodMonitor.monitoring.coreos.com"

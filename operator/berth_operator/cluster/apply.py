@@ -82,7 +82,8 @@ class Applier:
         if child is None or child.owner_uid != _owner_uid(manifest):
             await self._check_ours(resource, manifest)
         answer = await self.kube.apply(resource, manifest)
-        self.live[resource].note(answer)
+        if resource in self.live:  # its kind may have gone meanwhile
+            self.live[resource].note(answer)
         after = child_decoder(resource)(answer)
         unsettled = lost_fields(manifest, after.managed_fields)
         self._unsettled[after.key] = (_hash(manifest), unsettled)
@@ -93,7 +94,8 @@ class Applier:
 
     async def _delete(self, child: Child) -> bool:
         await self.kube.delete(child.resource, child.namespace, child.name, uid=child.uid)
-        self.live[child.resource].forget((child.namespace, child.name))
+        if child.resource in self.live:
+            self.live[child.resource].forget((child.namespace, child.name))
         log.info("deleted %s: it is no longer wanted", child)
         return True
 
@@ -116,8 +118,8 @@ class Applier:
         )
 
     def _child(self, manifest: Object) -> Child | None:
-        metadata = manifest["metadata"]
-        return self.live[child_resource(manifest)].get((metadata["namespace"], metadata["name"]))
+        metadata, followed = manifest["metadata"], self.live.get(child_resource(manifest))
+        return None if followed is None else followed.get((metadata["namespace"], metadata["name"]))
 
     def _keep_only(self, keys: set[_Id]) -> None:
         self.attempts.keep_only(keys)

@@ -36,6 +36,8 @@ class _Failure:
     until: float
     delay_s: float
     message: str
+    reason: str
+    """CamelCase, where repeating alone will not mend it; empty where it may."""
 
 
 @dataclass(slots=True)
@@ -60,7 +62,7 @@ class Attempts:
             if isinstance(error, ApiError) and error.status == HTTPStatus.CONFLICT:
                 log.debug("%s: %s", what, error)
                 return Result.HELD
-            self._remember(key, what, str(error))
+            self._remember(key, what, error)
             return Result.FAILED
         if self._failures.pop(key, None):
             log.info("%s: succeeded after failures", what)
@@ -71,15 +73,21 @@ class Attempts:
         soonest = min((failure.until for failure in self._failures.values()), default=None)
         return None if soonest is None else max(0.0, soonest - self.clock())
 
+    def refused(self) -> dict[Hashable, tuple[str, str]]:
+        """(reason, message) of the failures that somebody has to mend, by object."""
+        return {key: (failure.reason, failure.message) for key, failure in self._failures.items() if failure.reason}
+
     def keep_only(self, keys: Collection[Hashable]) -> None:
         """Forget objects that nobody wants written any more."""
         for key in self._failures.keys() - set(keys):
             del self._failures[key]
 
-    def _remember(self, key: Hashable, what: str, message: str) -> None:
+    def _remember(self, key: Hashable, what: str, error: ApiError | ForeignObjectError) -> None:
+        message = str(error)
+        reason = "NameTaken" if isinstance(error, ForeignObjectError) else "" if error.transient else "Refused"
         before = self._failures.get(key)
         first, most = _DELAY_SECONDS
         delay = min(before.delay_s * 2, most) if before else first
-        self._failures[key] = _Failure(self.clock() + delay, delay, message)
+        self._failures[key] = _Failure(self.clock() + delay, delay, message, reason)
         level = logging.DEBUG if before and before.message == message else logging.WARNING
         log.log(level, "%s: %s; trying again in %.0f s", what, message, delay)

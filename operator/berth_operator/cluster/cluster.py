@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from contextlib import suppress
+from typing import Final, TypeVar
 
 from berth_operator.api import HardwareClass, InferencePool, ServingProfile
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from berth_operator.cluster.apply import Applier
+from berth_operator.cluster.discovery import Discovery
 from berth_operator.cluster.kube import Kube
+from berth_operator.cluster.neighbours import decode_autoscaler
 from berth_operator.cluster.observe import (
     Invalid,
     Observation,
@@ -22,6 +25,7 @@ from berth_operator.cluster.observe import (
 )
 from berth_operator.cluster.reflector import Reflector
 from berth_operator.cluster.resources import (
+    AUTOSCALERS,
     CHILDREN,
     HARDWARE_CLASSES,
     NAMESPACES,
@@ -34,14 +38,22 @@ from berth_operator.cluster.resources import (
 
 T = TypeVar("T")
 
+_AUTOSCALERS_SECONDS: Final = 3.0
 _OURS = f"{MANAGED_BY_LABEL}={MANAGED_BY},{POOL_LABEL}"
 
 
 class Cluster:
     """The cluster as the loop knows it.  `on_change` is called whenever something that matters has changed."""
 
-    def __init__(self, kube: Kube, on_change: Callable[[], None], namespaces: Sequence[str] = ()) -> None:
-        """`namespaces`: those whose pools are served; empty means all."""
+    def __init__(
+        self,
+        kube: Kube,
+        on_change: Callable[[], None],
+        namespaces: Sequence[str] = (),
+        integrations: Iterable[str] = (),
+        discover_every_s: float = 30.0,
+    ) -> None:
+        """`namespaces`: those whose pools are served; empty means all.  `integrations`: keys of OPTIONAL_CHILDREN."""
 
         def follow(
             resource: Resource, decode: Callable[[Object], T], labels: str = "", *, everywhere: bool = False
@@ -56,6 +68,15 @@ class Cluster:
         self.namespaces = follow(NAMESPACES, decode_namespace)
         self.children = {resource: follow(resource, child_decoder(resource), _OURS) for resource in CHILDREN}
         self.workers = follow(PODS, decode_worker, _OURS)
+        self.autoscalers = follow(AUTOSCALERS, decode_autoscaler)
+        self.discovery = Discovery(
+            kube,
+            integrations,
+            lambda resource: follow(resource, child_decoder(resource), _OURS),
+            self.children,
+            on_change,
+            discover_every_s,
+        )
         self.applier = Applier(kube, self.children)
 
     @property
@@ -68,10 +89,14 @@ class Cluster:
         async with asyncio.TaskGroup() as group:
             for reflector in self._reflectors:
                 group.create_task(reflector.run(), name=f"follow {reflector.resource}")
+            group.create_task(self.autoscalers.run(), name=f"follow {AUTOSCALERS}")
+            group.create_task(self.discovery.run(), name="discovery")
 
     async def wait_synced(self) -> None:
-        """Return once everything has been listed."""
-        await asyncio.gather(*(reflector.wait_synced() for reflector in self._reflectors))
+        """Return once everything has been listed; autoscalers, which need not be granted, within a moment or not."""
+        await asyncio.gather(*(reflector.wait_synced() for reflector in self._reflectors), self.discovery.wait_asked())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.autoscalers.wait_synced(), _AUTOSCALERS_SECONDS)
 
     @property
     def unsynced(self) -> list[str]:
@@ -91,6 +116,8 @@ class Cluster:
             children=tuple(child for reflector in self.children.values() for child in reflector.values()),
             workers=tuple(worker for worker in self.workers.values() if worker is not None),
             namespace_labels={name: namespace.labels for (_, name), namespace in self.namespaces.items()},
+            available=self.discovery.available,
+            autoscalers=tuple(scaler for scaler in self.autoscalers.values() if scaler is not None),
         )
 
     def known_hardware_classes(self) -> tuple[HardwareClass, ...]:

@@ -30,6 +30,7 @@ from berth_operator.api.names import (
     QUANTIZATION_LABEL,
     RENDER_HASH_ANNOTATION,
 )
+from berth_operator.cluster.neighbours import Autoscaler, Parents, parents_of
 from berth_operator.cluster.resources import Object, Resource
 
 K = TypeVar("K", bound=ApiResource)
@@ -82,6 +83,8 @@ class Child:
     ready_replicas: int = 0
     rolled_out: bool = True
     """Deployments: its controller has seen the present spec and every replica is of the present template."""
+    parents: Parents = field(default_factory=Parents)
+    """Routes: what gateways say of it."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -135,6 +138,9 @@ class Observation:
     children: tuple[Child, ...] = ()
     workers: tuple[Worker, ...] = ()
     namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    available: frozenset[str] = frozenset()
+    """Kinds of other projects (`Kind.group`) that may be rendered."""
+    autoscalers: tuple[Autoscaler, ...] = ()
 
 
 def decode_pool(item: Object) -> InferencePool | Invalid:
@@ -186,6 +192,7 @@ def child_decoder(resource: Resource) -> Callable[[Object], Child]:
             ready_replicas=status.get("readyReplicas", 0),
             rolled_out=status.get("observedGeneration", 0) >= metadata.get("generation", 0)
             and status.get("updatedReplicas", 0) >= replicas,
+            parents=parents_of(status),
         )
 
     return decode

@@ -37,6 +37,11 @@ class Resource:
         parts += [self.plural, *([name] if name else []), *([subresource] if subresource else [])]
         return "/" + "/".join(quote(part, safe="") for part in parts)
 
+    @property
+    def group_kind(self) -> str:
+        """Kind and group, as `berth_operator.api.names` has those of others: `HTTPRoute.gateway.networking.k8s.io`."""
+        return f"{self.kind}.{self.group}" if self.group else self.kind
+
     def __str__(self) -> str:
         """As kubectl names it: `deployments.apps`."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
@@ -52,14 +57,31 @@ PODS: Final = Resource("", "v1", "pods", "Pod")
 NAMESPACES: Final = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
+AUTOSCALERS: Final = Resource("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
+
 CHILDREN: Final = (DEPLOYMENTS, SERVICES, DISRUPTION_BUDGETS)
-"""What a pool is rendered to."""
+"""What every pool is rendered to."""
+
+_GATEWAY_API: Final = "gateway.networking.k8s.io"
+OPTIONAL_CHILDREN: Final[Mapping[str, tuple[Resource, ...]]] = {
+    "gateway-api": (
+        Resource(_GATEWAY_API, "v1", "httproutes", "HTTPRoute"),
+        Resource(_GATEWAY_API, "v1", "grpcroutes", "GRPCRoute"),
+    ),
+    "inference-extension": (
+        Resource("inference.networking.k8s.io", "v1", "inferencepools", "InferencePool"),
+        Resource("inference.networking.x-k8s.io", "v1alpha2", "inferenceobjectives", "InferenceObjective"),
+    ),
+    "pod-monitor": (Resource("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor"),),
+}
+"""What a pool is rendered to besides, by the integration that allows it, where the API server serves it."""
 
 
 def child_resource(manifest: Mapping[str, Any]) -> Resource:
-    """The resource of a rendered child.  Raises KeyError for a kind that is not one of `CHILDREN`."""
-    for resource in CHILDREN:
+    """The resource of a rendered child.  Raises KeyError for a kind that is no child of a pool."""
+    known = [*CHILDREN, *(resource for resources in OPTIONAL_CHILDREN.values() for resource in resources)]
+    for resource in known:
         if manifest["kind"] == resource.kind and manifest["apiVersion"] == resource.api_version:
             return resource
-    known = ", ".join(resource.kind for resource in CHILDREN)
-    raise KeyError(f"{manifest['apiVersion']} {manifest['kind']} is no child of a pool: expected one of {known}")
+    kinds = ", ".join(resource.kind for resource in known)
+    raise KeyError(f"{manifest['apiVersion']} {manifest['kind']} is no child of a pool: expected one of {kinds}")

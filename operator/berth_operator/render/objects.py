@@ -1,8 +1,9 @@
-"""Which children does a pool have?  A Deployment a placement, two Services and a disruption budget a pool."""
+"""Which children does a pool have?  A Deployment a placement, two Services and a disruption budget a pool, and what of
+other projects' kinds it asks for."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from berth_operator.api import CapacityType, HardwareClass, InferencePool, ReplicaResources
@@ -13,13 +14,16 @@ from berth_operator.api.names import (
     MANAGED_BY,
     MANAGED_BY_LABEL,
     PLACEMENT_LABEL,
+    POD_MONITOR,
     POOL_LABEL,
     QUANTIZATION_LABEL,
     RENDER_HASH_ANNOTATION,
     TRAFFIC_LABEL,
 )
 from berth_operator.planner import Placement, Plan, PoolPlan, Snapshot
+from berth_operator.render.monitor import pod_monitor
 from berth_operator.render.pod import GRPC_PORT, HTTP_PORT, pod_spec
+from berth_operator.render.routing import Backend, LiveDeployment, backends_of, routing_children, speaks_grpc
 from berth_operator.render.settings import RenderSettings
 
 Manifest = dict[str, Any]
@@ -46,9 +50,15 @@ def render_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
-def render(plan: Plan, snapshot: Snapshot, settings: RenderSettings) -> list[Manifest]:
+def render(
+    plan: Plan,
+    snapshot: Snapshot,
+    settings: RenderSettings,
+    live: Mapping[str, Sequence[LiveDeployment]] | None = None,
+) -> list[Manifest]:
     """The children of every pool that is to be applied, in a fixed order.
 
+    `live`: the Deployments that run now, by pool (`namespace/name`): routes weigh placements by what is ready.
     A pool in mode Recommend or not accepted has none of its own here: the loop leaves what runs alone.
     A suspended pool keeps its Services and budget and has no Deployments.
     """
@@ -58,21 +68,25 @@ def render(plan: Plan, snapshot: Snapshot, settings: RenderSettings) -> list[Man
     for key in sorted(plan.pools):
         pool, pool_plan = pools[key], plan.pools[key]
         if pool_plan.not_accepted is None and pool_plan.effective.mode == "Apply":
-            out += render_pool(pool, pool_plan, classes, settings)
+            out += render_pool(pool, pool_plan, classes, settings, (live or {}).get(key, ()))
     return out
 
 
 def render_pool(
-    pool: InferencePool, plan: PoolPlan, classes: Mapping[str, HardwareClass], settings: RenderSettings
+    pool: InferencePool,
+    plan: PoolPlan,
+    classes: Mapping[str, HardwareClass],
+    settings: RenderSettings,
+    live: Sequence[LiveDeployment] = (),
 ) -> list[Manifest]:
     """The children of one pool."""
     children = [_service(pool), _headless_service(pool), _disruption_budget(pool)]
-    if not plan.effective.suspend:
-        children += [
-            _deployment(pool, placement, classes[placement.hardware_class], settings)
-            for placement in plan.placements
-            if placement.replicas > 0
-        ]
+    placements = [] if plan.effective.suspend else [p for p in plan.placements if p.replicas > 0]
+    children += [_deployment(pool, p, classes[p.hardware_class], settings) for p in placements]
+    backends = backends_of([_backend(pool, p, classes[p.hardware_class]) for p in placements], live, classes)
+    children += routing_children(pool, backends, settings.available, _metadata)
+    if POD_MONITOR in settings.available:
+        children.append(pod_monitor(pool, settings, _metadata))
     for child in children:
         child["metadata"]["annotations"] = {RENDER_HASH_ANNOTATION: render_hash(child)}
     return children
@@ -96,12 +110,22 @@ def _metadata(pool: InferencePool, name: str, labels: Mapping[str, str] | None =
     }
 
 
+def _placement_id(pool: InferencePool, placement: Placement) -> str:
+    return placement_id(pool.key, placement.hardware_class, placement.capacity_type, placement.resources)
+
+
+def _backend(pool: InferencePool, placement: Placement, hardware: HardwareClass) -> Backend:
+    label = _placement_id(pool, placement)
+    name = f"{pool.metadata.name}-{label}"
+    return Backend(name, label, speaks_grpc(hardware), placement.traffic_percent, placement.replicas)
+
+
 def _deployment(
     pool: InferencePool, placement: Placement, hardware: HardwareClass, settings: RenderSettings
 ) -> Manifest:
     identity = {
         POOL_LABEL: pool.metadata.name,
-        PLACEMENT_LABEL: placement_id(pool.key, placement.hardware_class, placement.capacity_type, placement.resources),
+        PLACEMENT_LABEL: _placement_id(pool, placement),
     }
     where = {
         HARDWARE_CLASS_LABEL: placement.hardware_class,
