@@ -245,3 +245,47 @@ async def test_a_status_computed_from_an_older_pool_is_refused(
     with pytest.raises(ApiError) as caught:
         await kube.apply(POOLS, stale, subresource="status")
     assert caught.value.status == 409
+
+
+async def _followed(kube: Kube, manifest: Manifest) -> tuple[dict[Resource, Reflector[Child]], Child]:
+    """A child as a replica last saw it, whose watch brings nothing more: it was stopped."""
+    resource = child_resource(manifest)
+    live: dict[Resource, Reflector[Child]] = {resource: Reflector(kube, resource, child_decoder(resource))}
+    made = await kube.apply(resource, manifest)
+    live[resource].note(made)
+    return live, child_decoder(resource)(made)
+
+
+def _with_replicas(deployment: Manifest, replicas: int) -> Manifest:
+    changed = copy.deepcopy(deployment)
+    changed["spec"]["replicas"] = replicas
+    changed["metadata"]["annotations"]["berth.dev/render-hash"] = f"of {replicas} replicas"
+    return changed
+
+
+async def test_a_late_write_after_another_leaders_is_refused(
+    kube: Kube, rendered: list[Manifest], namespace: str
+) -> None:
+    deployment = next(m for m in rendered if m["kind"] == "Deployment")
+    live, child = await _followed(kube, deployment)
+    await kube.apply(DEPLOYMENTS, _with_replicas(deployment, 5))  # by the new leader
+    applier = Applier(kube, live)
+    assert await applier.write([_with_replicas(deployment, 1)], []) == {Result.HELD: 1}
+    assert await applier.write([], [child]) == {Result.HELD: 1}
+    there = await kube.get(DEPLOYMENTS, namespace, child.name)
+    assert there and there["spec"]["replicas"] == 5
+
+
+async def test_what_only_controllers_and_users_of_other_fields_changed_stops_no_write(
+    kube: Kube, rendered: list[Manifest], namespace: str
+) -> None:
+    deployment = next(m for m in rendered if m["kind"] == "Deployment")
+    live, child = await _followed(kube, deployment)
+    note = {"metadata": {"annotations": {"theirs": "too"}}}
+    content_type = "application/merge-patch+json"
+    await kube.request("PATCH", DEPLOYMENTS.path(namespace, child.name), body=note, content_type=content_type)
+    assert await Applier(kube, live).write([_with_replicas(deployment, 1)], []) == {Result.WRITTEN: 1}
+    await kube.request("PATCH", DEPLOYMENTS.path(namespace, child.name), body=note, content_type=content_type)
+    (now,) = live[DEPLOYMENTS].values()
+    assert await Applier(kube, live).write([], [now]) == {Result.WRITTEN: 1}
+    assert await kube.get(DEPLOYMENTS, namespace, child.name) is None

@@ -30,6 +30,8 @@ async def serve() -> AsyncIterator[Callable[..., Any]]:
             await request.read()
             seen.append(request)
             status, body = answers[min(len(seen), len(answers)) - 1]
+            if status == -1:
+                await asyncio.Event().wait()
             if status == 0:
                 assert request.transport is not None
                 request.transport.close()
@@ -39,7 +41,7 @@ async def serve() -> AsyncIterator[Callable[..., Any]]:
 
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", answer)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -103,6 +105,22 @@ async def test_nothing_is_written_without_the_lease(serve: Callable[..., Any]) -
     with pytest.raises(NotLeaderError):
         await kube.delete(SERVICES, "ns", "a", uid="u")
     assert seen == []
+
+
+async def test_a_write_is_not_tried_again_once_the_lease_is_lost(serve: Callable[..., Any]) -> None:
+    kube, seen = await serve((503, {}))
+    kube.may_write = lambda: not seen
+    with pytest.raises(NotLeaderError):
+        await kube.apply(SERVICES, {"metadata": {"name": "a", "namespace": "ns"}})
+    assert len(seen) == 1
+
+
+async def test_a_write_that_gets_no_answer_is_given_up_before_a_standby_may_lead(serve: Callable[..., Any]) -> None:
+    kube, seen = await serve((-1, {}))
+    kube.may_write, kube.write_seconds = lambda: not seen, lambda: 0.2
+    async with asyncio.timeout(10):
+        with pytest.raises(NotLeaderError):
+            await kube.delete(SERVICES, "ns", "a", uid="u")
 
 
 async def test_apply_is_server_side_forced_and_ours(serve: Callable[..., Any]) -> None:

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from http import HTTPStatus
+from typing import Final, TypeVar
 
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL, RENDER_HASH_ANNOTATION
 from berth_operator.cluster.attempts import Attempts, ForeignObjectError, Result
 from berth_operator.cluster.drift import lost_fields
-from berth_operator.cluster.kube import Kube
+from berth_operator.cluster.kube import ApiError, Kube
 from berth_operator.cluster.observe import Child, child_decoder
 from berth_operator.cluster.reflector import Reflector
 from berth_operator.cluster.resources import Object, Resource, child_resource
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 _CONCURRENCY: Final = 16
 _SHOWN: Final = 3
+_CONFLICTS: Final = 4
+
+T = TypeVar("T")
 
 _Id = tuple[str, str, str]
 """(kind, namespace, name)"""
@@ -43,8 +47,11 @@ class Applier:
     _unsettled: dict[_Id, tuple[str, frozenset[str]]] = field(default_factory=dict)
     """By render hash, the fields that the cluster took from us in the very act of applying."""
 
-    async def write(self, apply: Sequence[Object], delete: Sequence[Child]) -> Counter[Result]:
-        """Apply what differs, then delete.  One object's failure is counted, not raised; NotLeaderError is raised."""
+    async def write(self, apply: Sequence[Object], delete: Sequence[Child], *, more: bool = False) -> Counter[Result]:
+        """Apply what differs, then delete.  One object's failure is counted, not raised; NotLeaderError is raised.
+
+        `more`: there is more that is wanted than this, so nothing else is forgotten.
+        """
         slots = asyncio.Semaphore(_CONCURRENCY)
 
         async def attempt(key: _Id, write: Callable[[], Awaitable[bool]]) -> Result:
@@ -54,7 +61,8 @@ class Applier:
         differing = [(m, why) for m in apply if (why := self.difference(m, self._child(m)))]
         results = await asyncio.gather(*(attempt(_id(m), partial(self._apply, m, why)) for m, why in differing))
         results += await asyncio.gather(*(attempt(child.key, partial(self._delete, child)) for child in delete))
-        self._keep_only({_id(m) for m in apply} | {child.key for child in delete})
+        if not more:
+            self._keep_only({_id(m) for m in apply} | {child.key for child in delete})
         return Counter(results)
 
     def difference(self, manifest: Object, child: Child | None) -> str | None:
@@ -81,7 +89,10 @@ class Applier:
         resource, child = child_resource(manifest), self._child(manifest)
         if child is None or child.owner_uid != _owner_uid(manifest):
             await self._check_ours(resource, manifest)
-        answer = await self.kube.apply(resource, manifest)
+        if child is None:
+            answer = await self.kube.apply(resource, manifest)
+        else:
+            answer = await self._unless_changed(child, lambda at: self.kube.apply(resource, _as_of(manifest, at)))
         if resource in self.live:  # its kind may have gone meanwhile
             self.live[resource].note(answer)
         after = child_decoder(resource)(answer)
@@ -93,11 +104,31 @@ class Applier:
         return True
 
     async def _delete(self, child: Child) -> bool:
-        await self.kube.delete(child.resource, child.namespace, child.name, uid=child.uid)
+        where = child.resource, child.namespace, child.name
+        await self._unless_changed(child, lambda at: self.kube.delete(*where, uid=child.uid, resource_version=at))
         if child.resource in self.live:
             self.live[child.resource].forget((child.namespace, child.name))
         log.info("deleted %s: it is no longer wanted", child)
         return True
+
+    async def _unless_changed(self, child: Child, write: Callable[[str], Awaitable[T]]) -> T:
+        """`write`, given a resource version, on condition that the object is as it was when the write was decided upon.
+
+        What changes all the time, such as counts of ready replicas, does not stand against it.  What somebody has
+        changed of what we render does: another leader, whose write came before this late one.  Raises ApiError (409).
+        """
+        at = child.resource_version
+        for _ in range(_CONFLICTS):
+            try:
+                return await write(at)
+            except ApiError as error:
+                if error.status != HTTPStatus.CONFLICT:
+                    raise
+            now = await self.kube.get(child.resource, child.namespace, child.name)
+            if now is None or not _same(child, seen := child_decoder(child.resource)(now)):
+                break
+            at = seen.resource_version
+        raise ApiError(HTTPStatus.CONFLICT, f"{child} has changed since this write was decided upon")
 
     async def _check_ours(self, resource: Resource, manifest: Object) -> None:
         """The name may be taken by an object that we do not follow, because it does not carry our labels."""
@@ -136,6 +167,21 @@ def _id(manifest: Object) -> _Id:
 
 def _hash(manifest: Object) -> str:
     return str(manifest["metadata"]["annotations"][RENDER_HASH_ANNOTATION])
+
+
+def _as_of(manifest: Object, resource_version: str) -> Object:
+    return manifest | {"metadata": manifest["metadata"] | {"resourceVersion": resource_version}}
+
+
+def _same(one: Child, other: Child) -> bool:
+    """Whether two looks at a child show the same object, rendered by the same decision."""
+    return (one.uid, one.owner_uid, one.render_hash, one.managed_fields, one.deleting) == (
+        other.uid,
+        other.owner_uid,
+        other.render_hash,
+        other.managed_fields,
+        other.deleting,
+    )
 
 
 def _owner_uid(manifest: Object) -> str | None:

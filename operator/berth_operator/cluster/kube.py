@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import random
 from collections.abc import AsyncIterator, Callable
@@ -28,11 +29,13 @@ from berth_operator.cluster.resources import Object, Resource
 log = logging.getLogger(__name__)
 
 _RETRIED: Final = frozenset({429, 500, 502, 503, 504})
-_PAGE: Final = 500
+PAGE: Final = 500
+"""Objects that are listed at once."""
 _REQUEST_SECONDS: Final = 30.0
 # The API server sends every watch a bookmark about once a minute: a longer silence is a dead connection.
 _WATCH_SILENCE_SECONDS: Final = 100.0
 _APPLY: Final = "application/apply-patch+yaml"
+_MERGE_PATCH: Final = "application/merge-patch+json"
 
 
 class ApiError(Exception):
@@ -74,7 +77,9 @@ class Kube:
         self._attempts = attempts
         self._request_seconds = request_seconds
         self.may_write: Callable[[], bool] = lambda: True
-        """Asked just before every write of a child or a status; False raises NotLeaderError instead."""
+        """Asked just before every attempt of a write of a child or a status; False raises NotLeaderError instead."""
+        self.write_seconds: Callable[[], float] = lambda: math.inf
+        """How long such an attempt may take: until another replica may lead."""
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None) -> Self:
@@ -99,16 +104,28 @@ class Kube:
     async def list(
         self, resource: Resource, namespace: str | None = None, *, labels: str = "", fields: str = ""
     ) -> Listed:
-        """All objects of a collection, page by page, at one resource version."""
-        items: list[Object] = []
-        query = {"limit": str(_PAGE)} | _selectors(labels, fields)
+        """All objects of a collection at one resource version."""
+        pages = [page async for page in self.pages(resource, namespace, labels=labels, fields=fields)]
+        return Listed([item for page in pages for item in page.items], pages[-1].resource_version)
+
+    async def pages(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        labels: str = "",
+        fields: str = "",
+        size: int = PAGE,
+    ) -> AsyncIterator[Listed]:
+        """All objects of a collection, page by page, every page at the same resource version."""
+        query = {"limit": str(size)} | _selectors(labels, fields)
         while True:
             page = await self.request("GET", resource.path(namespace), query=query)
             # Items of a typed list carry neither kind nor apiVersion.
             head = {"apiVersion": resource.api_version, "kind": resource.kind}
-            items += [head | item for item in page["items"]]
+            yield Listed([head | item for item in page["items"]], page["metadata"]["resourceVersion"])
             if not (more := page["metadata"].get("continue")):
-                return Listed(items, page["metadata"]["resourceVersion"])
+                return
             query["continue"] = more
 
     async def watch(
@@ -158,10 +175,12 @@ class Kube:
     # Writing
 
     async def apply(self, resource: Resource, manifest: Object, *, subresource: str | None = None) -> Object:
-        """Server-side apply, forced: the fields in `manifest` become ours; all others stay whose they are."""
-        self._check_may_write()
+        """Server-side apply, forced: the fields in `manifest` become ours; all others stay whose they are.
+
+        With a `metadata.resourceVersion` only as of that version; raises ApiError (409) when it has changed since.
+        """
         metadata = manifest["metadata"]
-        return await self.request(
+        return await self._write(
             "PATCH",
             resource.path(metadata.get("namespace"), metadata["name"], subresource),
             query={"fieldManager": FIELD_MANAGER, "force": "true"},
@@ -169,25 +188,39 @@ class Kube:
             content_type=_APPLY,
         )
 
-    async def delete(self, resource: Resource, namespace: str | None, name: str, *, uid: str) -> None:
-        """Delete this very object (by uid), its dependents in the background.  Already gone is fine."""
-        self._check_may_write()
+    async def patch(self, resource: Resource, namespace: str | None, name: str, body: Object) -> Object:
+        """JSON merge patch; with a `metadata.uid`, of that very object only: raises ApiError (409) for another."""
+        return await self._write(
+            "PATCH",
+            resource.path(namespace, name),
+            query={"fieldManager": FIELD_MANAGER},
+            body=body,
+            content_type=_MERGE_PATCH,
+        )
+
+    async def delete(
+        self, resource: Resource, namespace: str | None, name: str, *, uid: str, resource_version: str = ""
+    ) -> None:
+        """Delete this very object (by uid), its dependents in the background.  Already gone is fine.
+
+        With a `resource_version` only as of that version; raises ApiError (409) when it has changed since.
+        """
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
             "propagationPolicy": "Background",
-            "preconditions": {"uid": uid},
+            "preconditions": {"uid": uid} | ({"resourceVersion": resource_version} if resource_version else {}),
         }
         try:
-            await self.request("DELETE", resource.path(namespace, name), body=body)
+            await self._write("DELETE", resource.path(namespace, name), body=body)
         except ApiError as error:
-            # Conflict: another object has its name by now, and that one was not meant.
-            if error.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
-                raise
+            # Conflict of uids: another object has its name by now, and that one was not meant.
+            if error.status == HTTPStatus.NOT_FOUND or (error.status == HTTPStatus.CONFLICT and not resource_version):
+                return
+            raise
 
-    def _check_may_write(self) -> None:
-        if not self.may_write():
-            raise NotLeaderError("this replica does not hold the Lease: write held back")
+    async def _write(self, method: str, path: str, **options: Any) -> Object:
+        return await self.request(method, path, fenced=True, **options)
 
     # Underneath
 
@@ -200,15 +233,17 @@ class Kube:
         body: Object | None = None,
         content_type: str = "application/json",
         attempts: int | None = None,
+        fenced: bool = False,
     ) -> Object:
         """Send a request that may be repeated safely; retry it when the server is busy or out of reach.
 
-        Raises ApiError after the last attempt, or at once for what repeating cannot mend.
+        Raises ApiError after the last attempt, or at once for what repeating cannot mend.  `fenced`: each attempt only
+        as leader and no longer than that; raises NotLeaderError.
         """
-        limits = aiohttp.ClientTimeout(total=self._request_seconds, sock_connect=10)
         last = (self._attempts if attempts is None else attempts) - 1
         attempt = 0
         while True:
+            limits = aiohttp.ClientTimeout(total=self._fence() if fenced else self._request_seconds, sock_connect=10)
             try:
                 return await self._once(method, path, query, body, content_type, limits)
             except ApiError as error:
@@ -218,6 +253,12 @@ class Kube:
                 log.debug("%s %s: %s; again in %.1f s", method, path, error, delay)
             await asyncio.sleep(delay)
             attempt += 1
+
+    def _fence(self) -> float:
+        """Seconds that a write may take which begins now.  Raises NotLeaderError."""
+        if not self.may_write():
+            raise NotLeaderError("this replica does not hold the Lease: write held back")
+        return min(self._request_seconds, self.write_seconds())
 
     async def _once(
         self,

@@ -3,12 +3,17 @@
 The holder renews; a standby takes over when it has not seen the record change for the Lease's whole duration by its own
 clock, so that clocks need not agree.  Our clock counts the time a machine was suspended: a leader that slept too long
 knows, when it wakes, that it is none.
+
+A Lease does not fence: a write sent in time can arrive late.  So every write asks `held` before each attempt and gives
+up when a standby may lead (`seconds_left`), and carries the resource version that it was decided upon, so that what
+arrives after the next leader has written is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -38,34 +43,50 @@ class Lease:
     identity: str
     on_change: Callable[[], None] = lambda: None
     name: str = LEASE_NAME
-    duration_s: float = 15.0
-    renew_every_s: float = 5.0
+    duration_s: float = 10.0
+    """How long after its last renewal a leader may be silent before a standby takes over."""
+    renew_every_s: float = 2.0
     clock: Callable[[], float] = boot_time
     _valid_until: float = field(default=float("-inf"))
     _seen_version: str = ""
     _seen_at: float = field(default=float("-inf"))
+    _expires_at: float = field(default=float("-inf"))
     _told: str = ""
 
     def held(self) -> bool:
-        """Whether this replica may write now.
+        """Whether this replica may begin a write now.
 
-        Ends two seconds before a standby can take over, so that a write in flight lands before the next leader's.
+        Ends a little before a standby can take over, so that a write in flight lands before the next leader's.
         """
         return self.clock() < self._valid_until
+
+    def seconds_left(self) -> float:
+        """How long a write that begins now may take before a standby can lead; 0 or less when it may not begin."""
+        return self._valid_until + self._margin_s - self.clock() if self.held() else 0.0
+
+    @property
+    def _margin_s(self) -> float:
+        return min(2.0, self.duration_s / 5)
 
     async def run(self) -> None:
         """Acquire and renew for ever; what fails is tried again."""
         while True:
             was = self.held()
             try:
-                await asyncio.wait_for(self._round(), self.renew_every_s)
-                self._told = ""
+                await asyncio.wait_for(self._round(), self.duration_s / 3)
+                if self.held():
+                    self._told = ""
             except (ApiError, TimeoutError) as error:
                 self._tell(logging.WARNING, f"Lease {self.namespace}/{self.name}: {error or 'no answer'}")
             if self.held() != was:
-                log.info("%s: %s", self.identity, "leading" if self.held() else "no longer leading")
+                self._tell(logging.INFO, f"{self.identity}: {'leading' if self.held() else 'no longer leading'}")
                 self.on_change()
-            await asyncio.sleep(self.renew_every_s if self.held() else min(self.renew_every_s, 2.0))
+            await asyncio.sleep(self.renew_every_s if self.held() else self._look_again_s())
+
+    def _look_again_s(self) -> float:
+        """As a standby: often enough to see each renewal soon, and at the moment when the Lease ends."""
+        often, ends_in = self.renew_every_s / 2, self._expires_at - self.clock()
+        return min(often, ends_in) if ends_in > 0 else often
 
     async def release(self) -> None:
         """Give the Lease up, so that a standby need not wait for its end."""
@@ -96,8 +117,8 @@ class Lease:
         holder, version = spec.get("holderIdentity") or "", lease["metadata"]["resourceVersion"]
         if version != self._seen_version:
             self._seen_version, self._seen_at = version, started
-        expired = started >= self._seen_at + float(spec.get("leaseDurationSeconds") or 0)
-        if holder not in ("", self.identity) and not expired:
+        self._expires_at = self._seen_at + float(spec.get("leaseDurationSeconds") or 0)
+        if holder not in ("", self.identity) and started < self._expires_at:
             self._valid_until = float("-inf")
             self._tell(logging.INFO, f"standing by: {holder} leads")
             return
@@ -112,13 +133,13 @@ class Lease:
                 raise
             return  # another was faster: look again next round
         self._seen_version, self._seen_at = answer["metadata"]["resourceVersion"], started
-        self._valid_until = started + self.duration_s - 2.0
+        self._valid_until = started + self.duration_s - self._margin_s
 
     def _record(self, before: Object) -> Object:
         mine = before.get("holderIdentity") == self.identity
         return {
             "holderIdentity": self.identity,
-            "leaseDurationSeconds": int(self.duration_s),
+            "leaseDurationSeconds": math.ceil(self.duration_s),
             "acquireTime": before.get("acquireTime") if mine and before.get("acquireTime") else _now(),
             "renewTime": _now(),
             "leaseTransitions": int(before.get("leaseTransitions") or 0) + (0 if mine or not before else 1),
