@@ -21,8 +21,9 @@ from berth_operator.catalog.sanity import Fault, Sifted, sift
 from berth_operator.cluster.attempts import Attempts, Result
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import NotLeaderError
-from berth_operator.cluster.observe import Child, Invalid, Observation
+from berth_operator.cluster.observe import Child, Invalid, Observation, Worker
 from berth_operator.cluster.resources import DEPLOYMENTS
+from berth_operator.evacuation import Evacuation, evacuations, unequal, with_stand_ins, without_stand_ins
 from berth_operator.memo import Kept, Memo
 from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot
 from berth_operator.prices import Priced, PricePolicy, Quotes, own_prices, plan_priced, price
@@ -98,6 +99,7 @@ class Loop:
         self._rendering: Kept[str, RenderSettings] = Kept()
         self._rendered: Memo[list[Manifest] | None] = Memo()
         self._settled: Memo[InferencePoolStatus] = Memo()
+        self._last: tuple[Plan, Snapshot] | None = None
         self._running_since: float | None = None
         self._errors = 0
 
@@ -145,7 +147,10 @@ class Loop:
             self._live.same(live_deployments(seen.pools, seen.children).items()),
             self._rendered,
         )
-        steps = steps_of(planned, snapshot, rendered, seen.children)
+        self._last = planned, snapshot
+        workers = self._cluster.observed_workers()  # planning took a while, and a notice leaves little time
+        leaving = evacuations(seen.pools, workers, now)
+        steps = standing_in(planned, snapshot, rendered, seen.children, workers, leaving)
         self._tell(planned, steps, seen.invalid, sifted)
         results = await self._cluster.applier.write(
             [manifest for step in steps.values() for manifest in step.apply],
@@ -181,6 +186,20 @@ class Loop:
                 self.mark_dirty()
         except Exception:
             log.exception("planning afresh failed; the plan in force stands")
+
+    async def stand_in(self, found: Mapping[str, Evacuation]) -> None:
+        """Between passes: give Deployments the stand-ins that these evacuations want, as far as they are planned."""
+        children = [child for reflector in self._cluster.children.values() for child in reflector.values()]
+        keys = unequal(found, children)
+        if self._last is None or not keys:
+            return
+        planned, snapshot = self._last
+        planned = replace(planned, pools={key: pool for key, pool in planned.pools.items() if key in keys})
+        snapshot = replace(snapshot, pools=tuple(pool for pool in snapshot.pools if pool.key in keys))
+        rendered = await asyncio.to_thread(render_isolated, planned, snapshot, self._settings.render, {})
+        steps = standing_in(planned, snapshot, rendered, children, self._cluster.observed_workers(), found)
+        manifests = [m for step in steps.values() for m in step.apply if m["kind"] == DEPLOYMENTS.kind]
+        await self._cluster.applier.write(manifests, [], more=True)
 
     def _priced(self, classes: Sequence[HardwareClass], now: datetime) -> Priced:
         if self._quotes is None:
@@ -310,7 +329,9 @@ class Loop:
 
 def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
     """What the planner plans from."""
-    scheduled = Counter((w.pool, w.hardware_class, w.capacity_type) for w in seen.workers if w.node and not w.deleting)
+    there = [w for w in seen.workers if w.node and not w.deleting]
+    scheduled = Counter((w.pool, w.hardware_class, w.capacity_type) for w in there if not w.notice)
+    leaving = Counter((w.pool, w.hardware_class, w.capacity_type) for w in there if w.notice)
     running: dict[tuple[str, str, CapacityType], RunningPlacement] = {}
     for child in seen.children:
         if child.resource == DEPLOYMENTS and child.hardware_class and child.capacity_type and not child.deleting:
@@ -318,9 +339,10 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
             other = running.get(key)  # while replicas of another share of a node replace those of this one
             running[key] = RunningPlacement(
                 *key,
-                replicas=child.replicas + (other.replicas if other else 0),
+                replicas=child.replicas - child.surge + (other.replicas if other else 0),
                 ready_replicas=child.ready_replicas + (other.ready_replicas if other else 0),
                 scheduled_replicas=scheduled[key],
+                leaving_replicas=leaving[key],
                 quantization=child.quantization,
             )
     return Snapshot(
@@ -384,6 +406,20 @@ def steps_of(
             hold=_why_hold(pool_plan),
         )
     return out
+
+
+def standing_in(
+    planned: Plan,
+    snapshot: Snapshot,
+    rendered: Mapping[str, list[Manifest] | None],
+    children: Sequence[Child],
+    workers: Sequence[Worker],
+    leaving: Mapping[str, Evacuation],
+) -> dict[str, Steps]:
+    """`steps_of` while workers leave: those are counted as gone, and one stands in for each that is held."""
+    wanted = [manifest for manifests in rendered.values() for manifest in manifests or ()]
+    steps = steps_of(planned, snapshot, rendered, without_stand_ins(children, workers, wanted))
+    return steps | {key: with_stand_ins(steps[key], found.surge) for key, found in leaving.items() if key in steps}
 
 
 def _why_hold(pool_plan: PoolPlan) -> str | None:

@@ -15,11 +15,10 @@ from berth_operator.api import Capacity, HardwareClass
 from berth_operator.catalog.matching import unmatched
 from berth_operator.catalog.sanity import Fault
 from berth_operator.cluster.kube import ApiError, Kube
-from berth_operator.cluster.resources import Resource
+from berth_operator.cluster.resources import NODES, Resource
 
 log = logging.getLogger(__name__)
 
-NODES: Final = Resource("", "v1", "nodes", "Node", namespaced=False)
 NODE_POOLS: Final = Resource("karpenter.sh", "v1", "nodepools", "NodePool", namespaced=False)
 
 

@@ -13,6 +13,7 @@ import prometheus_client
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import Kube
 from berth_operator.cluster.lease import Lease
+from berth_operator.evacuator import Evacuator
 from berth_operator.loop import Loop, LoopSettings
 from berth_operator.node_check import NodeCheck
 from berth_operator.prices.feed import PriceFeed
@@ -47,17 +48,30 @@ class Operator:
         self._kube = await Kube.connect(self._settings.kubeconfig)
         settings = self._settings
         self._cluster = Cluster(
-            self._kube, self._wake, settings.watch_namespaces, settings.integrations, settings.discover_s
+            self._kube,
+            self._wake,
+            settings.watch_namespaces,
+            settings.integrations,
+            settings.discover_s,
+            watch_nodes=settings.watch_nodes,
         )
         classes = self._cluster.known_hardware_classes
         self._feed = PriceFeed(self._kube, self._settings.feeds, classes, self._wake)
         self._nodes = NodeCheck(self._kube, classes, self._wake, self._settings.node_check_s)
-        self._lease = Lease(self._kube, self._settings.namespace, self._settings.identity, on_change=self._wake)
+        duration = self._settings.lease_duration_s
+        self._lease = Lease(
+            self._kube,
+            self._settings.namespace,
+            self._settings.identity,
+            on_change=self._wake,
+            duration_s=duration,
+            renew_every_s=duration / 5,
+        )
 
     async def start(self) -> None:
         """Begin to follow the cluster and, as leader, to plan; returns at once.  Comes after `prepare`."""
         if self._settings.leader_elect:
-            self._kube.may_write = self._lease.held
+            self._kube.may_write, self._kube.write_seconds = self._lease.held, self._lease.seconds_left
         settings = self._settings
         self._loop = Loop(
             self._cluster,
@@ -67,12 +81,14 @@ class Operator:
             quotes=(lambda: self._feed.quotes) if settings.feeds.any else None,
             unmatched=lambda: self._nodes.faults,
         )
+        self._evacuator = Evacuator(self._cluster, self._kube.may_write, self._loop.stand_in)
         self._run("reflectors", self._cluster.run())
         if settings.feeds.any:
             self._run("prices", self._feed.run())
         if settings.node_check_s:
             self._run("nodes", self._nodes.run())
         self._run("loop", self._loop.run())
+        self._run("evacuation", self._evacuator.run())
         if self._settings.leader_elect:
             self._run("lease", self._lease.run())
 
@@ -109,6 +125,7 @@ class Operator:
 
     def _wake(self) -> None:
         self._loop.mark_dirty()
+        self._evacuator.mark_dirty()
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name)

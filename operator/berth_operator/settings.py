@@ -44,6 +44,9 @@ class Settings:
     """How often it is asked whether their kinds are served."""
     node_check_s: float = 0.0
     """How often it is asked whether hardware classes have nodes; 0: never."""
+    watch_nodes: bool = True
+    """Whether nodes are watched for word that they go away."""
+    lease_duration_s: float = 10.0
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -65,6 +68,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         "--identity", default=default("IDENTITY", ""), help="name as holder of the Lease; default: host name and a hash"
     )
     add("--leader-elect", action=argparse.BooleanOptionalAction, default=default("LEADER_ELECT", "true"))
+    add(
+        "--lease-duration",
+        default=default("LEASE_DURATION", "10s"),
+        help="a leader that is silent for so long has lost the Lease; at least 1s",
+    )
     add("--kubeconfig", default=None, help="default: $KUBECONFIG, else the pod's service account, else ~/.kube/config")
     add("--metrics-address", default=default("METRICS_ADDRESS", "0.0.0.0:9090"), help="HOST:PORT of /metrics")
     add("--health-address", default=default("HEALTH_ADDRESS", "0.0.0.0:8080"), help="HOST:PORT of /healthz")
@@ -88,6 +96,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         help="ask this often whether classes have nodes, 0s: never; default: 1m, or never with --watch-namespaces",
     )
     _add_integrations(parser, default)
+    add(
+        "--watch-nodes",
+        action=argparse.BooleanOptionalAction,
+        default=default("WATCH_NODES", ""),
+        help="replace workers whose nodes are going away; default: unless --watch-namespaces is given",
+    )
     add("--worker-image", default=default("WORKER_IMAGE", images.worker_image))
     add("--vllm-image", default=default("VLLM_IMAGE", images.vllm_image))
     add("--image-pull-policy", default=default("IMAGE_PULL_POLICY", images.image_pull_policy))
@@ -118,9 +132,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
             parser.error(f"--price-config-map: found {value!r}, expected NAMESPACE/NAME")
         return (in_namespace or namespace, name) if value else None
 
-    leader_elect = given.leader_elect
-    if isinstance(leader_elect, str):
-        leader_elect = choice("leader-elect (BERTH_LEADER_ELECT)", leader_elect.lower(), "true", "false") == "true"
+    def switch(name: str, value: str | bool) -> bool:
+        if isinstance(value, bool):
+            return value
+        variable = f"BERTH_{name.upper().replace('-', '_')}"
+        return choice(f"{name} ({variable})", value.lower(), "true", "false") == "true"
+
+    leader_elect = switch("leader-elect", given.leader_elect)
     namespace = given.namespace or namespace_of_pod() or ""
     every = timedelta(seconds=max(1.0, seconds("price-interval", given.price_interval)))
     if leader_elect and not namespace:
@@ -152,6 +170,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         ),
         integrations=tuple(choice("integrations", name, *OPTIONAL_CHILDREN) for name in _items(given.integrations)),
         discover_s=seconds("discover-interval", given.discover_interval),
+        watch_nodes=switch("watch-nodes", given.watch_nodes) if given.watch_nodes != "" else not given.watch_namespaces,
+        lease_duration_s=max(1.0, seconds("lease-duration", given.lease_duration)),
         node_check_s=seconds("node-check", given.node_check or ("0s" if given.watch_namespaces else "1m")),
         prices=PricePolicy(max_age=timedelta(seconds=seconds("price-max-age", given.price_max_age))),
     )

@@ -248,7 +248,7 @@ def _conditions(
     facts: dict[str, _Facts] = {
         "Accepted": _accepted(plan),
         "Placed": _placed(plan),
-        "Progressing": _progressing(plan, wanted, up, leaving),
+        "Progressing": _progressing(plan, wanted, up, leaving, sum(r.leaving_replicas for r in running)),
         "Available": _available(wanted, sum(r.ready_replicas for r in running)),
         "WithinBudget": _within_budget(plan),
         "ObjectivesMet": _objectives_met(plan),
@@ -296,9 +296,11 @@ def _placed(plan: PoolPlan) -> _Facts:
     return ("True", "Placed", text + (f". {plan.kept.message}" if plan.kept else ""))
 
 
-def _progressing(plan: PoolPlan, wanted: int, up: int, leaving: int) -> _Facts:
+def _progressing(plan: PoolPlan, wanted: int, up: int, leaving: int, interrupted: int) -> _Facts:
     if plan.effective.mode == "Recommend" or plan.not_accepted:
         return ("False", "NotApplied", "nothing is being changed")
+    if interrupted:
+        return ("True", "Replacing", f"{interrupted} replicas are on nodes that are going away, and are being replaced")
     if up < wanted:
         return ("True", "Starting", f"{up} of {wanted} replicas are ready")
     if leaving:

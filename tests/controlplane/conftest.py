@@ -268,6 +268,7 @@ class Fleet:
     """A cluster with nodes and hardware classes: Graviton4 on demand and spot, and L4."""
 
     cluster: ControlPlane
+    simulated: tuple[SimulatedNodePool, ...] = (GRAVITON, GRAVITON_SPOT, L4)
 
     def price(self, *, graviton4: str = "0.638", graviton4_spot: str = "0.255", l4: str = "0.805") -> None:
         """Set the price of a node of each class, USD per hour."""
@@ -337,8 +338,8 @@ def _ready(pod: Manifest) -> bool:
 @pytest.fixture(scope="session")
 def fleet(control_plane: ControlPlane, operator_kubeconfig: Path) -> Fleet:
     """Twelve Graviton4 nodes on demand, twelve on spot, four L4 nodes, and their classes."""
-    control_plane.add_nodes(GRAVITON, GRAVITON_SPOT, L4)
     fleet = Fleet(control_plane)
+    control_plane.add_nodes(*fleet.simulated)
     fleet.price()
     return fleet
 

@@ -88,13 +88,14 @@ class Stale(Kube):
 
     lists = 0
 
-    async def list(self, *args: Any, **kwargs: Any) -> Listed:
-        listed = await super().list(*args, **kwargs)
+    async def pages(self, *args: Any, **kwargs: Any) -> AsyncIterator[Listed]:
         self.lists += 1
-        if self.lists == 1:
-            ghost = _config_map(args[1], "ghost", uid="u", resourceVersion="1")
-            return Listed([*listed.items, ghost], "1")
-        return listed
+        async for page in super().pages(*args, **kwargs):
+            if self.lists == 1:
+                ghost = _config_map(args[1], "ghost", uid="u", resourceVersion="1")
+                yield Listed([*page.items, ghost], "1")
+            else:
+                yield page
 
 
 async def test_after_a_410_the_content_is_replaced_so_that_no_ghost_stays(

@@ -46,7 +46,8 @@ def _everything() -> list[str]:
 def operator(fleet: Fleet, make_release: Callable[..., OperatorProcess]) -> Iterator[OperatorProcess]:
     fleet.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     install(fleet.cluster, *SOURCES)
-    flags = (f"--watch-namespaces={NAMESPACE}", "--debounce=100ms", "--interval=500ms", "--node-check=1s")
+    flags = [f"--watch-namespaces={NAMESPACE}", "--debounce=100ms", "--interval=500ms", "--node-check=1s"]
+    flags += ["--watch-nodes"]
     process = make_release(RELEASE, SYSTEM, *flags, settings=_everything())
     price = {"hardwareClass": "l4", "capacityType": "OnDemand", "usdPerHour": "0.805"}
     data = {"asOf": datetime.now(UTC).isoformat(), "prices": yaml.safe_dump([price])}
@@ -80,6 +81,13 @@ def _its_routes_are_made_and_taken_away(fleet: Fleet, operator: OperatorProcess)
     operator.wait_for("its routes are gone", lambda: made() == 0)
 
 
+def _its_node_is_cordoned(fleet: Fleet, operator: OperatorProcess) -> None:
+    (node,) = {pod["spec"]["nodeName"] for pod in fleet.cluster.get("pods", f"--namespace={NAMESPACE}")["items"]}
+    fleet.cluster.kubectl("cordon", node)
+    operator.wait_for("its worker is replaced", lambda: "taken from traffic and ended" in operator.log)
+    fleet.cluster.kubectl("uncordon", node)
+
+
 def _a_pool_is_suspended(fleet: Fleet, operator: OperatorProcess) -> None:
     fleet.pool(NAMESPACE, "agents", suspend=True)
     operator.wait_for("no worker is left", lambda: not fleet.deployments(NAMESPACE))
@@ -91,7 +99,13 @@ def _it_ends_and_begins_again(_: Fleet, operator: OperatorProcess) -> None:
     operator.wait_for("it leads again", lambda: operator.passes > 0)
 
 
-STORY = (_a_pool_is_served, _its_routes_are_made_and_taken_away, _a_pool_is_suspended, _it_ends_and_begins_again)
+STORY = (
+    _a_pool_is_served,
+    _its_routes_are_made_and_taken_away,
+    _its_node_is_cordoned,
+    _a_pool_is_suspended,
+    _it_ends_and_begins_again,
+)
 
 
 @pytest.fixture(scope="module")

@@ -84,9 +84,10 @@ app.kubernetes.io/part-of: berth
   resources: [podmonitors]
   verbs: [get, list, watch, create, patch, delete]
 {{- end }}
+# Workers on nodes that are going away are taken from traffic and ended.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch, patch, delete]
 {{- end }}
 
 {{- define "berth.clusterRules" -}}
@@ -97,10 +98,10 @@ app.kubernetes.io/part-of: berth
   resources: [hardwareclasses/status]
   verbs: [patch]
 {{- if not .Values.watchNamespaces }}
-# Whether a HardwareClass has a node, or could get one: one node is asked for, by label.
+# Whether a HardwareClass has a node, or could get one: one node is asked for, by label. And which nodes go away.
 - apiGroups: [""]
   resources: [nodes]
-  verbs: [list]
+  verbs: [list, watch]
 - apiGroups: [karpenter.sh]
   resources: [nodepools]
   verbs: [list]

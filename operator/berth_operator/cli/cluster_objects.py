@@ -25,11 +25,12 @@ from berth_operator.cluster.resources import (
     DEPLOYMENTS,
     HARDWARE_CLASSES,
     NAMESPACES,
+    NODES,
     POOLS,
     SERVING_PROFILES,
     Resource,
 )
-from berth_operator.node_check import NODE_POOLS, NODES
+from berth_operator.node_check import NODE_POOLS
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from berth_operator.api import HardwareClass, InferencePool, ServingProfile
@@ -13,9 +14,11 @@ from berth_operator.cluster.apply import Applier
 from berth_operator.cluster.discovery import Discovery
 from berth_operator.cluster.kube import Kube
 from berth_operator.cluster.neighbours import decode_autoscaler
+from berth_operator.cluster.nodes import NodeWatch
 from berth_operator.cluster.observe import (
     Invalid,
     Observation,
+    Worker,
     child_decoder,
     decode_hardware_class,
     decode_namespace,
@@ -52,8 +55,13 @@ class Cluster:
         namespaces: Sequence[str] = (),
         integrations: Iterable[str] = (),
         discover_every_s: float = 30.0,
+        *,
+        watch_nodes: bool = False,
     ) -> None:
-        """`namespaces`: those whose pools are served; empty means all.  `integrations`: keys of OPTIONAL_CHILDREN."""
+        """`namespaces`: those whose pools are served; empty means all.  `integrations`: keys of OPTIONAL_CHILDREN.
+
+        `watch_nodes`: for word that they go away.
+        """
 
         def follow(
             resource: Resource, decode: Callable[[Object], T], labels: str = "", *, everywhere: bool = False
@@ -77,6 +85,7 @@ class Cluster:
             on_change,
             discover_every_s,
         )
+        self.nodes = NodeWatch(kube, self._hosts, on_change) if watch_nodes else None
         self.applier = Applier(kube, self.children)
 
     @property
@@ -91,6 +100,8 @@ class Cluster:
                 group.create_task(reflector.run(), name=f"follow {reflector.resource}")
             group.create_task(self.autoscalers.run(), name=f"follow {AUTOSCALERS}")
             group.create_task(self.discovery.run(), name="discovery")
+            if self.nodes:
+                group.create_task(self.nodes.run(), name="follow nodes")
 
     async def wait_synced(self) -> None:
         """Return once everything has been listed; autoscalers, which need not be granted, within a moment or not."""
@@ -114,11 +125,22 @@ class Cluster:
             serving_profiles=_alive(self.serving_profiles.values(), ServingProfile),
             invalid=tuple(item for item in raw if isinstance(item, Invalid)),
             children=tuple(child for reflector in self.children.values() for child in reflector.values()),
-            workers=tuple(worker for worker in self.workers.values() if worker is not None),
+            workers=self.observed_workers(),
             namespace_labels={name: namespace.labels for (_, name), namespace in self.namespaces.items()},
             available=self.discovery.available,
             autoscalers=tuple(scaler for scaler in self.autoscalers.values() if scaler is not None),
         )
+
+    def observed_workers(self) -> tuple[Worker, ...]:
+        """Every worker, with the notice of its node."""
+        workers = (worker for worker in self.workers.values() if worker is not None)
+        if self.nodes is None:
+            return tuple(workers)
+        notice = self.nodes.notice
+        return tuple(replace(w, notice=found) if (found := notice(w.node)) else w for w in workers)
+
+    def _hosts(self) -> set[str]:
+        return {worker.node for worker in self.workers.values() if worker is not None and worker.node}
 
     def known_hardware_classes(self) -> tuple[HardwareClass, ...]:
         """Hardware classes that parse and are not being deleted; none before the first list."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
@@ -26,11 +27,16 @@ from berth_operator.api.names import (
     CAPACITY_TYPE_LABEL,
     FIELD_MANAGER,
     HARDWARE_CLASS_LABEL,
+    NOTICED_ANNOTATION,
+    PLACEMENT_LABEL,
     POOL_LABEL,
     QUANTIZATION_LABEL,
     RENDER_HASH_ANNOTATION,
+    SURGE_ANNOTATION,
+    TRAFFIC_LABEL,
 )
 from berth_operator.cluster.neighbours import Autoscaler, Parents, parents_of
+from berth_operator.cluster.nodes import Notice, parse_time
 from berth_operator.cluster.resources import Object, Resource
 
 K = TypeVar("K", bound=ApiResource)
@@ -85,6 +91,11 @@ class Child:
     """Deployments: its controller has seen the present spec and every replica is of the present template."""
     parents: Parents = field(default_factory=Parents)
     """Routes: what gateways say of it."""
+    placement: str = ""
+    """Deployments: the placement label's value."""
+    surge: int = 0
+    """Deployments: how many of `replicas` stand in for workers whose nodes are going away."""
+    resource_version: str = field(default="", compare=False, repr=False)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -107,6 +118,21 @@ class Worker:
     ready: bool
     unschedulable: bool
     deleting: bool
+    name: str = ""
+    uid: str = ""
+    placement: str = ""
+    """The placement label's value."""
+    traffic: bool = True
+    """Whether Services send it requests."""
+    noticed_at: datetime | None = None
+    """When we first saw that its node is going away, as far as we had to note it."""
+    notice: Notice | None = None
+    """Word that its node is going away."""
+
+    @property
+    def namespace(self) -> str:
+        """Where it and its pool are."""
+        return self.pool.partition("/")[0]
 
     @property
     def state(self) -> str:
@@ -193,6 +219,9 @@ def child_decoder(resource: Resource) -> Callable[[Object], Child]:
             rolled_out=status.get("observedGeneration", 0) >= metadata.get("generation", 0)
             and status.get("updatedReplicas", 0) >= replicas,
             parents=parents_of(status),
+            placement=labels.get(PLACEMENT_LABEL, ""),
+            surge=_count(metadata.get("annotations", {}).get(SURGE_ANNOTATION)),
+            resource_version=metadata.get("resourceVersion", ""),
         )
 
     return decode
@@ -214,6 +243,11 @@ def decode_worker(item: Object) -> Worker | None:
         ready=conditions.get("Ready", {}).get("status") == "True",
         unschedulable=conditions.get("PodScheduled", {}).get("reason") == "Unschedulable",
         deleting="deletionTimestamp" in metadata,
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        placement=labels.get(PLACEMENT_LABEL, ""),
+        traffic=labels.get(TRAFFIC_LABEL) == "on",
+        noticed_at=parse_time(metadata.get("annotations", {}).get(NOTICED_ANNOTATION)),
     )
 
 
@@ -265,6 +299,10 @@ def _pool_status(item: Object) -> InferencePoolStatus:
         return InferencePoolStatus.model_validate(item.get("status", {}))
     except ValidationError:
         return InferencePoolStatus()
+
+
+def _count(text: Any) -> int:
+    return int(text) if isinstance(text, str) and text.isdecimal() else 0
 
 
 def _capacity_type(labels: Mapping[str, str]) -> CapacityType | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Generic, TypeVar
 
-from berth_operator.cluster.kube import ApiError, Kube
+from berth_operator.cluster.kube import PAGE, ApiError, Kube
 from berth_operator.cluster.resources import Object, Resource
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,12 @@ def _version_of(item: Object) -> int:
     return int(item["metadata"]["resourceVersion"])
 
 
+def _differing(old: Mapping[Key, T], new: Mapping[Key, T]) -> Iterator[Key]:
+    for key in old.keys() | new.keys():
+        if key not in old or key not in new or old[key] != new[key]:
+            yield key
+
+
 class Reflector(Mapping[Key, T], Generic[T]):
     """Follows one resource, in all namespaces or in some.  `await reflector.run()` until cancelled."""
 
@@ -58,14 +64,22 @@ class Reflector(Mapping[Key, T], Generic[T]):
         namespaces: Sequence[str] = (),
         labels: str = "",
         on_change: Callable[[], None] = lambda: None,
+        matters: Callable[[Key], bool] = lambda _key: True,
+        page: int = PAGE,
         backoff_s: tuple[float, float] = _BACKOFF_SECONDS,
     ) -> None:
-        """`decode` must not raise; `namespaces` empty means all; `labels` is a selector the server applies."""
+        """`decode` must not raise; `namespaces` empty means all; `labels` is a selector the server applies.
+
+        `matters`: whether a change of the object of this key is worth a call of `on_change`.  `page`: objects listed at
+        once, each decoded before the next page is read.
+        """
         self.resource = resource
         self._kube = kube
         self._decode = decode
         self._labels = labels
         self._on_change = on_change
+        self._matters = matters
+        self._page = page
         self._backoff_s = backoff_s
         self._parts: dict[str, dict[Key, _Entry[T]]] = {scope: {} for scope in namespaces or ("",)}
         self._all: ChainMap[Key, _Entry[T]] = ChainMap(*self._parts.values())
@@ -146,24 +160,28 @@ class Reflector(Mapping[Key, T], Generic[T]):
             delay = min(delay * 2, self._backoff_s[1])
 
     async def _list(self, scope: str) -> str:
-        listed = await self._kube.list(
-            self.resource, self._namespace(scope), labels=self._labels, fields=self._fields(scope)
+        part, fresh, at = self._parts[scope], {}, ""
+        pages = self._kube.pages(
+            self.resource, self._namespace(scope), labels=self._labels, fields=self._fields(scope), size=self._page
         )
-        old = dict(self._parts[scope])
-        part = self._parts[scope]
+        async for page in pages:
+            for item in page.items:
+                key, version = key_of(item), _version_of(item)
+                known = part.get(key)
+                fresh[key] = known if known and known.version == version else _Entry(version, self._decode(item))
+            at = page.resource_version
+        old = {key: entry.value for key, entry in part.items()}
+        new = {key: entry.value for key, entry in fresh.items()}
         part.clear()
-        for item in listed.items:
-            key, version = key_of(item), _version_of(item)
-            known = old.get(key)
-            part[key] = known if known and known.version == version else _Entry(version, self._decode(item))
-        self._seen[scope] = int(listed.resource_version)
+        part.update(fresh)
+        self._seen[scope] = int(at)
         first = scope in self._unlisted
         self._unlisted.discard(scope)
         if not self._unlisted:
             self._synced.set()
-        if first or {k: e.value for k, e in old.items()} != {k: e.value for k, e in part.items()}:
+        if first or any(self._matters(key) for key in _differing(old, new)):
             self._on_change()
-        return listed.resource_version
+        return at
 
     def _watch(self, scope: str, version: str) -> AsyncIterator[Object]:
         return self._kube.watch(
@@ -190,7 +208,7 @@ class Reflector(Mapping[Key, T], Generic[T]):
                     del part[key_of(item)]
             case _:  # BOOKMARK: nothing but a newer version to go on from
                 changed = False
-        if changed:
+        if changed and self._matters(key_of(item)):
             self._on_change()
 
     def _put(self, part: dict[Key, _Entry[T]], item: Object) -> bool:

@@ -29,6 +29,8 @@ class RunningPlacement:
     ready_replicas: int
     scheduled_replicas: int | None = None
     """Pods that have a node, ready or still loading: what a Constrained class keeps.  None: take the ready ones."""
+    leaving_replicas: int = 0
+    """Pods whose node is going away; none of `scheduled_replicas`."""
     quantization: Quantization | None = None
     """What they serve, where known; a pool of quantization Any keeps it as it keeps its hardware."""
 
