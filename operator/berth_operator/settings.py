@@ -68,11 +68,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         "--identity", default=default("IDENTITY", ""), help="name as holder of the Lease; default: host name and a hash"
     )
     add("--leader-elect", action=argparse.BooleanOptionalAction, default=default("LEADER_ELECT", "true"))
-    add(
-        "--lease-duration",
-        default=default("LEASE_DURATION", "10s"),
-        help="a leader that is silent for so long has lost the Lease; at least 1s",
-    )
     add("--kubeconfig", default=None, help="default: $KUBECONFIG, else the pod's service account, else ~/.kube/config")
     add("--metrics-address", default=default("METRICS_ADDRESS", "0.0.0.0:9090"), help="HOST:PORT of /metrics")
     add("--health-address", default=default("HEALTH_ADDRESS", "0.0.0.0:8080"), help="HOST:PORT of /healthz")
@@ -96,12 +91,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         help="ask this often whether classes have nodes, 0s: never; default: 1m, or never with --watch-namespaces",
     )
     _add_integrations(parser, default)
-    add(
-        "--watch-nodes",
-        action=argparse.BooleanOptionalAction,
-        default=default("WATCH_NODES", ""),
-        help="replace workers whose nodes are going away; default: unless --watch-namespaces is given",
-    )
+    _add_failure_handling(parser, default)
     add("--worker-image", default=default("WORKER_IMAGE", images.worker_image))
     add("--vllm-image", default=default("VLLM_IMAGE", images.vllm_image))
     add("--image-pull-policy", default=default("IMAGE_PULL_POLICY", images.image_pull_policy))
@@ -174,6 +164,20 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         lease_duration_s=max(1.0, seconds("lease-duration", given.lease_duration)),
         node_check_s=seconds("node-check", given.node_check or ("0s" if given.watch_namespaces else "1m")),
         prices=PricePolicy(max_age=timedelta(seconds=seconds("price-max-age", given.price_max_age))),
+    )
+
+
+def _add_failure_handling(parser: argparse.ArgumentParser, default: Callable[[str, str], str]) -> None:
+    parser.add_argument(
+        "--lease-duration",
+        default=default("LEASE_DURATION", "10s"),
+        help="a leader that is silent for so long has lost the Lease; at least 1s",
+    )
+    parser.add_argument(
+        "--watch-nodes",
+        action=argparse.BooleanOptionalAction,
+        default=default("WATCH_NODES", ""),
+        help="replace workers whose nodes are going away; default: unless --watch-namespaces is given",
     )
 
 
