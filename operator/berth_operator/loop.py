@@ -24,10 +24,12 @@ from berth_operator.cluster.kube import NotLeaderError
 from berth_operator.cluster.observe import Child, Invalid, Observation, Worker
 from berth_operator.cluster.resources import DEPLOYMENTS
 from berth_operator.evacuation import Evacuation, evacuations, unequal, with_stand_ins, without_stand_ins
+from berth_operator.load.facts import NO_LOAD, LoadFacts
+from berth_operator.load.traffic import Traffic
 from berth_operator.memo import Kept, Memo
 from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot
 from berth_operator.prices import Priced, PricePolicy, Quotes, own_prices, plan_priced, price
-from berth_operator.render import LiveDeployment, RenderSettings, render
+from berth_operator.render import LiveDeployment, RenderSettings, activation_slice, render
 from berth_operator.replanner import Replanner
 from berth_operator.status import hardware_class_status, pool_status, rejected_status, settled
 from berth_operator.surroundings import Facts, belonging, conditions, live_deployments
@@ -76,10 +78,12 @@ class Loop:
         leading: Callable[[], bool] = lambda: True,
         quotes: Callable[[], Quotes] | None = None,
         unmatched: Callable[[], Sequence[Fault]] = lambda: (),
+        traffic: Traffic | None = None,
     ) -> None:
         """`quotes`: what price feeds say now; None where there is no feed, and classes' own prices count.
 
         `unmatched`: classes that no node matches; they are planned with all the same, as an autoscaler may make some.
+        `traffic`: what is known of pools' load; None: the demand that specs declare counts.
         """
         self._cluster = cluster
         self._telemetry = telemetry
@@ -87,6 +91,7 @@ class Loop:
         self._leading = leading
         self._quotes = quotes
         self._unmatched = unmatched
+        self._traffic = traffic
         self._dirty = asyncio.Event()
         self._statuses = {"InferencePool": Attempts(), "HardwareClass": Attempts()}
         self._said: dict[str, str] = {}
@@ -134,7 +139,10 @@ class Loop:
             priced, classes=tuple(self._classes.same((c.metadata.name, c) for c in priced.classes).values())
         )
         snapshot = replace(
-            snapshot_of(seen, now), hardware_classes=priced.classes, serving_profiles=sifted.serving_profiles
+            snapshot_of(seen, now),
+            pools=self._traffic.in_force(seen.pools, now) if self._traffic else seen.pools,
+            hardware_classes=priced.classes,
+            serving_profiles=sifted.serving_profiles,
         )
         started = time.perf_counter()
         planned = await asyncio.to_thread(plan_priced, snapshot, priced.stale, self._replanner.solve)
@@ -147,6 +155,7 @@ class Loop:
             self._live.same(live_deployments(seen.pools, seen.children).items()),
             self._rendered,
         )
+        rendered |= await self._with_doors(snapshot, rendered, seen)
         self._last = planned, snapshot
         workers = self._cluster.observed_workers()  # planning took a while, and a notice leaves little time
         leaving = evacuations(seen.pools, workers, now)
@@ -166,14 +175,33 @@ class Loop:
             now,
             self._also.same(also.items()),
             (self._running, self._settled),
+            self._load_facts(snapshot, seen),
         )
         results += await self._write_statuses(planned, snapshot, seen.invalid, statuses)
         results += await self._write_class_statuses(seen.hardware_classes, planned, priced, sifted, now)
         results[Result.FAILED] += sum(manifests is None for manifests in rendered.values())
         said = {key: status.conditions or () for key, status in statuses.items()}
-        self._telemetry.update(readings(snapshot, planned, seen.workers, said, priced.prices))
+        observed = self._traffic.observed(snapshot.pools) if self._traffic else {}
+        self._telemetry.update(readings(snapshot, planned, seen.workers, said, priced.prices, observed))
         self._refresh_if_due()
         return Passed(planned, results)
+
+    async def _with_doors(
+        self, snapshot: Snapshot, rendered: Mapping[str, list[Manifest] | None], seen: Observation
+    ) -> dict[str, list[Manifest] | None]:
+        """The children of pools whose clients we take in ourselves, that way in included."""
+        doors = await self._traffic.doors(snapshot.pools, seen.workers) if self._traffic else {}
+        out: dict[str, list[Manifest] | None] = {}
+        for pool in snapshot.pools:
+            manifests, door = rendered.get(pool.key), doors.get(pool.key)
+            if manifests and door:
+                out[pool.key] = [*manifests, activation_slice(pool, door.address, door.ports)]
+        return out
+
+    def _load_facts(self, snapshot: Snapshot, seen: Observation) -> Mapping[str, LoadFacts]:
+        if self._traffic is None:
+            return {}
+        return self._traffic.facts(seen.pools, seen.workers, snapshot.hardware_classes, snapshot.serving_profiles)
 
     def _refresh_if_due(self) -> None:
         """Plan all afresh beside the passes, now and then; see `replanner`."""
@@ -436,10 +464,12 @@ def pool_statuses(
     now: datetime,
     also: Mapping[str, Mapping[str, Facts]],
     memos: tuple[Kept[str, tuple[RunningPlacement, ...]], Memo[InferencePoolStatus]] | None = None,
+    load: Mapping[str, LoadFacts] | None = None,
 ) -> dict[str, InferencePoolStatus]:
     """The status of every pool; the very object in force where nothing that a reader cares about has changed.
 
     `also`: further conditions, by pool.  `memos`: what ran, and which statuses were settled, in earlier passes.
+    `load`: by pool, where it is known.
     """
     kept, settled_before = memos or (Kept(), Memo())
     running: dict[str, list[RunningPlacement]] = defaultdict(list)
@@ -451,8 +481,9 @@ def pool_statuses(
         key, pool_plan = pool.key, planned.pools.get(pool.key)
         if pool_plan is None:
             continue
-        make = partial(pool_status, pool, pool_plan, known[key], now, also.get(key))
-        out[key] = settled_before.get(key, (pool, pool_plan, known[key], also.get(key)), make)
+        facts = (load or {}).get(key, NO_LOAD)
+        make = partial(pool_status, pool, pool_plan, known[key], now, also.get(key), facts)
+        out[key] = settled_before.get(key, (pool, pool_plan, known[key], also.get(key), facts), make)
         if out[key] is not pool.status:
             settled_before.forget(key)  # to be written: then the pool is another object
     settled_before.keep_only(out.keys())
@@ -471,7 +502,7 @@ def describe(pool_plan: PoolPlan, steps: Steps) -> str:
     parts = [f"{p.replicas}x {p.hardware_class}/{p.capacity_type.value}" for p in pool_plan.placements]
     line = ", ".join(parts) or "nothing to place"
     if pool_plan.effective.suspend:
-        line = "suspended"
+        line = "no workers wanted"
     elif pool_plan.effective.mode == "Recommend":
         line = f"recommended only: {line}"
     if pool_plan.shortfall:

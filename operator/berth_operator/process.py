@@ -10,10 +10,16 @@ from typing import Any
 import kopf
 import prometheus_client
 
+from berth_operator.api import InferencePool
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import Kube
 from berth_operator.cluster.lease import Lease
+from berth_operator.cluster.observe import Worker
 from berth_operator.evacuator import Evacuator
+from berth_operator.load.activator import Activator
+from berth_operator.load.scrape import Scraper
+from berth_operator.load.traffic import Traffic
+from berth_operator.load.watch import Watch
 from berth_operator.loop import Loop, LoopSettings
 from berth_operator.node_check import NodeCheck
 from berth_operator.prices.feed import PriceFeed
@@ -54,6 +60,7 @@ class Operator:
             settings.integrations,
             settings.discover_s,
             watch_nodes=settings.watch_nodes,
+            activator=bool(settings.load.activator_address),
         )
         classes = self._cluster.known_hardware_classes
         self._feed = PriceFeed(self._kube, self._settings.feeds, classes, self._wake)
@@ -73,6 +80,17 @@ class Operator:
         if self._settings.leader_elect:
             self._kube.may_write, self._kube.write_seconds = self._lease.held, self._lease.seconds_left
         settings = self._settings
+        self._scraper = Scraper()
+        self._watch = Watch(
+            self._scraper,
+            self._cluster.known_pools,
+            self._cluster.observed_workers,
+            settings.load.watch,
+            on_sample=self._sampled,
+            active=self._kube.may_write,
+        )
+        self._activator = self._make_activator()
+        self._traffic = Traffic(self._watch, self._activator)
         self._loop = Loop(
             self._cluster,
             self._telemetry,
@@ -80,6 +98,7 @@ class Operator:
             leading=self._kube.may_write,
             quotes=(lambda: self._feed.quotes) if settings.feeds.any else None,
             unmatched=lambda: self._nodes.faults,
+            traffic=self._traffic,
         )
         self._evacuator = Evacuator(self._cluster, self._kube.may_write, self._loop.stand_in)
         self._run("reflectors", self._cluster.run())
@@ -87,6 +106,7 @@ class Operator:
             self._run("prices", self._feed.run())
         if settings.node_check_s:
             self._run("nodes", self._nodes.run())
+        self._run("load", self._watch.run())
         self._run("loop", self._loop.run())
         self._run("evacuation", self._evacuator.run())
         if self._settings.leader_elect:
@@ -99,6 +119,9 @@ class Operator:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._lease.release()
+        if self._activator:
+            await self._activator.close()
+        await self._scraper.close()
         await self._kube.close()
         await asyncio.to_thread(self._server.shutdown)
         self.ending.set()  # kopf waits five seconds for whoever still waits for it
@@ -126,6 +149,25 @@ class Operator:
     def _wake(self) -> None:
         self._loop.mark_dirty()
         self._evacuator.mark_dirty()
+
+    def _make_activator(self) -> Activator | None:
+        address = self._settings.load.activator_address
+        if not address:
+            return None
+        listen = self._settings.load.activator_listen
+        return Activator(address, self._ready_workers, self._knocked, listen=listen)
+
+    def _ready_workers(self, pool: str) -> list[Worker]:
+        found = (w for w in self._cluster.observed_workers() if w.pool == pool)
+        return [worker for worker in found if worker.ready and worker.traffic and not worker.deleting]
+
+    def _knocked(self, pool: str) -> None:
+        self._traffic.knock(pool)
+        self._wake()
+
+    def _sampled(self, pool: InferencePool) -> None:
+        if self._traffic.matters(pool):
+            self._wake()
 
     def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name)

@@ -13,6 +13,7 @@ from datetime import timedelta
 from berth_operator.api.quantities import parse_duration
 from berth_operator.cluster.kube import namespace_of_pod
 from berth_operator.cluster.resources import OPTIONAL_CHILDREN
+from berth_operator.load.settings import LoadSettings, add_flags, load_settings
 from berth_operator.prices import PricePolicy
 from berth_operator.prices.feed import FeedSettings
 from berth_operator.render import RenderSettings
@@ -47,6 +48,7 @@ class Settings:
     watch_nodes: bool = True
     """Whether nodes are watched for word that they go away."""
     lease_duration_s: float = 10.0
+    load: LoadSettings = field(default_factory=LoadSettings)
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -92,6 +94,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     )
     _add_integrations(parser, default)
     _add_failure_handling(parser, default)
+    add_flags(parser, default)
     add("--worker-image", default=default("WORKER_IMAGE", images.worker_image))
     add("--vllm-image", default=default("VLLM_IMAGE", images.vllm_image))
     add("--image-pull-policy", default=default("IMAGE_PULL_POLICY", images.image_pull_policy))
@@ -163,6 +166,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         watch_nodes=switch("watch-nodes", given.watch_nodes) if given.watch_nodes != "" else not given.watch_namespaces,
         lease_duration_s=max(1.0, seconds("lease-duration", given.lease_duration)),
         node_check_s=seconds("node-check", given.node_check or ("0s" if given.watch_namespaces else "1m")),
+        load=load_settings(given, parser, seconds),
         prices=PricePolicy(max_age=timedelta(seconds=seconds("price-max-age", given.price_max_age))),
     )
 

@@ -25,6 +25,7 @@ from berth_operator.api import (
 )
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from berth_operator.catalog.sanity import NO_NODE, Fault
+from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement, Verdict
 from berth_operator.prices import Priced, PricePolicy, complaint, in_status, own_prices, settled_prices
 
@@ -33,6 +34,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 _Facts = tuple[Literal["True", "False", "Unknown"], str, str]
 """status, reason, message of a condition."""
+_AWAITS_REQUESTS: _Facts = ("True", "Asleep", "no worker runs; the first request wakes the pool")
 
 
 def pool_status(
@@ -41,6 +43,7 @@ def pool_status(
     running: Sequence[RunningPlacement],
     now: datetime,
     also: Mapping[str, _Facts] | None = None,
+    load: LoadFacts = NO_LOAD,
 ) -> InferencePoolStatus:
     """The status of one pool; the one in force itself when nothing that a reader cares about has changed.
 
@@ -53,7 +56,9 @@ def pool_status(
     moved = bool(before) and bool(after) and before != after
     status = InferencePoolStatus(
         observed_generation=pool.metadata.generation,
-        conditions=_conditions(pool, plan, ready, running, now, also or {}),
+        conditions=_conditions(
+            pool, plan, ready, running, now, {**(also or {}), **load.conditions}, asleep=load.asleep
+        ),
         ready=f"{sum(ready.values())}/{sum(p.replicas for p in plan.placements)}",
         placement=", ".join(_short(p) for p in plan.placements) or None,
         saved=None if (percent := savings_percent(plan)) is None else f"{percent}%",
@@ -87,6 +92,8 @@ def pool_status(
             )
             for c in plan.candidates
         ],
+        demand=load.demand,
+        drift=list(load.drift) or None,
         selector=f"{MANAGED_BY_LABEL}={MANAGED_BY},{POOL_LABEL}={pool.metadata.name}",
         concurrent_sessions=plan.effective.concurrent_sessions,
         last_move_time=_timestamp(now) if moved else pool.status.last_move_time,
@@ -242,19 +249,22 @@ def _conditions(
     running: Sequence[RunningPlacement],
     now: datetime,
     also: Mapping[str, _Facts],
+    *,
+    asleep: bool,
 ) -> list[Condition]:
     wanted, up = sum(p.replicas for p in plan.placements), sum(ready.values())
     leaving = sum(r.replicas for r in running if (r.hardware_class, r.capacity_type) not in ready)
     facts: dict[str, _Facts] = {
         "Accepted": _accepted(plan),
-        "Placed": _placed(plan),
+        "Placed": _asleep(plan) if asleep and plan.not_accepted is None else _placed(plan),
         "Progressing": _progressing(plan, wanted, up, leaving, sum(r.leaving_replicas for r in running)),
         "Available": _available(wanted, sum(r.ready_replicas for r in running)),
         "WithinBudget": _within_budget(plan),
         "ObjectivesMet": _objectives_met(plan),
         "CapacityConstrained": _capacity_constrained(plan),
     }
-    facts = {"Ready": _ready(plan, facts, wanted, up), **facts, **also}
+    awaits = asleep and plan.not_accepted is None
+    facts = {"Ready": _AWAITS_REQUESTS if awaits else _ready(plan, facts, wanted, up), **facts, **also}
     old = {c.type: c for c in pool.status.conditions or ()}
     return [_condition(kind, fact, old, pool.metadata.generation, now) for kind, fact in facts.items()]
 
@@ -279,6 +289,12 @@ def _said(status: Literal["True", "False", "Unknown"], problem: Problem) -> _Fac
 
 def _accepted(plan: PoolPlan) -> _Facts:
     return _said("False", plan.not_accepted) if plan.not_accepted else ("True", "Accepted", "the spec can be planned")
+
+
+def _asleep(plan: PoolPlan) -> _Facts:
+    resume = plan.resume_usd_per_hour
+    price = "no hardware can be had for it now" if resume is None else f"awake it costs {_money(resume)} USD/h"
+    return ("False", "Asleep", f"no request for spec.scaling.scaleToZeroAfter, the next one wakes it: {price}")
 
 
 def _placed(plan: PoolPlan) -> _Facts:

@@ -44,6 +44,14 @@ GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         "Lower bound on what the cheapest GPU-only plan of the same demand would cost, USD per hour",
         _POOL,
     ),
+    "berth_pool_demand_requests_per_second": (
+        "Demand that is planned for, requests per second; none while asleep",
+        _POOL,
+    ),
+    "berth_pool_observed_requests_per_second": (
+        "Demand estimated from what workers report now, where the pool's scaling follows it",
+        _POOL,
+    ),
     "berth_pool_watts": ("Power of the planned nodes at load, watts", _POOL),
     "berth_pool_condition": ("1 for the status a condition has now, else 0", (*_POOL, "type", "status")),
     "berth_hardware_usd_per_hour": ("Price of one node that plans use, USD per hour", (*_HARDWARE, "source")),
@@ -81,10 +89,12 @@ def readings(
     workers: Sequence[Worker],
     conditions: Mapping[str, Sequence[Condition]],
     prices: Mapping[tuple[str, CapacityType], Price] | None = None,
+    observed: Mapping[str, float] | None = None,
 ) -> Readings:
     """What each series is now.  `conditions` are of every pool (`namespace/name`), rejected ones included.
 
     `prices`: those in force, where feeds are followed; the snapshot's classes carry the same figures.
+    `observed`: requests per second that pools (`namespace/name`) are seen to get.
     """
     gauges: dict[str, dict[Labels, float]] = {name: {} for name in GAUGES}
     for key, pool_plan in plan.pools.items():
@@ -98,6 +108,12 @@ def readings(
         if pool_plan.watts is not None:
             gauges["berth_pool_watts"][pool] = pool_plan.watts
     gauges["berth_pool_replicas"] = _replicas(plan, workers)
+    gauges["berth_pool_demand_requests_per_second"] = {
+        _pool(key): p.served_requests_per_second + p.unserved_requests_per_second
+        for key, p in plan.pools.items()
+        if not p.effective.suspend
+    }
+    gauges["berth_pool_observed_requests_per_second"] = {_pool(k): v for k, v in (observed or {}).items()}
     for key, now in conditions.items():
         for condition in now:
             for status in ("True", "False", "Unknown"):

@@ -9,6 +9,8 @@ import chartgen
 import pytest
 import yaml
 from berth_operator.api.names import CAPACITY_TYPE_LABEL, HARDWARE_CLASS_LABEL, POOL_LABEL
+from berth_operator.load.settings import LoadSettings
+from berth_operator.load.watch import WatchSettings
 from berth_operator.render import RenderSettings
 from berth_operator.settings import Settings, parse
 
@@ -67,9 +69,13 @@ def test_images_are_named_by_registry_repository_and_tag_or_digest(
 
 
 def _settings(deployment: Manifest) -> Settings:
-    """What the operator makes of the environment in the Deployment; in a pod, the downward API fills in two of it."""
+    """What the operator makes of the environment in the Deployment; in a pod, the downward API fills in some of it."""
     variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
-    from_fields = {"metadata.namespace": "berth-system", "metadata.name": "berth-operator-0"}
+    from_fields = {
+        "metadata.namespace": "berth-system",
+        "metadata.name": "berth-operator-0",
+        "status.podIP": "10.0.0.7",
+    }
     return parse(
         [],
         {
@@ -90,6 +96,7 @@ def test_every_value_reaches_the_operator_under_the_name_that_it_reads(only: Onl
             health={"port": 8888},
             worker={"image": {"tag": "w", "pullPolicy": "Always"}},
             vllm={"image": {"tag": "v"}},
+            load={"interval": "3s", "stabilization": "9m"},
         )
     )
     assert chosen == Settings(
@@ -106,7 +113,15 @@ def test_every_value_reaches_the_operator_under_the_name_that_it_reads(only: Onl
         log_format="text",
         log_level="debug",
         render=RenderSettings("berth-worker:w", "vllm/vllm-openai:v", "Always"),
+        load=LoadSettings(WatchSettings(every_s=3.0, stabilisation_s=540.0), activator_address="10.0.0.7"),
     )
+
+
+def test_without_the_activator_no_pool_sleeps_and_its_rights_are_not_given(only: Only, helm: Any) -> None:
+    off = {"activator": {"enabled": False}}
+    assert _settings(only("Deployment", **off)).load.activator_address == ""
+    assert "endpointslices" in helm.render()
+    assert "endpointslices" not in helm.render(**off)
 
 
 def test_images_by_default_are_those_that_the_operator_would_choose(only: Only) -> None:

@@ -47,7 +47,7 @@ def operator(fleet: Fleet, make_release: Callable[..., OperatorProcess]) -> Iter
     fleet.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     install(fleet.cluster, *SOURCES)
     flags = [f"--watch-namespaces={NAMESPACE}", "--debounce=100ms", "--interval=500ms", "--node-check=1s"]
-    flags += ["--watch-nodes"]
+    flags += ["--watch-nodes", "--activator-address=192.0.2.1", "--activator-listen=127.0.0.1"]
     process = make_release(RELEASE, SYSTEM, *flags, settings=_everything())
     price = {"hardwareClass": "l4", "capacityType": "OnDemand", "usdPerHour": "0.805"}
     data = {"asOf": datetime.now(UTC).isoformat(), "prices": yaml.safe_dump([price])}
@@ -88,8 +88,17 @@ def _its_node_is_cordoned(fleet: Fleet, operator: OperatorProcess) -> None:
     fleet.cluster.kubectl("uncordon", node)
 
 
+def _a_pool_that_may_sleep_has_its_first_worker(fleet: Fleet, operator: OperatorProcess) -> None:
+    fleet.pool(NAMESPACE, "sleepy", scaling={"scaleToZeroAfter": "1h"})
+    operator.wait_for("the pool is Ready", lambda: fleet.ready(NAMESPACE, "sleepy"))
+    ours = "--selector=endpointslice.kubernetes.io/managed-by=berth-operator"
+    slices = ("endpointslices", f"--namespace={NAMESPACE}", ours)
+    operator.wait_for("its clients need us no more", lambda: not fleet.cluster.get(*slices)["items"])
+
+
 def _a_pool_is_suspended(fleet: Fleet, operator: OperatorProcess) -> None:
     fleet.pool(NAMESPACE, "agents", suspend=True)
+    fleet.cluster.kubectl("delete", "bpool", "sleepy", f"--namespace={NAMESPACE}")
     operator.wait_for("no worker is left", lambda: not fleet.deployments(NAMESPACE))
 
 
@@ -103,6 +112,7 @@ STORY = (
     _a_pool_is_served,
     _its_routes_are_made_and_taken_away,
     _its_node_is_cordoned,
+    _a_pool_that_may_sleep_has_its_first_worker,
     _a_pool_is_suspended,
     _it_ends_and_begins_again,
 )

@@ -66,7 +66,7 @@ def read(make_pool: MakePool, make_plan: MakePlan, make_class: MakeClass, now: d
         pool = make_pool()
         snapshot = Snapshot(now=now, pools=(pool,), hardware_classes=(make_class(),))
         planned = Plan({pool.key: make_plan(pool, **plan)}, 0.0, "Optimal")
-        return readings(snapshot, planned, workers, conditions or {})
+        return readings(snapshot, planned, workers, conditions or {}, observed={pool.key: 3.0})
 
     return make
 
@@ -178,6 +178,8 @@ def test_every_metric_of_the_design_is_served_with_its_labels(
         "berth_pool_spent_usd_total": pool,
         "berth_pool_gpu_only_usd_total": pool,
         "berth_pool_watts": pool,
+        "berth_pool_demand_requests_per_second": pool,
+        "berth_pool_observed_requests_per_second": pool,
         "berth_pool_condition": pool | {"type", "status"},
         "berth_hardware_usd_per_hour": {"hardware_class", "capacity_type", "source"},
         "berth_hardware_constrained": {"hardware_class", "capacity_type"},

@@ -88,6 +88,12 @@ app.kubernetes.io/part-of: berth
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch, delete]
+{{- if .Values.activator.enabled }}
+# Takes in the clients of a pool that has no worker.
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
 {{- end }}
 
 {{- define "berth.clusterRules" -}}

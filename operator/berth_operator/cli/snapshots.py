@@ -14,6 +14,7 @@ from berth_operator.cli.cluster_objects import ClusterNodes, namespace_in_contex
 from berth_operator.cli.objects import Objects, read_objects
 from berth_operator.cli.problems import InputProblem
 from berth_operator.cluster.observe import Observation
+from berth_operator.load.demand import in_force
 from berth_operator.loop import snapshot_of
 from berth_operator.planner import Plan, Snapshot
 from berth_operator.prices import Price, Priced, Quotes, age_text, plan_priced, price
@@ -92,7 +93,7 @@ def overlay(files: Objects, cluster: Observation, now: datetime) -> Snapshot:
     What only the cluster knows of an object (its status: shortages, prices, the last move) stays in force.
     """
     below = snapshot_of(cluster, now)
-    pools = _merge(files.pools, below.pools)
+    pools = tuple(in_force(pool, pool.status.demand) for pool in _merge(files.pools, below.pools))
     labels = {pool.metadata.namespace or "default": dict[str, str]() for pool in pools}
     for known in (below.namespace_labels, files.namespace_labels):
         labels.update({name: dict(found) for name, found in known.items()})

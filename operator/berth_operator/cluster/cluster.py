@@ -30,6 +30,7 @@ from berth_operator.cluster.reflector import Reflector
 from berth_operator.cluster.resources import (
     AUTOSCALERS,
     CHILDREN,
+    ENDPOINT_SLICES,
     HARDWARE_CLASSES,
     NAMESPACES,
     PODS,
@@ -57,10 +58,11 @@ class Cluster:
         discover_every_s: float = 30.0,
         *,
         watch_nodes: bool = False,
+        activator: bool = False,
     ) -> None:
         """`namespaces`: those whose pools are served; empty means all.  `integrations`: keys of OPTIONAL_CHILDREN.
 
-        `watch_nodes`: for word that they go away.
+        `watch_nodes`: for word that they go away.  `activator`: pools may have endpoints of ours.
         """
 
         def follow(
@@ -74,7 +76,8 @@ class Cluster:
         self.hardware_classes = follow(HARDWARE_CLASSES, decode_hardware_class, everywhere=True)
         self.serving_profiles = follow(SERVING_PROFILES, decode_serving_profile, everywhere=True)
         self.namespaces = follow(NAMESPACES, decode_namespace)
-        self.children = {resource: follow(resource, child_decoder(resource), _OURS) for resource in CHILDREN}
+        kinds = (*CHILDREN, ENDPOINT_SLICES) if activator else CHILDREN
+        self.children = {resource: follow(resource, child_decoder(resource), _OURS) for resource in kinds}
         self.workers = follow(PODS, decode_worker, _OURS)
         self.autoscalers = follow(AUTOSCALERS, decode_autoscaler)
         self.discovery = Discovery(
@@ -141,6 +144,10 @@ class Cluster:
 
     def _hosts(self) -> set[str]:
         return {worker.node for worker in self.workers.values() if worker is not None and worker.node}
+
+    def known_pools(self) -> tuple[InferencePool, ...]:
+        """Pools that parse and are not being deleted; none before the first list."""
+        return _alive(self.pools.values(), InferencePool)
 
     def known_hardware_classes(self) -> tuple[HardwareClass, ...]:
         """Hardware classes that parse and are not being deleted; none before the first list."""

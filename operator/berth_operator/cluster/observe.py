@@ -128,6 +128,11 @@ class Worker:
     """When we first saw that its node is going away, as far as we had to note it."""
     notice: Notice | None = None
     """Word that its node is going away."""
+    address: str | None = None
+    """IP address of the pod."""
+    ports: Mapping[str, int] = field(default_factory=dict)
+    """By name: `http`, `grpc`."""
+    quantization: Quantization | None = None
 
     @property
     def namespace(self) -> str:
@@ -248,7 +253,14 @@ def decode_worker(item: Object) -> Worker | None:
         placement=labels.get(PLACEMENT_LABEL, ""),
         traffic=labels.get(TRAFFIC_LABEL) == "on",
         noticed_at=parse_time(metadata.get("annotations", {}).get(NOTICED_ANNOTATION)),
+        address=status.get("podIP"),
+        ports={port["name"]: port["containerPort"] for port in _ports(item) if "name" in port},
+        quantization=_quantization(labels),
     )
+
+
+def _ports(pod: Object) -> list[Object]:
+    return [port for one in pod.get("spec", {}).get("containers", ()) for port in one.get("ports", ())]
 
 
 def decode_namespace(item: Object) -> Namespace:

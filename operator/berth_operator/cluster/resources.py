@@ -62,6 +62,8 @@ AUTOSCALERS: Final = Resource("autoscaling", "v2", "horizontalpodautoscalers", "
 
 CHILDREN: Final = (DEPLOYMENTS, SERVICES, DISRUPTION_BUDGETS)
 """What every pool is rendered to."""
+ENDPOINT_SLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
+"""... and, while it has no worker, one that may sleep."""
 
 _GATEWAY_API: Final = "gateway.networking.k8s.io"
 OPTIONAL_CHILDREN: Final[Mapping[str, tuple[Resource, ...]]] = {
@@ -80,7 +82,11 @@ OPTIONAL_CHILDREN: Final[Mapping[str, tuple[Resource, ...]]] = {
 
 def child_resource(manifest: Mapping[str, Any]) -> Resource:
     """The resource of a rendered child.  Raises KeyError for a kind that is no child of a pool."""
-    known = [*CHILDREN, *(resource for resources in OPTIONAL_CHILDREN.values() for resource in resources)]
+    known = [
+        *CHILDREN,
+        ENDPOINT_SLICES,
+        *(resource for resources in OPTIONAL_CHILDREN.values() for resource in resources),
+    ]
     for resource in known:
         if manifest["kind"] == resource.kind and manifest["apiVersion"] == resource.api_version:
             return resource

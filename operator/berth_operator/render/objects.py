@@ -10,6 +10,7 @@ from berth_operator.api import CapacityType, HardwareClass, InferencePool, Repli
 from berth_operator.api.names import (
     API_VERSION,
     CAPACITY_TYPE_LABEL,
+    FIELD_MANAGER,
     HARDWARE_CLASS_LABEL,
     MANAGED_BY,
     MANAGED_BY_LABEL,
@@ -192,6 +193,30 @@ def _headless_service(pool: InferencePool) -> Manifest:
         "metadata": _metadata(pool, f"{pool.metadata.name}-headless"),
         "spec": {"clusterIP": "None", "selector": _traffic_selector(pool), "ports": _ports(headless=True)},
     }
+
+
+def activation_slice(pool: InferencePool, address: str, ports: Mapping[str, int]) -> Manifest:
+    """Our own endpoint of the pool's Service: `address` takes its clients in while no worker does.
+
+    `ports`: by name of the Service's port.  Kubernetes' own controller leaves slices of other managers alone.
+    """
+    manifest: Manifest = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": _metadata(
+            pool,
+            f"{pool.metadata.name}-activator",
+            {"kubernetes.io/service-name": pool.metadata.name, "endpointslice.kubernetes.io/managed-by": FIELD_MANAGER},
+        ),
+        "addressType": "IPv6" if ":" in address else "IPv4",
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+        "ports": [
+            {"name": port["name"], "port": ports[port["name"]], "protocol": "TCP", "appProtocol": port["appProtocol"]}
+            for port in _ports(headless=False)
+        ],
+    }
+    manifest["metadata"]["annotations"] = {RENDER_HASH_ANNOTATION: render_hash(manifest)}
+    return manifest
 
 
 def _disruption_budget(pool: InferencePool) -> Manifest:
