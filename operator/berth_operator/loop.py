@@ -462,7 +462,7 @@ def pool_statuses(
     snapshot: Snapshot,
     invalid: Sequence[Invalid],
     now: datetime,
-    also: Mapping[str, Mapping[str, Facts]],
+    also: Mapping[str, Mapping[str, Facts]] | None = None,
     memos: tuple[Kept[str, tuple[RunningPlacement, ...]], Memo[InferencePoolStatus]] | None = None,
     load: Mapping[str, LoadFacts] | None = None,
 ) -> dict[str, InferencePoolStatus]:
@@ -481,9 +481,9 @@ def pool_statuses(
         key, pool_plan = pool.key, planned.pools.get(pool.key)
         if pool_plan is None:
             continue
-        facts = (load or {}).get(key, NO_LOAD)
-        make = partial(pool_status, pool, pool_plan, known[key], now, also.get(key), facts)
-        out[key] = settled_before.get(key, (pool, pool_plan, known[key], also.get(key), facts), make)
+        more, facts = (also or {}).get(key), (load or {}).get(key, NO_LOAD)
+        make = partial(pool_status, pool, pool_plan, known[key], now, more, facts)
+        out[key] = settled_before.get(key, (pool, pool_plan, known[key], more, facts), make)
         if out[key] is not pool.status:
             settled_before.forget(key)  # to be written: then the pool is another object
     settled_before.keep_only(out.keys())
