@@ -92,9 +92,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         default=default("NODE_CHECK", ""),
         help="ask this often whether classes have nodes, 0s: never; default: 1m, or never with --watch-namespaces",
     )
-    _add_integrations(parser, default)
-    _add_failure_handling(parser, default)
-    add_flags(parser, default)
+    for add_part in (_add_integrations, _add_failure_handling, add_flags):
+        add_part(parser, default)
     add("--worker-image", default=default("WORKER_IMAGE", images.worker_image))
     add("--vllm-image", default=default("VLLM_IMAGE", images.vllm_image))
     add("--image-pull-policy", default=default("IMAGE_PULL_POLICY", images.image_pull_policy))
