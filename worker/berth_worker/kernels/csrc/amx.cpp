@@ -206,7 +206,7 @@ class TiledChunk : public Chunk {
       }
       _tile_stored(2, dots[0], 64);
       if constexpr (RowTiles == 2) _tile_stored(3, dots[1], 64);
-      for (int64_t row = 0; row < c.rows; ++row) score(b, row, dots[0] + row * kPanel);
+      score(b, 0, c.rows, dots[0]);
     }
   }
 

@@ -33,6 +33,7 @@ struct Chunk {
   const int8_t* block[kChunkBlocks];
   // Left unset: they are large, and written before they are read.
   alignas(64) float p[kAttentionRows][kWidth];            // scores, then exp(score - maximum) times the value's scale
+  alignas(64) float most[kAttentionRows][kPanel];         // lane by lane, the largest score of all blocks so far
   alignas(64) int8_t planes[2 * kAttentionRows][kWidth];  // the same as 128 * one row + the next
   float scales[kAttentionRows];
 
@@ -61,42 +62,51 @@ struct Chunk {
       alignas(64) int32_t dots[kRows * kPanel];
       dot(keys, c.head_dim, {c.values + row * c.head_dim, c.magnitudes + row * c.head_dim, c.biases + row, c.head_dim}, n,
           row == 0 ? ahead : nullptr, dots);
-      for (int r = 0; r < n; ++r) score(b, row + r, dots + r * kPanel);
+      score(b, row, n, dots);
     }
   }
 
-  // A row's scores of a block, from its dots with the keys.
-  void score(int64_t b, int64_t row, const int32_t* dots) {
-    const float* key_scales = reinterpret_cast<const float*>(block[b] + 2 * kPanel * c.head_dim);
-    float* to = p[row] + b * kPanel;
-    for (int i = 0; i < kPanel; i += kLanes) store(to + i, to_float(dots + i) * (c.scales[row] * load(key_scales + i)));
-    const int64_t seen = c.ages[row] - (c.position + b * kPanel) + 1;  // tokens of this block that the row sees
-    for (int64_t t = seen < 0 ? 0 : seen; t < kPanel; ++t) to[t] = kNothing;
+  // Scores of a block for n rows, from their dots [n][16] with the keys.
+  void score(int64_t b, int64_t row, int64_t n, const int32_t* dots) {
+    const float *key_scales = reinterpret_cast<const float*>(block[b] + 2 * kPanel * c.head_dim), *row_scales = c.scales + row;
+    Floats keys[kParts];
+    for (int part = 0; part < kParts; ++part) keys[part] = load(key_scales + part * kLanes);
+    float *to = p[row] + b * kPanel, *high = most[row];
+    const int64_t *ages = c.ages + row, first = c.position + b * kPanel;
+    for (int64_t r = 0; r < n; ++r, dots += kPanel, to += kWidth, high += kPanel) {
+      const float scale = row_scales[r];
+      const int64_t seen = ages[r] - first + 1;  // tokens of this block that the row sees
+      Floats x[kParts];
+      for (int part = 0; part < kParts; ++part) store(to + part * kLanes, x[part] = to_float(dots + part * kLanes) * (scale * keys[part]));
+      if (seen < kPanel) {
+        for (int64_t t = seen < 0 ? 0 : seen; t < kPanel; ++t) to[t] = kNothing;
+        for (int part = 0; part < kParts; ++part) x[part] = load(to + part * kLanes);
+      }
+      for (int part = 0; part < kParts; ++part) store(high + part * kLanes, b == 0 ? x[part] : larger(x[part], load(high + part * kLanes)));
+    }
   }
 
+  // All: the row sees every token of the chunk.  A slot that it does not see may hold any scale.
+  template <bool All>
   void soften(int64_t row) {
-    Floats most[kParts], sums[kParts] = {}, top[kParts] = {};
-    for (int part = 0; part < kParts; ++part) most[part] = all(kNothing);
-    const int64_t width = c.blocks * kPanel;
-    for (int64_t i = 0; i < width; i += kPanel)
-      for (int part = 0; part < kParts; ++part) most[part] = larger(load(p[row] + i + part * kLanes), most[part]);
-    const float maximum = largest_of(larger(most[0], most[kParts - 1]));
-    c.maximum[row] = maximum;
+    const float maximum = largest_of(larger(load(most[row]), load(most[row] + kPanel - kLanes)));
+    Floats sums[kParts] = {}, top[kParts] = {};
     for (int64_t b = 0; b < c.blocks; ++b)
       for (int part = 0; part < kParts; ++part) {
         float* x = p[row] + b * kPanel + part * kLanes;
         const float* value_scales = reinterpret_cast<const float*>(block[b] + 2 * kPanel * c.head_dim) + kPanel;
         const Floats s = load(x), none = all(0.0f), seen = all(kNothing);
-        // a slot that the row does not see may hold any scale
-        const Floats e = exponential(s - maximum), w = choose(s, seen, e * load(value_scales + part * kLanes), none);
-        sums[part] += choose(s, seen, e, none);
+        Floats e = exponential(s - maximum), w = e * load(value_scales + part * kLanes);
+        if constexpr (!All) e = choose(s, seen, e, none), w = choose(s, seen, w, none);
+        sums[part] += e;
         top[part] = larger(w, top[part]);
         store(x, w);
       }
-    c.sum[row] = sum_of_parts(sums);
     const float largest = largest_of(larger(top[0], top[kParts - 1])), inverse = largest > 0.0f ? kMost / largest : 0.0f;
+    c.maximum[row] = maximum;
+    c.sum[row] = sum_of_parts(sums);
     scales[row] = largest / kMost;
-    for (int64_t i = 0; i < width; i += kLanes) store_planes(planes[2 * row] + i, planes[2 * row + 1] + i, load(p[row] + i) * inverse);
+    store_planes(planes[2 * row], planes[2 * row + 1], p[row], c.blocks * kPanel, inverse);
   }
 
   void blend() {
@@ -124,9 +134,12 @@ struct Chunk {
   }
 
   void soften() {
+    const int64_t last = c.position + c.blocks * kPanel - 1;
     for (int64_t row = 0; row < c.rows; ++row)
-      if (c.ages[row] >= c.position) {
-        soften(row);
+      if (c.ages[row] >= last) {
+        soften<true>(row);
+      } else if (c.ages[row] >= c.position) {
+        soften<false>(row);
       } else {  // sees nothing of this chunk
         c.maximum[row] = kNothing;
         c.sum[row] = 0.0f;

@@ -91,6 +91,16 @@ inline void store_planes(int8_t* high, int8_t* low, Floats x) {
   }
 }
 #endif
+// The planes of x[i] * factor.
+inline void store_planes(int8_t* high, int8_t* low, const float* x, int64_t n, float factor) {
+  int64_t i = 0;
+#if defined(BERTH_OWN_FOUR_PLANES)
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    store_planes4(high + i, low + i, load(x + i) * factor, load(x + i + kLanes) * factor, load(x + i + 2 * kLanes) * factor,
+                  load(x + i + 3 * kLanes) * factor);
+#endif
+  for (; i + kLanes <= n; i += kLanes) store_planes(high + i, low + i, load(x + i) * factor);
+}
 
 // exp(x) to 2 ulp for x <= 0: 2^n exp(r), r in [-ln2/2, ln2/2] (reduced in two steps, as Cephes does), by the polynomial of degree 5 that
 // begins with 1 + r and has the least relative error there, 1.1e-7 (Lawson's iteration); below -87, exp(-87).

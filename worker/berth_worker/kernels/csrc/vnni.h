@@ -207,6 +207,16 @@ inline void store_planes(int8_t* high, int8_t* low, __m512 x) {
   store_bytes(high, _mm512_srli_epi32(q, 7));
   store_bytes(low, _mm512_and_si512(q, _mm512_set1_epi32(127)));
 }
+// Packs work within 128 bits: the doublewords of the result are of x, y, z, w in turn, and are put in order at the end.
+inline void store_planes4(int8_t* high, int8_t* low, __m512 x, __m512 y, __m512 z, __m512 w) {
+  const __m512i xy = _mm512_packs_epi32(_mm512_cvtps_epi32(x), _mm512_cvtps_epi32(y));
+  const __m512i zw = _mm512_packs_epi32(_mm512_cvtps_epi32(z), _mm512_cvtps_epi32(w)), mask = _mm512_set1_epi16(127);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i h = _mm512_packs_epi16(_mm512_srli_epi16(xy, 7), _mm512_srli_epi16(zw, 7));
+  const __m512i l = _mm512_packs_epi16(_mm512_and_si512(xy, mask), _mm512_and_si512(zw, mask));
+  _mm512_storeu_si512(high, _mm512_permutexvar_epi32(order, h));
+  _mm512_storeu_si512(low, _mm512_permutexvar_epi32(order, l));
+}
 
 inline int32_t sum_of(const int8_t* values, int64_t n) {
   const __m512i ones = _mm512_set1_epi8(1);
@@ -244,5 +254,6 @@ inline float largest_of(__m512 x) {
 #define BERTH_READS_BIASES
 #define BERTH_OWN_LANES
 #define BERTH_OWN_ROUNDING
+#define BERTH_OWN_FOUR_PLANES
 #define BERTH_OWN_BLEND
 #define BERTH_OWN_MATMUL
