@@ -65,7 +65,12 @@ class NodeCheck:
 
     async def _any_node(self, selector: str) -> bool:
         query = {"limit": "1"} | ({"labelSelector": selector} if selector else {})
-        return bool((await self._kube.request("GET", NODES.path(), query=query))["items"])
+        try:
+            return bool((await self._kube.request("GET", NODES.path(), query=query))["items"])
+        except ApiError as error:
+            if error.status == HTTPStatus.BAD_REQUEST:  # no label selector: the class is at fault for that already
+                return True
+            raise
 
     async def _node_pools(self) -> Sequence[dict[str, Any]]:
         try:

@@ -79,6 +79,30 @@ def test_absurd_prices_are_refused(make_class: Make, way: dict[str, Any], reason
     assert str(fault).startswith("HardwareClass c: spec.capacity[0].")
 
 
+@pytest.mark.parametrize(
+    ("selector", "field", "says"),
+    [
+        ({"not a label!": "x"}, "spec.capacity[0].selector", "'not a label!'"),
+        ({"UPPER.io/x": "x"}, "spec.capacity[0].selector", "which no label can have"),
+        ({"/x": "x"}, "spec.capacity[0].selector", "which no label can have"),
+        ({"k" * 64: "x"}, "spec.capacity[0].selector", "which no label can have"),
+        ({"zone": "eu west"}, "spec.capacity[0].selector[zone]", "'eu west'"),
+        ({"zone": "-1"}, "spec.capacity[0].selector[zone]", "the first and the last"),
+    ],
+)
+def test_a_selector_that_no_node_can_match_is_refused(
+    make_class: Make, selector: dict[str, str], field: str, says: str
+) -> None:
+    found = only(faults(make_class(capacity=[{"type": "OnDemand", "usdPerHour": "1", "selector": selector}])))
+    assert (found.reason, found.field) == ("BadSelector", field)
+    assert says in found.message
+
+
+@pytest.mark.parametrize("selector", [{"a": ""}, {"example.com/a_b.C": "A.b_c-9"}, {"a/b": "c" * 63}])
+def test_every_label_can_be_selected(make_class: Make, selector: dict[str, str]) -> None:
+    assert faults(make_class(capacity=[{"type": "OnDemand", "usdPerHour": "1", "selector": selector}])) == ()
+
+
 def test_what_is_paid_or_cannot_be_had_may_cost_nothing(make_class: Make) -> None:
     ways = [{"type": "Reserved", "usdPerHour": "0"}, {"type": "OnDemand", "usdPerHour": "0", "maxNodes": 0}]
     assert faults(make_class("c", capacity=ways)) == ()

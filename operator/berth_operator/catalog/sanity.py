@@ -5,6 +5,7 @@ of nothing, bandwidth in the wrong unit, more tokens a second than the memory ca
 What is at fault is left out of a plan, and the rest of the fleet is planned.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -35,6 +36,9 @@ _CPU_LIMITS: Final = {
     "compute.int8Tops": (1, 10_000, "TOP/s", "GOP/s"),
     "powerWatts": (5, 20_000, "W", "kW or mW"),
 }
+_LABEL: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_PREFIX: Final = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+"""Of labels: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set"""
 _MOST_GIB_A_VCPU: Final = 256
 _MOST_INTERRUPTIONS: Final = Decimal(10)
 
@@ -101,8 +105,28 @@ def class_faults(hardware: HardwareClass) -> Iterator[tuple[str, str, str]]:
     """(reason, field, message) of everything in a class that cannot be true."""
     for index, capacity in enumerate(hardware.spec.capacity):
         yield from _price_faults(capacity, f"spec.capacity[{index}]")
+        yield from _selector_faults(capacity, f"spec.capacity[{index}].selector")
     yield from _unit_faults(hardware)
     yield from _same_nodes(hardware)
+
+
+def _selector_faults(capacity: Capacity, field: str) -> Iterator[tuple[str, str, str]]:
+    """What no node can carry, no pod can ask for: the API server would refuse the Deployment."""
+    for key, value in (capacity.selector or {}).items():
+        prefix, slash, name = key.rpartition("/")
+        if not _LABEL.fullmatch(name) or (slash and not _PREFIX.fullmatch(prefix)):
+            yield (
+                "BadSelector",
+                field,
+                f"found the key {key[:80]!r}, which no label can have: write one such as karpenter.sh/capacity-type",
+            )
+        elif value and not _LABEL.fullmatch(value):
+            yield (
+                "BadSelector",
+                f"{field}[{key}]",
+                f"found {value!r}, which no label can say: letters, digits, '-', '_' and '.', the first and the last a"
+                " letter or digit",
+            )
 
 
 def _price_faults(capacity: Capacity, field: str) -> Iterator[tuple[str, str, str]]:

@@ -139,10 +139,10 @@ class Applier:
         owner = next((o for o in there["metadata"].get("ownerReferences", ()) if o.get("controller")), None)
         if owner is not None and owner["uid"] == _owner_uid(manifest):
             return
-        labels = there["metadata"].get("labels", {})
-        orphan = labels.get(MANAGED_BY_LABEL) == MANAGED_BY and labels.get(POOL_LABEL) == metadata["labels"][POOL_LABEL]
-        if owner is None and orphan:
-            return
+        found = child_decoder(resource)(there)
+        ours = there["metadata"].get("labels", {}).get(MANAGED_BY_LABEL) == MANAGED_BY or found.managed_fields
+        if owner is None and ours and found.pool in ("", metadata["labels"][POOL_LABEL]):
+            return  # an orphan, or stripped of its labels by hand
         holder = f"controlled by {owner['kind']} {owner['name']} (uid {owner['uid']})" if owner else "not made by Berth"
         raise ForeignObjectError(
             f"an object of this name exists, {holder}: give the pool another name or remove that object"
