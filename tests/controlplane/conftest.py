@@ -126,7 +126,7 @@ class OperatorProcess:
         except OSError:
             return ""
 
-    def wait_for(self, what: str, condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+    def wait_for(self, what: str, condition: Callable[[], Any], timeout_s: float = 90.0) -> Any:
         """Poll for something true; fail early, with the end of the log, when the operator or a component has died."""
 
         def checked() -> Any:
