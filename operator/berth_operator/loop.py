@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from berth_operator.api import CapacityType, HardwareClass, InferencePool, InferencePoolStatus
+from berth_operator.catalog.matching import NodesThere
 from berth_operator.catalog.sanity import Fault, Sifted, sift
 from berth_operator.cluster.attempts import Attempts, Result
 from berth_operator.cluster.cluster import Cluster
@@ -31,10 +32,12 @@ from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot
 from berth_operator.prices import Priced, PricePolicy, Quotes, own_prices, plan_priced, price
 from berth_operator.render import LiveDeployment, RenderSettings, activation_slice, render
 from berth_operator.replanner import Replanner
-from berth_operator.status import hardware_class_status, pool_status, rejected_status, settled
+from berth_operator.shortage import Refusal, ShortagePolicy, Shortages, shortages
+from berth_operator.status import Trouble, hardware_class_status, pool_status, rejected_status, settled
 from berth_operator.surroundings import Facts, belonging, conditions, live_deployments
 from berth_operator.telemetry import Telemetry, readings
 from berth_operator.transition import Steps, next_steps
+from berth_operator.troubles import troubles
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class LoopSettings:
     """A pass at least this often, for what depends on time alone, such as a cooldown's end."""
     render: RenderSettings = field(default_factory=RenderSettings)
     prices: PricePolicy = field(default_factory=PricePolicy)
+    shortage: ShortagePolicy = field(default_factory=ShortagePolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +83,14 @@ class Loop:
         quotes: Callable[[], Quotes] | None = None,
         unmatched: Callable[[], Sequence[Fault]] = lambda: (),
         traffic: Traffic | None = None,
+        nodes: Callable[[], NodesThere] = NodesThere,
+        refusals: Callable[[Sequence[HardwareClass]], Sequence[Refusal]] = lambda _: (),
     ) -> None:
         """`quotes`: what price feeds say now; None where there is no feed, and classes' own prices count.
 
         `unmatched`: classes that no node matches; they are planned with all the same, as an autoscaler may make some.
         `traffic`: what is known of pools' load; None: the demand that specs declare counts.
+        `nodes`: which capacities have nodes.  `refusals`: nodes that an autoscaler could not make.
         """
         self._cluster = cluster
         self._telemetry = telemetry
@@ -92,6 +99,9 @@ class Loop:
         self._quotes = quotes
         self._unmatched = unmatched
         self._traffic = traffic
+        self._nodes = nodes
+        self._refusals = refusals
+        self._due: datetime | None = None
         self._dirty = asyncio.Event()
         self._statuses = {"InferencePool": Attempts(), "HardwareClass": Attempts()}
         self._said: dict[str, str] = {}
@@ -105,6 +115,7 @@ class Loop:
         self._rendered: Memo[list[Manifest] | None] = Memo()
         self._settled: Memo[InferencePoolStatus] = Memo()
         self._last: tuple[Plan, Snapshot] | None = None
+        self._troubles: Kept[str, Trouble] = Kept()
         self._running_since: float | None = None
         self._errors = 0
 
@@ -133,7 +144,8 @@ class Loop:
         now = datetime.now(UTC)
         seen = self._cluster.observe()
         seen = replace(seen, children=belonging(seen.children, seen.pools))
-        sifted = sift(seen.hardware_classes, seen.serving_profiles)
+        short = self._shortages(seen, now)
+        sifted = sift(short.applied(seen.hardware_classes), seen.serving_profiles)
         priced = self._priced(sifted.hardware_classes, now)
         priced = replace(
             priced, classes=tuple(self._classes.same((c.metadata.name, c) for c in priced.classes).values())
@@ -161,12 +173,15 @@ class Loop:
         leaving = evacuations(seen.pools, workers, now)
         steps = standing_in(planned, snapshot, rendered, seen.children, workers, leaving)
         self._tell(planned, steps, seen.invalid, sifted)
-        results = await self._cluster.applier.write(
+        # First, so that a crash hereafter forgets no shortage.
+        results = await self._write_class_statuses(seen.hardware_classes, planned, priced, sifted, short, now)
+        results += await self._cluster.applier.write(
             [manifest for step in steps.values() for manifest in step.apply],
             [child for step in steps.values() for child in step.delete],
         )
         refused = self._cluster.applier.attempts.refused()
         also = conditions(seen.pools, rendered, seen.children, seen.autoscalers, seen.available, refused)
+        found = troubles(planned, seen.children, seen.workers, short, now)
         statuses = await asyncio.to_thread(
             pool_statuses,
             planned,
@@ -176,9 +191,9 @@ class Loop:
             self._also.same(also.items()),
             (self._running, self._settled),
             self._load_facts(snapshot, seen),
+            self._troubles.same(found.items()),
         )
         results += await self._write_statuses(planned, snapshot, seen.invalid, statuses)
-        results += await self._write_class_statuses(seen.hardware_classes, planned, priced, sifted, now)
         results[Result.FAILED] += sum(manifests is None for manifests in rendered.values())
         said = {key: status.conditions or () for key, status in statuses.items()}
         observed = self._traffic.observed(snapshot.pools) if self._traffic else {}
@@ -229,6 +244,14 @@ class Loop:
         manifests = [m for step in steps.values() for m in step.apply if m["kind"] == DEPLOYMENTS.kind]
         await self._cluster.applier.write(manifests, [], more=True)
 
+    def _shortages(self, seen: Observation, now: datetime) -> Shortages:
+        classes = seen.hardware_classes
+        refusals = self._refusals(classes)
+        policy = self._settings.shortage
+        short = shortages(classes, seen.children, seen.workers, refusals, self._nodes(), now, policy)
+        self._due = short.due
+        return short
+
     def _priced(self, classes: Sequence[HardwareClass], now: datetime) -> Priced:
         if self._quotes is None:
             return own_prices(classes)
@@ -253,6 +276,8 @@ class Loop:
         if self._errors:
             first, most = _RETRY_SECONDS
             retries.append(min(most, first * 2 ** (self._errors - 1)))
+        if self._due:
+            retries.append(max(0.0, (self._due - datetime.now(UTC)).total_seconds()))
         seconds = min([self._settings.interval_s, *(r for r in retries if r is not None)])
         try:
             async with asyncio.timeout(seconds):
@@ -309,14 +334,25 @@ class Loop:
         return await self._write_all("InferencePool", writes)
 
     async def _write_class_statuses(
-        self, classes: Sequence[HardwareClass], planned: Plan, priced: Priced, sifted: Sifted, now: datetime
+        self,
+        classes: Sequence[HardwareClass],
+        planned: Plan,
+        priced: Priced,
+        sifted: Sifted,
+        short: Shortages,
+        now: datetime,
     ) -> Counter[Result]:
         writes: dict[tuple[str, str], Callable[[], Any]] = {}
         unmatched = {fault.name: fault for fault in self._unmatched()}
         for hardware in classes:
             name = hardware.metadata.name
             faults = [*sifted.of(name), *([unmatched[name]] if name in unmatched else [])]
-            new = hardware_class_status(hardware, planned, now, priced, faults, self._settings.prices)
+            constrained = short.constrained.get(name, ())
+            known = [there for (at, _), there in self._nodes().present.items() if at == name]
+            new = hardware_class_status(
+                *(hardware, planned, now, priced, faults, self._settings.prices, constrained),
+                matched=any(known) if known else None,
+            )
             if new is not hardware.status:
                 writes["HardwareClass", name] = partial(self._write_class_status, hardware, new.to_api())
         return await self._write_all("HardwareClass", writes)
@@ -465,11 +501,12 @@ def pool_statuses(
     also: Mapping[str, Mapping[str, Facts]] | None = None,
     memos: tuple[Kept[str, tuple[RunningPlacement, ...]], Memo[InferencePoolStatus]] | None = None,
     load: Mapping[str, LoadFacts] | None = None,
+    found: Mapping[str, Trouble] | None = None,
 ) -> dict[str, InferencePoolStatus]:
     """The status of every pool; the very object in force where nothing that a reader cares about has changed.
 
     `also`: further conditions, by pool.  `memos`: what ran, and which statuses were settled, in earlier passes.
-    `load`: by pool, where it is known.
+    `load`, and `found`, what keeps a pool from becoming what the plan wants: by pool, where there is any.
     """
     kept, settled_before = memos or (Kept(), Memo())
     running: dict[str, list[RunningPlacement]] = defaultdict(list)
@@ -481,9 +518,9 @@ def pool_statuses(
         key, pool_plan = pool.key, planned.pools.get(pool.key)
         if pool_plan is None:
             continue
-        more, facts = (also or {}).get(key), (load or {}).get(key, NO_LOAD)
-        make = partial(pool_status, pool, pool_plan, known[key], now, more, facts)
-        out[key] = settled_before.get(key, (pool, pool_plan, known[key], more, facts), make)
+        more, facts, trouble = (also or {}).get(key), (load or {}).get(key, NO_LOAD), (found or {}).get(key)
+        make = partial(pool_status, pool, pool_plan, known[key], now, more, facts, trouble)
+        out[key] = settled_before.get(key, (pool, pool_plan, known[key], more, facts, trouble), make)
         if out[key] is not pool.status:
             settled_before.forget(key)  # to be written: then the pool is another object
     settled_before.keep_only(out.keys())

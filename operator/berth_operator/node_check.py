@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
 from berth_operator.api import Capacity, HardwareClass
-from berth_operator.catalog.matching import unmatched
+from berth_operator.catalog.matching import NodesThere, nodes_there, unmatched
 from berth_operator.catalog.sanity import Fault
 from berth_operator.cluster.kube import ApiError, Kube
-from berth_operator.cluster.resources import NODES, Resource
+from berth_operator.cluster.resources import NODES, Object, Resource
 
 log = logging.getLogger(__name__)
 
@@ -38,39 +39,47 @@ class NodeCheck:
         self._every_s = every_s
         self._failed = ""
         self.faults: tuple[Fault, ...] = ()
+        self.there = NodesThere(asking=every_s > 0)
 
     async def run(self) -> None:
         """Ask until cancelled.  What cannot be asked leaves the last answer, and is said once."""
         while True:
             try:
-                faults = await self.ask()
+                faults, there = await self.ask()
             except ApiError as error:
                 if str(error) != self._failed:
                     log.warning("whether hardware classes have nodes cannot be checked: %s", error)
                 self._failed = str(error)
+                self.there = replace(self.there, asking=False)
             else:
                 self._failed = ""
-                if faults != self.faults:
-                    self.faults = faults
+                if (faults, there) != (self.faults, self.there):
+                    self.faults, self.there = faults, there
                     self._on_change()
             await asyncio.sleep(self._every_s)
 
-    async def ask(self) -> tuple[Fault, ...]:
-        """The classes that no node matches and that no NodePool could make one for.  Raises ApiError."""
+    async def ask(self) -> tuple[tuple[Fault, ...], NodesThere]:
+        """Classes that no node matches and no NodePool could make one for; the same by capacity.  Raises ApiError."""
         classes = list(self._classes())
         wanted = {_selector(c): c for item in classes for c in item.spec.capacity}
-        there = {selector: await self._any_node(selector) for selector in sorted(wanted)}
+        there = {selector: await self._a_node(selector) for selector in sorted(wanted)}
         pools = await self._node_pools()
-        return tuple(unmatched(classes, lambda capacity: there[_selector(capacity)], pools))
 
-    async def _any_node(self, selector: str) -> bool:
+        def a_node(capacity: Capacity) -> Object | None:
+            return there[_selector(capacity)]
+
+        faults = unmatched(classes, lambda capacity: a_node(capacity) is not None, pools)
+        return tuple(faults), nodes_there(classes, a_node, pools)
+
+    async def _a_node(self, selector: str) -> Object | None:
         query = {"limit": "1"} | ({"labelSelector": selector} if selector else {})
         try:
-            return bool((await self._kube.request("GET", NODES.path(), query=query))["items"])
+            items = (await self._kube.request("GET", NODES.path(), query=query))["items"]
         except ApiError as error:
             if error.status == HTTPStatus.BAD_REQUEST:  # no label selector: the class is at fault for that already
-                return True
+                return {"spec": {}}
             raise
+        return items[0] if items else None
 
     async def _node_pools(self) -> Sequence[dict[str, Any]]:
         try:

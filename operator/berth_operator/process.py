@@ -11,6 +11,7 @@ import kopf
 import prometheus_client
 
 from berth_operator.api import InferencePool
+from berth_operator.autoscaler import Karpenter
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import Kube
 from berth_operator.cluster.lease import Lease
@@ -65,6 +66,7 @@ class Operator:
         classes = self._cluster.known_hardware_classes
         self._feed = PriceFeed(self._kube, self._settings.feeds, classes, self._wake)
         self._nodes = NodeCheck(self._kube, classes, self._wake, self._settings.node_check_s)
+        self._karpenter = Karpenter(self._kube, self._wake)
         duration = self._settings.lease_duration_s
         self._lease = Lease(
             self._kube,
@@ -94,11 +96,13 @@ class Operator:
         self._loop = Loop(
             self._cluster,
             self._telemetry,
-            LoopSettings(settings.debounce_s, settings.interval_s, settings.render, settings.prices),
+            LoopSettings(settings.debounce_s, settings.interval_s, settings.render, settings.prices, settings.shortage),
             leading=self._kube.may_write,
             quotes=(lambda: self._feed.quotes) if settings.feeds.any else None,
             unmatched=lambda: self._nodes.faults,
             traffic=self._traffic,
+            nodes=lambda: self._nodes.there,
+            refusals=self._karpenter.refusals,
         )
         self._evacuator = Evacuator(self._cluster, self._kube.may_write, self._loop.stand_in)
         self._run("reflectors", self._cluster.run())
@@ -107,6 +111,8 @@ class Operator:
         if settings.node_check_s:
             self._run("nodes", self._nodes.run())
         self._run("load", self._watch.run())
+        if settings.karpenter:
+            self._run("karpenter", self._karpenter.run())
         self._run("loop", self._loop.run())
         self._run("evacuation", self._evacuator.run())
         if self._settings.leader_elect:

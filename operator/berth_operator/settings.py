@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Final
 
 from berth_operator.api.quantities import parse_duration
 from berth_operator.cluster.kube import namespace_of_pod
@@ -17,6 +18,10 @@ from berth_operator.load.settings import LoadSettings, add_flags, load_settings
 from berth_operator.prices import PricePolicy
 from berth_operator.prices.feed import FeedSettings
 from berth_operator.render import RenderSettings
+from berth_operator.shortage import ShortagePolicy
+
+_KARPENTER: Final = "karpenter"
+_INTEGRATIONS: Final = (*OPTIONAL_CHILDREN, _KARPENTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,9 @@ class Settings:
     """Whether nodes are watched for word that they go away."""
     lease_duration_s: float = 10.0
     load: LoadSettings = field(default_factory=LoadSettings)
+    shortage: ShortagePolicy = field(default_factory=ShortagePolicy)
+    karpenter: bool = False
+    """Follow what Karpenter says of nodes that it could not make."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -160,28 +168,44 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
             config_map_every=min(timedelta(seconds=30), every),
             aws_every=every,
         ),
-        integrations=tuple(choice("integrations", name, *OPTIONAL_CHILDREN) for name in _items(given.integrations)),
+        integrations=tuple(
+            choice("integrations", name, *_INTEGRATIONS) for name in _items(given.integrations) if name != _KARPENTER
+        ),
         discover_s=seconds("discover-interval", given.discover_interval),
         watch_nodes=switch("watch-nodes", given.watch_nodes) if given.watch_nodes != "" else not given.watch_namespaces,
         lease_duration_s=max(1.0, seconds("lease-duration", given.lease_duration)),
         node_check_s=seconds("node-check", given.node_check or ("0s" if given.watch_namespaces else "1m")),
         load=load_settings(given, parser, seconds),
+        shortage=ShortagePolicy(
+            grace=timedelta(seconds=seconds("shortage-grace", given.shortage_grace)),
+            back_off=timedelta(seconds=max(1.0, seconds("shortage-back-off", given.shortage_back_off))),
+            most=timedelta(seconds=max(1.0, seconds("shortage-back-off-max", given.shortage_back_off_max))),
+        ),
+        karpenter=_KARPENTER in _items(given.integrations),
         prices=PricePolicy(max_age=timedelta(seconds=seconds("price-max-age", given.price_max_age))),
     )
 
 
 def _add_failure_handling(parser: argparse.ArgumentParser, default: Callable[[str, str], str]) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--lease-duration",
         default=default("LEASE_DURATION", "10s"),
         help="a leader that is silent for so long has lost the Lease; at least 1s",
     )
-    parser.add_argument(
+    add(
         "--watch-nodes",
         action=argparse.BooleanOptionalAction,
         default=default("WATCH_NODES", ""),
         help="replace workers whose nodes are going away; default: unless --watch-namespaces is given",
     )
+    add("--shortage-grace", default=default("SHORTAGE_GRACE", "3m"), help="pods may wait for a node this long")
+    add(
+        "--shortage-back-off",
+        default=default("SHORTAGE_BACK_OFF", "5m"),
+        help="hardware that cannot be had is left alone this long, then twice as long each time",
+    )
+    add("--shortage-back-off-max", default=default("SHORTAGE_BACK_OFF_MAX", "1h"), help="longest such back-off")
 
 
 def _add_integrations(parser: argparse.ArgumentParser, default: Callable[[str, str], str]) -> None:
@@ -189,7 +213,7 @@ def _add_integrations(parser: argparse.ArgumentParser, default: Callable[[str, s
     add(
         "--integrations",
         default=default("INTEGRATIONS", ""),
-        help=f"comma-separated, of {', '.join(OPTIONAL_CHILDREN)}: make their objects where their CRDs are",
+        help=f"comma-separated, of {', '.join(_INTEGRATIONS)}: make or follow their objects where their CRDs are",
     )
     add("--discover-interval", default=default("DISCOVER_INTERVAL", "30s"), help="look for their CRDs this often")
     add("--pod-monitor-labels", default=default("POD_MONITOR_LABELS", ""), help="KEY=VALUE, comma-separated")

@@ -5,7 +5,8 @@ Pure.  A status that differs from the one in force only by jitter (prices and pr
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from berth_operator.api import (
     CandidateStatus,
     CapacityType,
     Condition,
+    ConstrainedCapacity,
     HardwareClass,
     HardwareClassStatus,
     InferencePool,
@@ -22,19 +24,33 @@ from berth_operator.api import (
     PoolCost,
     format_decimal,
     format_duration,
+    format_time,
 )
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from berth_operator.catalog.sanity import NO_NODE, Fault
 from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement, Verdict
+from berth_operator.planner.candidates import in_force
 from berth_operator.prices import Priced, PricePolicy, complaint, in_status, own_prices, settled_prices
 
 _DEAD_BAND = 0.02
+_NODES_GONE = "NodesGone"
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+")
 
 _Facts = tuple[Literal["True", "False", "Unknown"], str, str]
 """status, reason, message of a condition."""
 _AWAITS_REQUESTS: _Facts = ("True", "Asleep", "no worker runs; the first request wakes the pool")
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What keeps a pool from becoming what its plan wants: reason and message of its Progressing condition."""
+
+    reason: str
+    message: str
+    stuck: bool
+    """Nothing will come of waiting: somebody has to change something."""
 
 
 def pool_status(
@@ -44,11 +60,13 @@ def pool_status(
     now: datetime,
     also: Mapping[str, _Facts] | None = None,
     load: LoadFacts = NO_LOAD,
+    trouble: Trouble | None = None,
 ) -> InferencePoolStatus:
     """The status of one pool; the one in force itself when nothing that a reader cares about has changed.
 
     `running` holds the pool's own running placements.  `now` must be timezone-aware.  `also`: further conditions, those
-    that are there only while there is something to say.
+    that are there only while there is something to say.  `trouble`: what keeps the pool from becoming what the plan
+    wants, if anything does.
     """
     ready = _ready_by_placement(plan, running)
     before = {(p.hardware_class, p.capacity_type) for p in pool.status.placements or ()}
@@ -57,7 +75,7 @@ def pool_status(
     status = InferencePoolStatus(
         observed_generation=pool.metadata.generation,
         conditions=_conditions(
-            pool, plan, ready, running, now, {**(also or {}), **load.conditions}, asleep=load.asleep
+            pool, plan, ready, running, now, {**(also or {}), **load.conditions}, trouble, asleep=load.asleep
         ),
         ready=f"{sum(ready.values())}/{sum(p.replicas for p in plan.placements)}",
         placement=", ".join(_short(p) for p in plan.placements) or None,
@@ -96,7 +114,7 @@ def pool_status(
         drift=list(load.drift) or None,
         selector=f"{MANAGED_BY_LABEL}={MANAGED_BY},{POOL_LABEL}={pool.metadata.name}",
         concurrent_sessions=plan.effective.concurrent_sessions,
-        last_move_time=_timestamp(now) if moved else pool.status.last_move_time,
+        last_move_time=format_time(now) if moved else pool.status.last_move_time,
     )
     return pool.status if settled(pool.status.to_api(), status.to_api()) else status
 
@@ -118,10 +136,14 @@ def hardware_class_status(
     priced: Priced | None = None,
     faults: Sequence[Fault] = (),
     policy: PricePolicy | None = None,
+    constrained: Sequence[ConstrainedCapacity] = (),
+    matched: bool | None = None,
 ) -> HardwareClassStatus:
     """The status of a hardware class: prices in force with source and age, faults, and nodes that the plan uses.
 
-    `priced` is of all classes (None: each has its own price); `faults` are of this class and its profiles.
+    `priced` is of all classes (None: each has its own price); `faults` are of this class and its profiles;
+    `constrained` is what cannot be had, or could not a while ago; `matched`: whether any node has the labels of any of
+    its capacities (None: not known).
     """
     used = {
         kind: sum(
@@ -133,16 +155,19 @@ def hardware_class_status(
         )
         for kind in CapacityType
     }
-    constrained = hardware.status.constrained or []
+    short = in_force(constrained, now)
     limited = [c for c in hardware.spec.capacity if c.max_nodes is not None and used[c.type] >= c.max_nodes]
     facts: _Facts
-    if constrained:
-        facts = ("False", "Constrained", "no more nodes for now: " + ", ".join(c.type.value for c in constrained))
+    if short:
+        facts = ("False", "Constrained", "no more nodes for now: " + "; ".join(map(_shortage, short)))
     elif len(limited) == len(hardware.spec.capacity):
         limits = ", ".join(f"{c.type.value} {used[c.type]} of {c.max_nodes}" for c in limited)
         facts = ("True", "AllInUse", f"every node that capacity.maxNodes allows is in use: {limits}")
     else:
         facts = ("True", "Available", "nodes can be had")
+        if constrained:
+            since = ", ".join(f"{c.type.value} since {c.until}" for c in constrained)
+            facts = ("True", "Recovering", f"tried again after a shortage: {since}")
     name = hardware.metadata.name
     found = (priced or own_prices([hardware])).of(name) or own_prices([hardware]).of(name)
     said = {
@@ -150,7 +175,7 @@ def hardware_class_status(
         "Available": facts,
         "PricesCurrent": _prices_current(priced, name, policy),
         "ProfilesAccepted": _profiles_accepted(faults),
-        "NodesMatch": _nodes_match(faults),
+        "NodesMatch": _nodes_match(hardware, faults, matched),
     }
     old = {c.type: c for c in hardware.status.conditions or ()}
     status = HardwareClassStatus(
@@ -158,11 +183,16 @@ def hardware_class_status(
         conditions=[
             _condition(kind, fact, old, hardware.metadata.generation, now) for kind, fact in said.items() if fact
         ],
-        constrained=hardware.status.constrained,
+        constrained=list(constrained) or None,
         prices=settled_prices(hardware.status.prices or (), in_status(found), policy),
         nodes_in_use=sum(used.values()),
     )
     return hardware.status if settled(hardware.status.to_api(), status.to_api()) else status
+
+
+def _shortage(entry: ConstrainedCapacity) -> str:
+    why = f" ({entry.message})" if entry.message else ""
+    return f"{entry.type.value} since {entry.since}, tried again at {entry.until}{why}"
 
 
 def _class_accepted(faults: Sequence[Fault]) -> _Facts:
@@ -180,10 +210,25 @@ def _profiles_accepted(faults: Sequence[Fault]) -> _Facts | None:
     return ("False", profiles[0].reason, "not planned with: " + "; ".join(map(str, profiles)))
 
 
-def _nodes_match(faults: Sequence[Fault]) -> _Facts | None:
-    """Only there while no node matches."""
-    found = [fault for fault in faults if fault.reason == NO_NODE]
-    return ("False", NO_NODE, found[0].message) if found else None
+def had_nodes(hardware: HardwareClass) -> bool:
+    """Whether nodes have matched the class as it is now written: what is missing then is capacity, not a label."""
+    old = next((c for c in hardware.status.conditions or () if c.type == "NodesMatch"), None)
+    if old is None or old.observed_generation != hardware.metadata.generation:
+        return False
+    return old.status == "True" or old.reason == _NODES_GONE
+
+
+def _nodes_match(hardware: HardwareClass, faults: Sequence[Fault], matched: bool | None) -> _Facts | None:
+    """Absent until it is known; once nodes have matched, that is remembered."""
+    found = next((fault for fault in faults if fault.reason == NO_NODE), None)
+    if found and had_nodes(hardware):
+        return ("False", _NODES_GONE, "no node has the labels of its capacity any more")
+    if found:
+        return ("False", NO_NODE, found.message)
+    if matched:
+        return ("True", "Matched", "nodes have the labels of its capacity")
+    old = next((c for c in hardware.status.conditions or () if c.type == "NodesMatch"), None)
+    return (old.status, old.reason, old.message) if old and had_nodes(hardware) else None
 
 
 def _prices_current(priced: Priced | None, name: str, policy: PricePolicy | None) -> _Facts:
@@ -228,7 +273,7 @@ def _jitters(path: str) -> bool:
 
 
 def _near(old: str, new: str) -> bool:
-    if _NUMBER.split(old) != _NUMBER.split(new):
+    if _NUMBER.split(old) != _NUMBER.split(new) or _TIME.findall(old) != _TIME.findall(new):
         return False
     pairs = zip(_NUMBER.findall(old), _NUMBER.findall(new), strict=True)
     return all(a == b or abs(float(a) - float(b)) <= _DEAD_BAND * max(float(a), float(b)) for a, b in pairs)
@@ -249,30 +294,34 @@ def _conditions(
     running: Sequence[RunningPlacement],
     now: datetime,
     also: Mapping[str, _Facts],
+    trouble: Trouble | None,
     *,
     asleep: bool,
 ) -> list[Condition]:
+    old = {c.type: c for c in pool.status.conditions or ()}
     wanted, up = sum(p.replicas for p in plan.placements), sum(ready.values())
     leaving = sum(r.replicas for r in running if (r.hardware_class, r.capacity_type) not in ready)
     facts: dict[str, _Facts] = {
         "Accepted": _accepted(plan),
         "Placed": _asleep(plan) if asleep and plan.not_accepted is None else _placed(plan),
-        "Progressing": _progressing(plan, wanted, up, leaving, sum(r.leaving_replicas for r in running)),
+        "Progressing": _same_words(
+            _progressing(plan, wanted, up, leaving, sum(r.leaving_replicas for r in running), trouble),
+            old.get("Progressing"),
+        ),
         "Available": _available(wanted, sum(r.ready_replicas for r in running)),
         "WithinBudget": _within_budget(plan),
         "ObjectivesMet": _objectives_met(plan),
         "CapacityConstrained": _capacity_constrained(plan),
     }
     awaits = asleep and plan.not_accepted is None
-    facts = {"Ready": _AWAITS_REQUESTS if awaits else _ready(plan, facts, wanted, up), **facts, **also}
-    old = {c.type: c for c in pool.status.conditions or ()}
+    facts = {"Ready": _AWAITS_REQUESTS if awaits else _ready(plan, facts, wanted, up, trouble), **facts, **also}
     return [_condition(kind, fact, old, pool.metadata.generation, now) for kind, fact in facts.items()]
 
 
 def _condition(kind: str, facts: _Facts, old: Mapping[str, Condition], generation: int, now: datetime) -> Condition:
     status, reason, message = facts
     previous = old.get(kind)
-    since = previous.last_transition_time if previous and previous.status == status else _timestamp(now)
+    since = previous.last_transition_time if previous and previous.status == status else format_time(now)
     return Condition(
         type=kind,
         status=status,
@@ -312,9 +361,13 @@ def _placed(plan: PoolPlan) -> _Facts:
     return ("True", "Placed", text + (f". {plan.kept.message}" if plan.kept else ""))
 
 
-def _progressing(plan: PoolPlan, wanted: int, up: int, leaving: int, interrupted: int) -> _Facts:
+def _progressing(
+    plan: PoolPlan, wanted: int, up: int, leaving: int, interrupted: int, trouble: Trouble | None
+) -> _Facts:
     if plan.effective.mode == "Recommend" or plan.not_accepted:
         return ("False", "NotApplied", "nothing is being changed")
+    if trouble:
+        return ("False" if trouble.stuck else "True", trouble.reason, trouble.message)
     if interrupted:
         return ("True", "Replacing", f"{interrupted} replicas are on nodes that are going away, and are being replaced")
     if up < wanted:
@@ -322,6 +375,13 @@ def _progressing(plan: PoolPlan, wanted: int, up: int, leaving: int, interrupted
     if leaving:
         return ("True", "Moving", f"{leaving} replicas are leaving hardware that the plan no longer uses")
     return ("False", "Complete", "what runs is what the plan wants")
+
+
+def _same_words(facts: _Facts, old: Condition | None) -> _Facts:
+    """Facts in the words in force, where only numbers in them differ: a worker's last line may begin with the time."""
+    if old and (old.status, old.reason) == facts[:2] and _NUMBER.split(old.message) == _NUMBER.split(facts[2]):
+        return (facts[0], facts[1], old.message)
+    return facts
 
 
 def _available(wanted: int, up: int) -> _Facts:
@@ -360,25 +420,31 @@ def _objectives_met(plan: PoolPlan) -> _Facts:
 
 def _capacity_constrained(plan: PoolPlan) -> _Facts:
     held = [c for c in plan.candidates if c.verdict == Verdict.CONSTRAINED]
-    if held:
-        names = ", ".join(f"{c.hardware_class} {c.capacity_type.value}" for c in held)
-        return ("True", "Constrained", f"cannot be had for now: {names}")
+    clipped = [c for c in plan.candidates if c.limited_until]
+    if held or clipped:
+        texts = [f"{c.hardware_class} {c.capacity_type.value}: {c.reason}" for c in held]
+        texts += [
+            f"{c.hardware_class} {c.capacity_type.value}: no more than what runs until {c.limited_until}"
+            for c in clipped
+        ]
+        return ("True", "Constrained", "; ".join(texts))
     return ("False", "Unconstrained", "no shortage is known")
 
 
-def _ready(plan: PoolPlan, facts: Mapping[str, _Facts], wanted: int, up: int) -> _Facts:
+def _ready(plan: PoolPlan, facts: Mapping[str, _Facts], wanted: int, up: int, trouble: Trouble | None) -> _Facts:
     for kind, bad in (("Accepted", "False"), ("Placed", "False")):
         if facts[kind][0] == bad:
             reason = facts[kind][1] if kind == "Placed" else "NotAccepted"
             return ("False", reason, facts[kind][2])
     if up < wanted:
-        return ("False", "Starting" if up == 0 else "Degraded", f"{up} of {wanted} replicas are ready")
+        why = f": {facts['Progressing'][2]}" if trouble else ""
+        return ("False", "Starting" if up == 0 else "Degraded", f"{up} of {wanted} replicas are ready{why}")
     if facts["ObjectivesMet"][0] == "False":
         return ("False", "DemandUnserved", facts["ObjectivesMet"][2])
     if facts["WithinBudget"][0] == "False":
         return ("True", "OverBudget", facts["WithinBudget"][2])
-    if facts["Progressing"][0] == "True":
-        return ("True", "Moving", facts["Progressing"][2])
+    if trouble or facts["Progressing"][0] == "True":
+        return ("True", trouble.reason if trouble else "Moving", facts["Progressing"][2])
     return ("True", "Ready", f"{up} of {wanted} replicas are ready")
 
 
@@ -396,7 +462,3 @@ def _optional(value: Decimal | None, form: Callable[[Decimal], str]) -> str | No
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f}ms" if seconds < 10 else f"{seconds:.1f}s"
-
-
-def _timestamp(now: datetime) -> str:
-    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

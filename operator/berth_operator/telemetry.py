@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from berth_operator.api import CapacityType, Condition
 from berth_operator.cluster.observe import Worker
 from berth_operator.planner import Plan, PoolPlan, Snapshot
+from berth_operator.planner.candidates import in_force
 from berth_operator.prices import STATIC, Price
 
 Labels = tuple[str, ...]
@@ -120,7 +121,7 @@ def readings(
                 labels = (*_pool(key), condition.type, status)
                 gauges["berth_pool_condition"][labels] = float(condition.status == status)
     for hardware in snapshot.hardware_classes:
-        short = {c.type for c in hardware.status.constrained or ()}
+        short = {c.type for c in in_force(hardware.status.constrained, snapshot.now)}
         for capacity in hardware.spec.capacity:
             where = (hardware.metadata.name, capacity.type.value)
             found = (prices or {}).get((hardware.metadata.name, capacity.type))

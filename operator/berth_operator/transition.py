@@ -33,7 +33,8 @@ def next_steps(
     """The steps for one pool.
 
     `desired`: all its rendered children.  `live`: the children that it owns now.  `suspended`: its workers go at once.
-    `hold`: why nothing that serves may be taken away, whatever the plan wants (None: nothing stands against it).
+    `hold`: why no worker may be taken away, whatever the plan wants (None: nothing stands against it); those that wait
+    for a node are kept, too, because it is for them that an autoscaler makes one.
     """
     there = {child.key: child for child in live}
     wanted = {_key(m): m for m in desired}
@@ -51,7 +52,7 @@ def next_steps(
         if key in wanted or child.deleting:
             continue
         serves = key[0] == _DEPLOYMENT and child.ready_replicas > 0
-        if serves and not suspended and hold:
+        if key[0] == _DEPLOYMENT and not suspended and hold:
             waiting.append(f"{child} stays: {hold}")
         elif serves and not suspended and unready:
             names = ", ".join(sorted(name for _, _, name in unready))

@@ -102,6 +102,11 @@ def _a_pool_is_suspended(fleet: Fleet, operator: OperatorProcess) -> None:
     operator.wait_for("no worker is left", lambda: not fleet.deployments(NAMESPACE))
 
 
+def _karpenter_is_followed(_: Fleet, operator: OperatorProcess) -> None:
+    wanted = {Grant("nodeclaims.karpenter.sh", "watch"), Grant("events", "watch")}
+    operator.wait_for("it follows NodeClaims", lambda: wanted <= used(operator.requests(0)))
+
+
 def _it_ends_and_begins_again(_: Fleet, operator: OperatorProcess) -> None:
     operator.terminate()
     operator.start()
@@ -114,6 +119,7 @@ STORY = (
     _its_node_is_cordoned,
     _a_pool_that_may_sleep_has_its_first_worker,
     _a_pool_is_suspended,
+    _karpenter_is_followed,
     _it_ends_and_begins_again,
 )
 

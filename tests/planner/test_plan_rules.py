@@ -364,6 +364,15 @@ def test_when_the_solver_fails_what_runs_stands_and_other_pools_are_planned(
     assert "HiGHS found no feasible plan" in plan.solver_status
 
 
+def test_a_pool_whose_only_class_is_constrained_says_so(planned: Make, tested: Make, hardware: Make, now: Any) -> None:
+    until = (now + timedelta(minutes=1)).isoformat()
+    entry = {"type": "OnDemand", "since": "s", "until": until, "backOff": "5m"}
+    only = planned([tested()], [hardware("cheap", status={"constrained": [entry]})]).pools["demo/tested"]
+    assert only.shortfall
+    assert only.shortfall.reason == "NoCapacity"
+    assert "cheap OnDemand: OnDemand nodes could not be had" in only.shortfall.message
+
+
 def test_a_constrained_class_keeps_pods_that_have_a_node_though_they_are_not_ready_yet(
     planned: Make, tested: Make, hardware: Make, running: Make, now: Any
 ) -> None:

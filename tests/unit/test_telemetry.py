@@ -124,8 +124,11 @@ def test_prices_and_shortages_are_those_of_the_classes(
     make_class: MakeClass, now: datetime, make_pool: MakePool
 ) -> None:
     hardware = make_class()
-    constrained = {"type": "Spot", "since": "s", "until": "u", "backOff": "1m"}
-    status = type(hardware.status).model_validate({"constrained": [constrained]})
+    constrained = [
+        {"type": "Spot", "since": "s", "until": "2026-11-21T12:01:00Z", "backOff": "1m"},
+        {"type": "OnDemand", "since": "s", "until": "2026-11-21T12:00:00Z", "backOff": "1m"},  # tried again
+    ]
+    status = type(hardware.status).model_validate({"constrained": constrained})
     hardware = hardware.model_copy(update={"status": status})
     gauges = readings(Snapshot(now=now, hardware_classes=(hardware,)), Plan({}, 0.0, "Optimal"), (), {}).gauges
     assert gauges["berth_hardware_usd_per_hour"] == {

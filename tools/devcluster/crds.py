@@ -41,6 +41,11 @@ SOURCES: Mapping[str, Source] = {
         "h1:GsHvlu1Cn1t6+vrHoPdNNlpwKxf/y1HuQSlUjd58Ds8=",
         ("config/crd/bases/inference.networking.x-k8s.io_inferenceobjectives.yaml",),
     ),
+    "karpenter": Source(
+        "sigs.k8s.io/karpenter@v1.14.1",
+        "h1:GjqvOHLjl2+OXM0ti5VEZSQuvcitB0pETd8zdChXEtI=",
+        ("pkg/apis/crds/karpenter.sh_nodeclaims.yaml",),
+    ),
     "pod-monitor": Source(
         "github.com/prometheus-operator/prometheus-operator@v0.85.0",
         "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",

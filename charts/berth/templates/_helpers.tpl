@@ -42,6 +42,7 @@ app.kubernetes.io/part-of: berth
 {{- if .Values.integrations.gatewayAPI.enabled }}{{ $on = append $on "gateway-api" }}{{ end }}
 {{- if .Values.integrations.inferenceExtension.enabled }}{{ $on = append $on "inference-extension" }}{{ end }}
 {{- if .Values.integrations.podMonitor.enabled }}{{ $on = append $on "pod-monitor" }}{{ end }}
+{{- if .Values.integrations.karpenter.enabled }}{{ $on = append $on "karpenter" }}{{ end }}
 {{- join "," $on }}
 {{- end }}
 
@@ -111,6 +112,12 @@ app.kubernetes.io/part-of: berth
 - apiGroups: [karpenter.sh]
   resources: [nodepools]
   verbs: [list]
+{{- end }}
+{{- if .Values.integrations.karpenter.enabled }}
+# Nodes that Karpenter could not make.
+- apiGroups: [karpenter.sh]
+  resources: [nodeclaims]
+  verbs: [list, watch]
 {{- end }}
 # Their labels, for namespaceSelector of a HardwareClass.
 - apiGroups: [""]

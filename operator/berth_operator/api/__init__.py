@@ -35,6 +35,7 @@ from berth_operator.api.quantities import (
     Quantization,
     format_decimal,
     format_duration,
+    format_time,
     parse_decimal,
     parse_duration,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "Toleration",
     "format_decimal",
     "format_duration",
+    "format_time",
     "parse_decimal",
     "parse_duration",
     "resolve",

@@ -110,9 +110,10 @@ class ConstrainedCapacity(ApiModel):
     """A capacity type that cannot be had for now."""
 
     type: CapacityType
-    since: str
-    until: str
-    back_off: str
+    since: str = Field(description="When it was first found short")
+    until: str = Field(description="When it is tried again; a past one: it is being tried, and not yet forgotten")
+    back_off: str = Field(description="Twice as long each time that it is found short again")
+    message: str | None = Field(None, max_length=1024, description="What was found")
 
 
 class PriceInForce(ApiModel):

@@ -25,6 +25,8 @@ SURGE_ANNOTATION: Final = "berth.dev/surge"
 """On a Deployment: how many of its replicas stand in for workers whose nodes are going away."""
 NOTICED_ANNOTATION: Final = "berth.dev/noticed-at"
 """On a worker that goes on serving although its node is going away: when that was first seen."""
+TEMPLATE_HASH_ANNOTATION: Final = "berth.dev/template-hash"
+"""Hash of a Deployment's pod template: differs means that applying replaces its workers."""
 FIELD_MANAGER: Final = "berth-operator"
 
 EMBEDDED_MODEL: Final = "smollm2-135m-instruct"

@@ -1,7 +1,7 @@
 """How are durations, money and percentages written?  Strings and integers, never floats (Kubernetes conventions)."""
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Annotated, Any, Final
@@ -54,6 +54,11 @@ def format_duration(value: timedelta) -> str:
         if count:
             out.append(f"{count}{unit}")
     return "".join(out)
+
+
+def format_time(moment: datetime) -> str:
+    """Write a time (timezone-aware) as the Kubernetes API does: in UTC, to the second."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_decimal(value: object) -> Decimal:

@@ -1,14 +1,78 @@
 """Which hardware classes have no node, and none that could come?  A misspelt selector looks like that."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from berth_operator.api import Capacity, HardwareClass
+from berth_operator.api import Capacity, CapacityType, HardwareClass
+from berth_operator.api.meta import Toleration
 from berth_operator.catalog.nodepools import CAPACITY_TYPE, NodePool, read_node_pool
 from berth_operator.catalog.sanity import NO_NODE, Fault
 
+_PASSING_TAINTS: Final = (
+    "node.kubernetes.io/",
+    "node.cloudprovider.kubernetes.io/",
+    "karpenter.sh/",
+    "aws-node-termination-handler/",
+    "ToBeDeletedByClusterAutoscaler",
+    "DeletionCandidateOfClusterAutoscaler",
+)
+"""Taints of nodes that come, go or are ill: such a node is one that cannot be had, not one that is forbidden."""
 FROM_ZERO_ANNOTATION: Final = "berth.dev/scales-from-zero"
 """`true` on a class whose nodes an autoscaler makes that we cannot see: no node need be there."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodesThere:
+    """What is known by class and capacity type; absent where it is not known."""
+
+    present: Mapping[tuple[str, CapacityType], bool] = field(default_factory=dict)
+    """It has a node."""
+    possible: Mapping[tuple[str, CapacityType], bool] = field(default_factory=dict)
+    """It has a node or could get one."""
+    tolerated: Mapping[tuple[str, CapacityType], bool] = field(default_factory=dict)
+    """A node of it has no taint but such as its capacity tolerates."""
+    asking: bool = False
+    """What is absent will be known soon."""
+
+
+def nodes_there(
+    classes: Iterable[HardwareClass],
+    a_node: Callable[[Capacity], Mapping[str, Any] | None],
+    node_pools: Sequence[Mapping[str, Any]],
+) -> NodesThere:
+    """What is there and what could come, by capacity.  `a_node`: one that has the labels of a capacity, if any has."""
+    pools = [read_node_pool(item) for item in node_pools]
+    present, possible, tolerated = {}, {}, {}
+    for hardware in classes:
+        for capacity in hardware.spec.capacity:
+            where, node = (hardware.metadata.name, capacity.type), a_node(capacity)
+            present[where] = node is not None
+            possible[where] = (
+                node is not None or _scales_from_zero(hardware) or any(_may_make(pool, capacity) for pool in pools)
+            )
+            if node is not None:
+                tolerated[where] = tolerates(capacity.tolerations or (), node["spec"].get("taints") or ())
+    return NodesThere(present, possible, tolerated, asking=True)
+
+
+def tolerates(tolerations: Sequence[Toleration], taints: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether all taints are tolerated that keep pods off a node for good."""
+    keeping = (t for t in taints if t.get("effect") != "PreferNoSchedule" and not t["key"].startswith(_PASSING_TAINTS))
+    return all(any(_matches(toleration, taint) for toleration in tolerations) for taint in keeping)
+
+
+def _matches(toleration: Toleration, taint: Mapping[str, Any]) -> bool:
+    """As Kubernetes' `ToleratesTaint`: no key means every key, no effect every effect."""
+    if toleration.effect and toleration.effect != taint.get("effect"):
+        return False
+    if toleration.key and toleration.key != taint["key"]:
+        return False
+    return toleration.operator == "Exists" or (toleration.value or "") == (taint.get("value") or "")
+
+
+def _scales_from_zero(hardware: HardwareClass) -> bool:
+    return hardware.metadata.annotations.get(FROM_ZERO_ANNOTATION) == "true"
 
 
 def among(nodes: Iterable[Mapping[str, Any]]) -> Callable[[Capacity], bool]:
@@ -24,7 +88,7 @@ def unmatched(
     pools = [read_node_pool(item) for item in node_pools]
     for hardware in classes:
         wanted = [c for c in hardware.spec.capacity if c.max_nodes != 0]
-        if hardware.metadata.annotations.get(FROM_ZERO_ANNOTATION) == "true" or not wanted:
+        if _scales_from_zero(hardware) or not wanted:
             continue
         if any(has_node(c) or any(_may_make(pool, c) for pool in pools) for c in wanted):
             continue

@@ -33,10 +33,12 @@ from berth_operator.api.names import (
     QUANTIZATION_LABEL,
     RENDER_HASH_ANNOTATION,
     SURGE_ANNOTATION,
+    TEMPLATE_HASH_ANNOTATION,
     TRAFFIC_LABEL,
 )
 from berth_operator.cluster.neighbours import Autoscaler, Parents, parents_of
 from berth_operator.cluster.nodes import Notice, parse_time
+from berth_operator.cluster.pod_troubles import Blocked, Failing, blocked, create_error, failing, scheduled_at
 from berth_operator.cluster.resources import Object, Resource
 
 K = TypeVar("K", bound=ApiResource)
@@ -96,6 +98,14 @@ class Child:
     surge: int = 0
     """Deployments: how many of `replicas` stand in for workers whose nodes are going away."""
     resource_version: str = field(default="", compare=False, repr=False)
+    template_hash: str = ""
+    """Deployments: of the pod template that we rendered last; empty when unknown."""
+    old_replicas: int = 0
+    """Deployments: pods of templates before the present one; also while its controller has not seen the present."""
+    create_error: str | None = None
+    """Deployments: why the API server refuses their pods, such as a quota."""
+    deadline_exceeded: bool = False
+    """Deployments: its pods have not become ready within progressDeadlineSeconds."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -133,6 +143,12 @@ class Worker:
     ports: Mapping[str, int] = field(default_factory=dict)
     """By name: `http`, `grpc`."""
     quantization: Quantization | None = None
+    blocked: Blocked | None = None
+    """Why it has no node."""
+    failing: Failing | None = None
+    """Why it does not come up on its node."""
+    scheduled_at: datetime | None = None
+    """When it got its node."""
 
     @property
     def namespace(self) -> str:
@@ -206,6 +222,8 @@ def child_decoder(resource: Resource) -> Callable[[Object], Child]:
         owner = next((o for o in metadata.get("ownerReferences", ()) if o.get("controller")), None)
         spec, status = item.get("spec", {}), item.get("status", {})
         replicas = spec.get("replicas", 0)
+        observed = status.get("observedGeneration", 0) >= metadata.get("generation", 0)
+        conditions = status.get("conditions", ())
         return Child(
             resource=resource,
             namespace=metadata["namespace"],
@@ -221,8 +239,11 @@ def child_decoder(resource: Resource) -> Callable[[Object], Child]:
             quantization=_quantization(labels),
             replicas=replicas,
             ready_replicas=status.get("readyReplicas", 0),
-            rolled_out=status.get("observedGeneration", 0) >= metadata.get("generation", 0)
-            and status.get("updatedReplicas", 0) >= replicas,
+            rolled_out=observed and status.get("updatedReplicas", 0) >= replicas,
+            template_hash=metadata.get("annotations", {}).get(TEMPLATE_HASH_ANNOTATION, ""),
+            old_replicas=status.get("replicas", 0) - (status.get("updatedReplicas", 0) if observed else 0),
+            create_error=create_error(status),
+            deadline_exceeded=any(c.get("reason") == "ProgressDeadlineExceeded" for c in conditions),
             parents=parents_of(status),
             placement=labels.get(PLACEMENT_LABEL, ""),
             surge=_count(metadata.get("annotations", {}).get(SURGE_ANNOTATION)),
@@ -256,6 +277,9 @@ def decode_worker(item: Object) -> Worker | None:
         address=status.get("podIP"),
         ports={port["name"]: port["containerPort"] for port in _ports(item) if "name" in port},
         quantization=_quantization(labels),
+        blocked=blocked(item),
+        failing=failing(item),
+        scheduled_at=scheduled_at(item),
     )
 
 

@@ -63,12 +63,13 @@ class Reflector(Mapping[Key, T], Generic[T]):
         *,
         namespaces: Sequence[str] = (),
         labels: str = "",
+        fields: str = "",
         on_change: Callable[[], None] = lambda: None,
         matters: Callable[[Key], bool] = lambda _key: True,
         page: int = PAGE,
         backoff_s: tuple[float, float] = _BACKOFF_SECONDS,
     ) -> None:
-        """`decode` must not raise; `namespaces` empty means all; `labels` is a selector the server applies.
+        """`decode` must not raise; `namespaces` empty means all; the server applies selectors `labels` and `fields`.
 
         `matters`: whether a change of the object of this key is worth a call of `on_change`.  `page`: objects listed at
         once, each decoded before the next page is read.
@@ -77,6 +78,7 @@ class Reflector(Mapping[Key, T], Generic[T]):
         self._kube = kube
         self._decode = decode
         self._labels = labels
+        self._selected_fields = fields
         self._on_change = on_change
         self._matters = matters
         self._page = page
@@ -227,7 +229,7 @@ class Reflector(Mapping[Key, T], Generic[T]):
         return scope if scope and self.resource.namespaced else None
 
     def _fields(self, scope: str) -> str:
-        return f"metadata.name={scope}" if scope and not self.resource.namespaced else ""
+        return f"metadata.name={scope}" if scope and not self.resource.namespaced else self._selected_fields
 
     def _scope_of(self, item: Object) -> str:
         metadata = item["metadata"]

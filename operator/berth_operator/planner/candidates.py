@@ -11,6 +11,7 @@ from decimal import Decimal
 from berth_operator.api import (
     Capacity,
     CapacityType,
+    ConstrainedCapacity,
     Effective,
     HardwareClass,
     HardwareClassSpec,
@@ -232,13 +233,15 @@ def matches(match: HardwareMatch, hardware: HardwareClass) -> bool:
     return bool(selector) and all(hardware.metadata.labels.get(k) == v for k, v in selector.items())
 
 
+def in_force(entries: Iterable[ConstrainedCapacity] | None, now: datetime) -> list[ConstrainedCapacity]:
+    """The capacity types that cannot be had now; those whose back-off has ended are tried again."""
+    return [entry for entry in entries or () if (until := api_time(entry.until)) and until > now]
+
+
 def constrained_until(hardware: HardwareClass, capacity_type: CapacityType, now: datetime) -> str | None:
     """Until when a capacity type cannot be had, if it cannot now."""
-    for entry in hardware.status.constrained or []:
-        until = api_time(entry.until)
-        if entry.type is capacity_type and until and until > now:
-            return entry.until
-    return None
+    found = (entry.until for entry in in_force(hardware.status.constrained, now) if entry.type is capacity_type)
+    return next(found, None)
 
 
 def api_time(text: str | None) -> datetime | None:

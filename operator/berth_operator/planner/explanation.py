@@ -125,6 +125,7 @@ def _candidate(outcome: Outcome, option: Option, verdict: Verdict, reason: str) 
         reason=reason,
         usd_per_million_tokens=usd_per_million_tokens(outcome, option),
         estimated=option.capacity.estimated,
+        limited_until=option.constrained_until,
     )
 
 

@@ -112,7 +112,7 @@ def _spot_policy(short: _Short) -> list[str]:
 def _vendors(short: _Short) -> Problem | None:
     most = short.problem.effective.max_traffic_percent_per_vendor
     vendors = sorted({o.vendor for o in short.candidates.options})
-    if most * len(vendors) >= 100:
+    if not vendors or most * len(vendors) >= 100:
         return None
     return Problem(
         "Policy", f"diversity.maxTrafficPercentPerVendor {most} needs more vendors than {', '.join(vendors)}"

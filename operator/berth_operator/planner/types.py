@@ -112,6 +112,8 @@ class Candidate:
     usd_per_million_tokens: Decimal | None
     """Price of generated tokens at the load that one replica carries within objectives."""
     estimated: bool
+    limited_until: str | None = None
+    """Until when no more of it can be had than what runs, where its class is constrained."""
 
 
 @dataclass(frozen=True, slots=True)

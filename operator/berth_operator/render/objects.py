@@ -19,6 +19,7 @@ from berth_operator.api.names import (
     POOL_LABEL,
     QUANTIZATION_LABEL,
     RENDER_HASH_ANNOTATION,
+    TEMPLATE_HASH_ANNOTATION,
     TRAFFIC_LABEL,
 )
 from berth_operator.planner import Placement, Plan, PoolPlan, Snapshot
@@ -48,6 +49,10 @@ def render_hash(manifest: Mapping[str, Any]) -> str:
     body = json.loads(json.dumps(manifest))
     annotations = body["metadata"].pop("annotations", {})
     body["metadata"]["annotations"] = {k: v for k, v in annotations.items() if k != RENDER_HASH_ANNOTATION}
+    return _hash(body)
+
+
+def _hash(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
@@ -89,7 +94,8 @@ def render_pool(
     if POD_MONITOR in settings.available:
         children.append(pod_monitor(pool, settings, _metadata))
     for child in children:
-        child["metadata"]["annotations"] = {RENDER_HASH_ANNOTATION: render_hash(child)}
+        annotations = child["metadata"].setdefault("annotations", {})
+        annotations[RENDER_HASH_ANNOTATION] = render_hash(child)
     return children
 
 
@@ -133,28 +139,27 @@ def _deployment(
         CAPACITY_TYPE_LABEL: placement.capacity_type.value,
         QUANTIZATION_LABEL: placement.quantization.value,
     }
-    template = pool.spec.worker
-    user_labels = (template.labels if template else None) or {}
-    user_annotations = (template.annotations if template else None) or {}
+    given = pool.spec.worker
+    user_labels = (given.labels if given else None) or {}
+    user_annotations = (given.annotations if given else None) or {}
     pod_metadata: Manifest = {
         "labels": {**user_labels, MANAGED_BY_LABEL: MANAGED_BY, **identity, **where, TRAFFIC_LABEL: "on"}
     }
     if user_annotations:
         pod_metadata["annotations"] = dict(user_annotations)
+    template = {"metadata": pod_metadata, "spec": pod_spec(pool, placement, hardware, settings, identity)}
+    metadata = _metadata(pool, f"{pool.metadata.name}-{identity[PLACEMENT_LABEL]}", {**identity, **where})
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": _metadata(pool, f"{pool.metadata.name}-{identity[PLACEMENT_LABEL]}", {**identity, **where}),
+        "metadata": metadata | {"annotations": {TEMPLATE_HASH_ANNOTATION: _hash(template)}},
         "spec": {
             "replicas": placement.replicas,
             "revisionHistoryLimit": 3,
             "progressDeadlineSeconds": 1800,  # a large model may load for a quarter of an hour
             "selector": {"matchLabels": identity},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "template": {
-                "metadata": pod_metadata,
-                "spec": pod_spec(pool, placement, hardware, settings, identity),
-            },
+            "template": template,
         },
     }
 

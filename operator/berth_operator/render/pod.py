@@ -134,6 +134,7 @@ def _container(
     container: Manifest = {
         "name": "worker",
         "imagePullPolicy": settings.image_pull_policy,
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # the worker's last words, for conditions
         "resources": _resources(placement, hardware),
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": mounts,
