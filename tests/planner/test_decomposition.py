@@ -224,7 +224,7 @@ def test_quantised_price_is_never_above_the_exact_one_nor_a_pattern_below_it(blo
         lanes = lanes_of(problems, limits)
         prices = _prices(lanes, np.random.default_rng(seed))
         which = np.arange(lanes.count)
-        for units in (24, 96):
+        for units in (20, 24, 60):
             found = cheapest(lanes, which, prices, np.full(lanes.count, np.inf), units)
             again = cheapest(lanes, which, prices, found.cost * (1 + 1e-9), units)
             for lane in which:
@@ -232,6 +232,20 @@ def test_quantised_price_is_never_above_the_exact_one_nor_a_pattern_below_it(blo
                 assert found.bound[lane] <= nodes + 1e-4, (seed, lane)
                 assert min(again.bound[lane], found.cost[lane]) <= nodes + 1e-4, (seed, lane)
                 assert found.cost[lane] >= bound - 1e-3, (seed, lane)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_nodes_smaller_than_a_unit_are_never_priced_above_what_they_cost(seed: int, option: Make) -> None:
+    problems, _ = _fleet(seed, option, 4, plain=True)
+    large = [replace(p, effective=replace(p.effective, requests_per_second=Decimal(150 + 40 * seed))) for p in problems]
+    lanes = lanes_of(large, {})
+    prices, which = _prices(lanes, np.random.default_rng(seed)), np.arange(lanes.count)
+    assert (lanes.share * 30 < 1).any()
+    found = cheapest(lanes, which, prices, np.full(lanes.count, np.inf), 30, again=0)
+    for lane in which:
+        nodes, bound = _exactly(lanes, int(lane), prices)
+        assert found.bound[lane] <= nodes + 1e-4
+        assert found.cost[lane] >= bound - 1e-3
 
 
 def _exactly(lanes: Lanes, lane: int, prices: Prices) -> tuple[float, float]:
@@ -275,4 +289,6 @@ def test_lagranges_bound_holds_at_any_duals(option: Make) -> None:
         search = Decomposition(lanes, len(problems), *penalties(lanes))
         rng = np.random.default_rng(seed)
         for scale in (0.0, 0.2, 1.0, 5.0):
-            assert search.price(rng.exponential(1.0, len(lanes.rows)) * scale, 64) <= flat.cost + 1e-4
+            duals = rng.exponential(1.0, len(lanes.rows)) * scale
+            for finally_ in (False, True):
+                assert search.price(duals, finally_=finally_) <= flat.cost + 1e-4

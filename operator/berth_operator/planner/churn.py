@@ -11,6 +11,7 @@ from datetime import datetime
 
 from berth_operator.api import Quantization, format_duration
 from berth_operator.planner.candidates import Resource
+from berth_operator.planner.decomposition import Effort
 from berth_operator.planner.fleet import FleetSolver
 from berth_operator.planner.program import Limits, PoolProblem
 from berth_operator.planner.solver import TOLERANCE, PoolSolution, Solution
@@ -48,34 +49,65 @@ class Decision:
 def decide(
     problems: Sequence[PoolProblem], incumbents: Mapping[str, Incumbent], limits: Limits, now: datetime
 ) -> Decision:
-    """Solve for all pools, moving a pool off its hardware only where that serves more demand or is worth it."""
+    """Solve for all pools, moving a pool off its hardware only where that serves more demand or is worth it.
+
+    What a move is worth shows in a plan whose gap nobody knows yet; the plan that is taken is proven.
+    """
     solver = FleetSolver(problems, limits)
-    free = solver.solve(problems)
-    undecided = {p.key for p in problems if _would_move(p, free, incumbents)}
-    if not undecided:
-        return Decision(free, {}, free)
-    by_key = {p.key: p for p in problems}
-    held = solver.solve([_hold(p, incumbents) for p in problems], roughly=True)
-    needy = _moves_for_service(problems, held, free) & undecided
-    stays = {
-        key: reason
-        for key in sorted(undecided - needy)
-        if (reason := _worth(by_key[key], held, free, incumbents[key], now))
-    }
+    search = bool(incumbents) and solver.large
+    free = solver.solve(problems, Effort.SEARCH if search else Effort.PROVE)
+    moves = _weighed(problems, incumbents, solver, free, now)
+    if search and not moves.stays:
+        search, free = False, solver.solve(problems)
+        moves = _weighed(problems, incumbents, solver, free, now)
+    stays = dict(moves.stays)
     if not stays:
         return Decision(free, {}, free)  # whoever stays in it does so of itself
     while True:
-        final = solver.solve([_hold(p, incumbents) if p.key not in undecided - stays.keys() else p for p in problems])
+        going = moves.wanted - stays.keys()
+        final = solver.solve([p if p.key in going else _hold(p, incumbents) for p in problems])
         if _shortage(problems, final) > _shortage(problems, free):
-            return Decision(free, {}, free)
+            return Decision(solver.solve(problems) if search else free, {}, free)
         disappointed = {
-            key: reason
-            for key in sorted(undecided - needy - stays.keys())
-            if (reason := _worth(by_key[key], held, final, incumbents[key], now))
+            p.key: reason
+            for p in problems
+            if p.key in going - moves.needed and (reason := _worth(p, moves.held, final, incumbents[p.key], now))
         }
         if not disappointed:
             return Decision(final, stays, free)
         stays |= disappointed
+
+
+@dataclass(frozen=True, slots=True)
+class _Moves:
+    """Who would move in a free plan, and what speaks against it."""
+
+    wanted: set[str]
+    needed: set[str]
+    """Of them, whose moves serve more demand."""
+    stays: Mapping[str, Problem]
+    held: Solution
+    """The plan in which nobody moves; the free one where nobody wants to."""
+
+
+def _weighed(
+    problems: Sequence[PoolProblem],
+    incumbents: Mapping[str, Incumbent],
+    solver: FleetSolver,
+    free: Solution,
+    now: datetime,
+) -> _Moves:
+    wanted = {p.key for p in problems if _would_move(p, free, incumbents)}
+    if not wanted:
+        return _Moves(wanted, wanted, {}, free)
+    held = solver.solve([_hold(p, incumbents) for p in problems], Effort.COMPARE)
+    needed = _moves_for_service(problems, held, free) & wanted
+    stays = {
+        p.key: reason
+        for p in problems
+        if p.key in wanted - needed and (reason := _worth(p, held, free, incumbents[p.key], now))
+    }
+    return _Moves(wanted, needed, stays, held)
 
 
 def _would_move(problem: PoolProblem, solution: Solution, incumbents: Mapping[str, Incumbent]) -> bool:

@@ -24,7 +24,7 @@ from berth_operator.planner.solver import solve
 
 EXACT: Final = 400
 """GPU options of all pools up to which each pool is solved exactly; above, quantised pricing bounds them together."""
-_UNITS: Final = 128
+_UNITS: Final = 60
 _UNSERVED, _MISSING = 1e8, 1e6
 
 

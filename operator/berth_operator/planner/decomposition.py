@@ -9,6 +9,7 @@ which holds for any p >= 0 and for prices that are themselves lower bounds.  The
 """
 
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Final
 
 import numpy as np
@@ -20,12 +21,10 @@ from berth_operator.planner.master import Columns, Master, divided, total_use, w
 from berth_operator.planner.patterns import EXACT, Found, Prices, cheapest, counted, mend
 from berth_operator.planner.quick import guesses
 
-UNITS: Final = 64
-"""Of demand in pricing while columns are generated."""
-FINE_UNITS: Final = 192
-"""In the last pricings, which give the bound."""
-FINE_ROUNDS: Final = 2
-"""Of those."""
+UNITS: Final = 60
+"""Of demand in pricing, at first."""
+FINE_AGAIN: Final = 2
+"""Times that loose lanes are priced again, ever finer, in the last pricings, which give the bound."""
 SMOOTHING: Final = 0.5
 ROUNDS: Final = 3
 CLOSE: Final = 1.5e-3
@@ -48,16 +47,49 @@ LOST_LANES: Final = 4
 EXACT_LANES: Final = 8
 """Loosest lanes that the flat program prices in the last round."""
 ANSWERS: Final = 2
-ANSWER_UNITS: Final = 128
-ROUGH: Final = 0.01
-"""Relative difference of pattern and bound that is left alone before the last pricing."""
+ANSWER_UNITS: Final = 120
 NEARLY: Final = 12
 """Undivided pools that a repair may change."""
-MORE_NEARLY: Final = (45, 120)
+MORE_NEARLY: Final = 45
 """The same of a second repair, where the first one comes out far from the master."""
 FAR: Final = 6e-3
+WIDENED: Final = (0.7, 1.2, 1.6, 3.0)
+"""Times the duals at which pools that a repair may change are priced beforehand."""
+AROUND: Final = 1.1
+"""Times the best known pattern that one of those may cost."""
 NEAR: Final = 5
 """Patterns of a pool that a repair may choose from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How closely a fleet is searched."""
+
+    rough: float
+    """Relative difference of patterns and bounds that is left alone before the last pricings."""
+    again: int
+    """Times that loose lanes are priced again before them."""
+    warm_rounds: int
+    """Rounds where columns and duals of an earlier solve are there."""
+    fine_rounds: int
+    """Last pricings, of which the best bound counts."""
+
+
+SMALL: Final = 300
+"""Pools up to which rounds are cheap, and the pools too few for one to make up for another."""
+CLOSELY: Final = Depth(1e-3, again=2, warm_rounds=2, fine_rounds=1)
+WIDELY: Final = Depth(3e-3, again=1, warm_rounds=0, fine_rounds=2)
+
+
+class Effort(Enum):
+    """What a solve is for."""
+
+    COMPARE = auto()
+    """A figure beside another plan: likely patterns, priced once."""
+    SEARCH = auto()
+    """A plan without a bound."""
+    PROVE = auto()
+    """A plan, and how far from the best it can be."""
 
 
 @dataclass(slots=True)
@@ -81,6 +113,7 @@ class Decomposition:
         self.unserved, self.missing = unserved, missing
         """[lane] USD/h for leaving all unserved; USD/h for a replica missing."""
         self.columns = Columns(lanes)
+        self.depth = CLOSELY if pools <= SMALL else WIDELY
         self.duals = np.zeros(len(lanes.rows))
         self.warm = False
         self.bounds = np.zeros(pools)
@@ -134,9 +167,8 @@ class Decomposition:
         """Node prices with the duals of the rows they take."""
         return Prices(self.lanes.price + np.append(duals, 0.0)[self.lanes.row], self.unserved, self.missing)
 
-    def price(self, duals: Floats, units: int, *, exact: int = 0) -> float:
-        """Price all pools, add what is found, return Lagrange's bound; `exact`: the loosest pools that the flat program
-        prices as well."""
+    def price(self, duals: Floats, *, finally_: bool = False) -> float:
+        """Price all pools, add what is found, return Lagrange's bound; `finally_`: as tightly as can be."""
         ceiling = self.ceilings(duals)
         which = np.flatnonzero(~self.lanes.odd)
         found = cheapest(
@@ -144,14 +176,15 @@ class Decomposition:
             which,
             self.prices(duals),
             ceiling[self.lanes.pool[which]],
-            units,
-            EXACT if units >= FINE_UNITS else ROUGH,
+            UNITS,
+            EXACT if finally_ else self.depth.rough,
+            FINE_AGAIN if finally_ else self.depth.again,
         )
         self.add(found.lane, found.nodes)
         bound = np.full(self.lanes.count, -np.inf)
         bound[found.lane] = found.bound
         self._price_odd(duals, ceiling, bound)
-        self._tighten(duals, found, bound, exact)
+        self._tighten(duals, found, bound, EXACT_LANES if finally_ else 0)
         best = ceiling.copy()
         np.minimum.at(best, self.lanes.pool, bound)
         self.bounds = best
@@ -189,21 +222,22 @@ class Decomposition:
             self.add(np.array([lane]), nodes[None, :])
             bound[lane] = max(bound[lane], least)
 
-    def run(self, *, roughly: bool = False) -> Outcome:
-        """Generate columns, choose whole ones; `roughly`: of likely patterns alone, and without a bound."""
+    def run(self, effort: Effort = Effort.PROVE) -> Outcome:
+        """Generate columns, choose whole ones."""
         master = Master(self.pools, self.lanes.caps, self._first_most())
         known = self._feed(master, 0)
         at = self._guess_rounds(master, known, WARM_GUESSES if self.warm else GUESSES)
-        rounds = 0 if self.warm else ROUNDS
-        if roughly:
-            self.price(at, UNITS)
+        rounds, best = 0, 0.0
+        if effort is Effort.COMPARE:
+            self.price(at)
             self._feed(master, master.columns)
-            best = 0.0
         else:
+            rounds = self.depth.warm_rounds if self.warm else ROUNDS
             at = self._price_rounds(master, at, rounds)
+        if effort is Effort.PROVE:
             best, bounds = -np.inf, self.bounds
-            for _ in range(FINE_ROUNDS):
-                bound = self.price(at, FINE_UNITS, exact=EXACT_LANES)
+            for _ in range(self.depth.fine_rounds):
+                bound = self.price(at, finally_=True)
                 self._feed(master, master.columns)
                 if bound > best:
                     best, self.duals, bounds = bound, at, self.bounds
@@ -211,7 +245,10 @@ class Decomposition:
             at, self.bounds = self.duals, bounds
         master.raise_most(1e6)
         objective, duals, weight, _ = master.solve()
-        chosen = self._whole(weight, duals, objective, 0 if roughly else ANSWERS)
+        if effort is Effort.SEARCH:
+            at = self.duals = duals
+        answers = ANSWERS if effort is Effort.PROVE else 0
+        chosen = self._whole(weight, duals, objective, answers, widen=effort is not Effort.COMPARE)
         return Outcome(chosen, float(self.costs()[chosen].sum()), best, at, rounds)
 
     def _guess_rounds(self, master: Master, known: int, rounds: int) -> Floats:
@@ -232,7 +269,7 @@ class Decomposition:
         """Price and add; returns the master's duals at the end."""
         known = master.columns
         for _ in range(rounds):
-            self.price(at, UNITS)
+            self.price(at)
             before, known = known, self._feed(master, known)
             _, duals, _, bought = master.solve()
             while bought > BOUGHT:
@@ -256,7 +293,7 @@ class Decomposition:
         np.maximum.at(most, self.lanes.row, self.lanes.price)
         return np.maximum(most[:-1] * FIRST_MOST, 1e-3)
 
-    def _whole(self, weight: Floats, duals: Floats, target: float, answers: int) -> Ints:
+    def _whole(self, weight: Floats, duals: Floats, target: float, answers: int, *, widen: bool) -> Ints:
         """One column a pool: the undivided as they are, the others by a small integer program.
 
         Then patterns are exchanged by ones and twos, and every pool of that program answers the others: the best that
@@ -268,16 +305,25 @@ class Decomposition:
         reduced = self.costs() + self.columns.use @ duals
         certain = chosen
         tight = open_ | self._nearly_divided(self.columns.pool, reduced, chosen, open_, NEARLY)
+        if widen:
+            self._widen(tight, duals)
+        weight = np.append(weight, np.ones(self.columns.count - len(weight)))
         chosen = self._better(self._repair(chosen, tight, weight > 1e-6, duals), tight, duals, target, answers)
-        for most in MORE_NEARLY if answers else ():
-            if float(self.costs()[chosen].sum()) <= target * (1 + FAR):
-                break
+        if answers and float(self.costs()[chosen].sum()) > target * (1 + FAR):
             in_use = np.append(weight > 1e-6, np.ones(self.columns.count - len(weight), dtype=np.bool_))
-            wide = open_ | self._nearly_divided(self.columns.pool, reduced, certain, open_, most)
+            wide = open_ | self._nearly_divided(self.columns.pool, reduced, certain, open_, MORE_NEARLY)
             again = self._better(self._repair(certain, wide, in_use, duals), wide, duals, target, 1)
             costs = self.costs()
             chosen = again if costs[again].sum() < costs[chosen].sum() else chosen
         return chosen
+
+    def _widen(self, open_: Flags, duals: Floats) -> None:
+        """Add what the open pools would take were shared nodes cheaper or dearer: whole choices need such patterns."""
+        which = np.flatnonzero(open_[self.lanes.pool] & ~self.lanes.odd)
+        for factor in WIDENED:
+            ceiling = AROUND * self.ceilings(factor * duals)[self.lanes.pool[which]]
+            found = cheapest(self.lanes, which, self.prices(factor * duals), ceiling, UNITS, again=0)
+            self.add(found.lane, found.nodes)
 
     def _better(self, chosen: Ints, open_: Flags, duals: Floats, target: float, answers: int) -> Ints:
         """Exchanges and answers, in turn."""

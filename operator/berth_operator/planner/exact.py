@@ -9,9 +9,9 @@ import numpy as np
 
 from berth_operator.planner.lanes import Ints, Lanes
 from berth_operator.planner.patterns import Prices
-from berth_operator.planner.pricing import useful_nodes
 from berth_operator.planner.program import Program, add_pool, cost_terms
 from berth_operator.planner.solver import SolverError, minimise_roughly
+from berth_operator.planner.useful import useful_nodes
 
 
 def exact_pattern(lanes: Lanes, lane: int, prices: Prices, ceiling: float) -> tuple[Ints, float] | None:

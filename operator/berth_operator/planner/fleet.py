@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 
 from berth_operator.planner.candidates import Option
-from berth_operator.planner.decomposition import Decomposition
+from berth_operator.planner.decomposition import Decomposition, Effort
 from berth_operator.planner.lanes import Floats, Ints, Lanes, lanes_of, most_replicas_on, unserved_by
-from berth_operator.planner.patterns import LEAST
+from berth_operator.planner.pricing import LEAST
 from berth_operator.planner.program import Limits, PoolProblem
 from berth_operator.planner.solver import TOLERANCE, Assignment, PoolSolution, Solution, SolverError, solve
 
@@ -36,16 +36,21 @@ class FleetSolver:
         self.limits = limits
         self._first: Decomposition | None = None
 
-    def solve(self, problems: Sequence[PoolProblem], *, roughly: bool = False) -> Solution:
+    def solve(self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE) -> Solution:
         """The plan of `problems`: those of the beginning, some of them with fewer options.
 
-        `roughly`: a comparison, for which a decomposition need not prove how good it is.
+        `effort` is of a decomposition; small fleets are always solved to the end.
         """
-        if sum(len(p.options) for p in self.problems) <= FLAT:
+        if not self.large:
             return solve(problems, self.limits)
-        return self.decomposed(problems, roughly=roughly)
+        return self.decomposed(problems, effort)
 
-    def decomposed(self, problems: Sequence[PoolProblem], *, roughly: bool = False) -> Solution:
+    @property
+    def large(self) -> bool:
+        """Whether fleets of this size are decomposed."""
+        return sum(len(p.options) for p in self.problems) > FLAT
+
+    def decomposed(self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE) -> Solution:
         """The same by column generation, whatever the size."""
         served = [p for p in self.problems if p.options]
         if not served:
@@ -57,7 +62,7 @@ class FleetSolver:
         options = {p.key: p.options for p in problems}
         part = self._first.restricted(_allowed(self._first.lanes, options))
         try:
-            outcome = part.run(roughly=roughly)
+            outcome = part.run(effort)
         except SolverError as error:
             return Solution({}, 0.0, 0.0, {p.key: str(error) for p in problems})
         self._first.learn(part)

@@ -10,17 +10,14 @@ from typing import Final
 import numpy as np
 
 from berth_operator.planner.lanes import Floats, Ints, Lanes, Served, served_by
-from berth_operator.planner.pricing import price
+from berth_operator.planner.pricing import LEAST, TOLERANCE, price
 
-FINE: Final = 4
-"""Times as many units for lanes whose first answer was not exact."""
-FINE_BY_VENDOR: Final = 2
+FINER: Final = 4
+"""Times as many units for lanes whose answer was not exact."""
+FINER_BY_VENDOR: Final = 2
 """The same where vendors' shares are bounded, which takes the square of it."""
-EXACT: Final = 1e-3
+EXACT: Final = 5e-4
 """Relative difference between patterns and bounds, of all lanes together, that is left alone."""
-LEAST: Final = 0.02
-TOLERANCE: Final = 1e-6
-"""Shares below this are nothing."""
 _MOST_TRIES: Final = 4
 _MOST_MENDS: Final = 3
 
@@ -56,27 +53,33 @@ class Found:
     nodes: Ints
     """[lane, option]"""
     cost: Floats
-    """Of the patterns, exactly; infinite where one breaks budget or maxReplicas."""
+    """Of the patterns, exactly; infinite where one breaks budget or maxReplicas, or none is below the ceiling."""
     bound: Floats
 
 
-def cheapest(lanes: Lanes, which: Ints, prices: Prices, ceiling: Floats, units: int, exact: float = EXACT) -> Found:
-    """Bounds and patterns of the lanes `which`, priced again ever finer where they differ by more than `exact`.
+def cheapest(
+    lanes: Lanes, which: Ints, prices: Prices, ceiling: Floats, units: int, exact: float = EXACT, again: int = 1
+) -> Found:
+    """Bounds and patterns of the lanes `which`; up to `again` times, on a finer grid each, those of them that differ
+    by more than `exact`.
 
     See `pricing.price`.
     """
     found = _once(lanes, which, prices, ceiling, units)
     _within_rules(lanes, prices, found, ceiling, units)
-    known = np.minimum(found.cost, ceiling)
-    loose = _loosest(known, found.bound, exact)
-    shared = lanes.vendor_share[which[loose]] < 1
-    for part, finer in ((loose[~shared], FINE), (loose[shared], FINE_BY_VENDOR)):
-        if len(part):
-            better = _once(lanes, which[part], prices, known[part], units * finer)
-            cheaper = better.cost < found.cost[part]
-            found.nodes[part[cheaper]] = better.nodes[cheaper]
-            found.cost[part] = np.minimum(found.cost[part], better.cost)
-            found.bound[part] = np.maximum(found.bound[part], np.minimum(better.bound, known[part]))
+    for turn in range(1, again + 1):
+        known = np.minimum(found.cost, ceiling)
+        loose = _loosest(known, found.bound, exact)
+        if not len(loose):
+            break
+        shared = lanes.vendor_share[which[loose]] < 1
+        for part, finer in ((loose[~shared], FINER), (loose[shared], FINER_BY_VENDOR)):
+            if len(part):
+                better = _once(lanes, which[part], prices, known[part], units * finer**turn)
+                cheaper = better.cost < found.cost[part]
+                found.nodes[part[cheaper]] = better.nodes[cheaper]
+                found.cost[part] = np.minimum(found.cost[part], better.cost)
+                found.bound[part] = np.maximum(found.bound[part], np.minimum(better.bound, known[part]))
     return found
 
 
@@ -122,7 +125,9 @@ def _within_rules(lanes: Lanes, prices: Prices, found: Found, ceiling: Floats, u
 
 def _once(lanes: Lanes, which: Ints, prices: Prices, ceiling: Floats, units: int) -> Found:
     priced = price(lanes, which, prices.node[which], prices.unserved[which], prices.missing, ceiling, units)
-    nodes, cost = mend(lanes, which, priced.nodes, prices)
+    nodes, cost = priced.nodes, np.full(len(which), np.inf)
+    below = np.flatnonzero(priced.below)
+    nodes[below], cost[below] = mend(lanes, which[below], nodes[below], prices)
     return Found(which, nodes, cost, priced.bound)
 
 
