@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from berth_operator.api import InferencePool
-from berth_operator.api.names import GRPC_ROUTE, HTTP_ROUTE, INFERENCE_EXTENSION_POOL
+from berth_operator.api.names import GRPC_ROUTE, HTTP_ROUTE, INFERENCE_EXTENSION_POOL, SCALED_OBJECT
 from berth_operator.cluster.neighbours import Autoscaler
 from berth_operator.cluster.observe import Child
 from berth_operator.cluster.resources import DEPLOYMENTS
@@ -25,6 +25,7 @@ _INTEGRATIONS: Final = {
     HTTP_ROUTE: ("spec.routing.parentRefs", "gatewayAPI"),
     GRPC_ROUTE: ("spec.routing.grpcHostnames", "gatewayAPI"),
     INFERENCE_EXTENSION_POOL: ("spec.routing.endpointPicker", "inferenceExtension"),
+    SCALED_OBJECT: ("spec.scaling.keda", "keda"),
 }
 """Kind -> the field that asks for it, and the chart's value under `integrations` that allows it."""
 
@@ -83,6 +84,7 @@ def conditions(
         own, manifests = owned.get(pool.metadata.uid, []), rendered.get(pool.key) or ()
         said = {
             "Applied": _applied(manifests, refused) if refused else None,
+            "DemandScaled": _demand_scaled(pool, available) if manifests else None,
             "ScaledByOthers": _scaled_by_others(pool, own, aims) if aims else None,
             "Routed": _routed(pool, own, available) if manifests else None,
         }
@@ -134,14 +136,7 @@ def _routed(pool: InferencePool, own: Sequence[Child], available: Collection[str
     ]
     for kind in wanted:
         if kind not in available:
-            field, value = _INTEGRATIONS[kind]
-            name, _, group = kind.partition(".")
-            return (
-                "False",
-                "NotAvailable",
-                f"{field}: no {name} is made: install the CRDs of {group}, and set the chart's"
-                f" integrations.{value}.enabled to true",
-            )
+            return _not_available(kind)
     routes = [child for child in own if child.resource.group_kind in wanted]
     for child in routes:
         if child.parents.refusal:
@@ -151,3 +146,19 @@ def _routed(pool: InferencePool, own: Sequence[Child], available: Collection[str
         names = ", ".join(f"{child.resource.kind} {child.name}" for child in waiting) or "the routes"
         return ("Unknown", "Pending", f"no gateway has accepted {names} yet")
     return ("True", "Accepted", "gateways have accepted " + ", ".join(f"{c.resource.kind} {c.name}" for c in routes))
+
+
+def _demand_scaled(pool: InferencePool, available: Collection[str]) -> Facts | None:
+    wanted = pool.spec.scaling is not None and pool.spec.scaling.keda is not None
+    return _not_available(SCALED_OBJECT) if wanted and SCALED_OBJECT not in available else None
+
+
+def _not_available(kind: str) -> Facts:
+    field, value = _INTEGRATIONS[kind]
+    name, _, group = kind.partition(".")
+    return (
+        "False",
+        "NotAvailable",
+        f"{field}: no {name} is made: install the CRDs of {group}, and set the chart's integrations.{value}.enabled to"
+        " true",
+    )

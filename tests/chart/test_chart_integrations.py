@@ -6,7 +6,12 @@ import pytest
 from berth_operator.cluster.resources import CHILDREN, OPTIONAL_CHILDREN
 from berth_operator.settings import parse
 
-SWITCHES = {"gatewayAPI": "gateway-api", "inferenceExtension": "inference-extension", "podMonitor": "pod-monitor"}
+SWITCHES = {
+    "gatewayAPI": "gateway-api",
+    "inferenceExtension": "inference-extension",
+    "podMonitor": "pod-monitor",
+    "keda": "keda",
+}
 POD_MONITOR_API = ("--api-versions", "monitoring.coreos.com/v1/PodMonitor")
 
 

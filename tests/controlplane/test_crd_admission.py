@@ -106,6 +106,10 @@ REFUSED = {
         "routing.grpcHostnames",
         "share no host name",
     ),
+    "KEDA without sessions": (
+        _pool(scaling={"keda": {"serverAddress": "http://p", "maxSessions": 9}}),
+        "scaling.keda sets workload.demand.concurrentSessions",
+    ),
     "gRPC beside every host name": (_pool(routing=_GATEWAY | {"grpcHostnames": ["a.b"]}), "needs routing.hostnames"),
     "zero demand": (_pool(workload={"demand": {"requestsPerSecond": "0"}}), "requestsPerSecond", "above zero"),
     "negative demand": (_pool(workload={"demand": {"requestsPerSecond": "-4"}}), "requestsPerSecond", '"0.638"'),

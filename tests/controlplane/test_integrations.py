@@ -28,7 +28,9 @@ def operator(fleet: Fleet, make_release: Callable[..., OperatorProcess]) -> Iter
         crd_files(name)  # downloads take as long as they take
     fleet.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     flags = (f"--watch-namespaces={NAMESPACE}", "--debounce=100ms", "--interval=500ms", "--discover-interval=500ms")
-    switches = [f"integrations.{name}.enabled=true" for name in ("gatewayAPI", "inferenceExtension", "podMonitor")]
+    switches = [
+        f"integrations.{name}.enabled=true" for name in ("gatewayAPI", "inferenceExtension", "podMonitor", "keda")
+    ]
     process = make_release("integrated", SYSTEM, *flags, settings=switches)
     process.start()
     yield process
@@ -70,7 +72,7 @@ def test_kinds_that_are_not_served_cost_a_line_each_and_the_pool_says_what_it_mi
     assert "install the CRDs of gateway.networking.k8s.io" in _routed(fleet)["message"]
     passes = operator.passes
     operator.wait_for("three more passes", lambda: operator.passes >= passes + 3)
-    assert operator.log.count("is not served") == 5
+    assert operator.log.count("is not served") == 6
     paths = ("httproutes", "grpcroutes", "podmonitors", "inferenceobjectives", "inferencepools.inference")
     assert not [e for e in operator.requests(mark) if e.resource.startswith(paths)]
 
@@ -159,6 +161,26 @@ def test_an_endpoint_picker_takes_over_from_weights_when_its_crds_come(fleet: Fl
     operator.wait_for("the route leads to it", lambda: backend() == "InferencePool")
     assert _get(fleet, plural)["spec"]["endpointPickerRef"]["name"] == "picker"
     assert _get(fleet, "inferenceobjectives")["spec"]["priority"] == 3
+
+
+def test_keda_drives_the_demand_of_a_pool_that_asks_for_it(fleet: Fleet, operator: OperatorProcess) -> None:
+    install(fleet.cluster, "keda")
+    demand = {"class": "Agentic", "demand": {"concurrentSessions": 20}}
+    keda = {"serverAddress": "http://prometheus.monitoring:9090", "maxSessions": 400}
+    fleet.pool(NAMESPACE, "driven", workload=demand, scaling={"keda": keda})
+    where = ("driven", f"--namespace={NAMESPACE}")
+    operator.wait_for(
+        "its ScaledObject is there",
+        lambda: fleet.cluster.kubectl("get", "scaledobjects", *where, "--ignore-not-found"),
+    )
+    target = fleet.cluster.get("scaledobjects", *where)["spec"]["scaleTargetRef"]
+    # What KEDA's HPA does with it: the target it names takes another number of sessions.
+    scale = f"--replicas=30 --current-replicas=20 inferencepools.berth.dev/{target['name']}".split()
+    fleet.cluster.kubectl("scale", where[1], *scale)
+    spec = fleet.cluster.get("bpool", *where)["spec"]
+    assert spec["workload"]["demand"]["concurrentSessions"] == 30
+    operator.wait_for("the demand is planned", lambda: fleet.ready(NAMESPACE, "driven"))
+    fleet.cluster.kubectl("delete", "bpool", *where)
 
 
 def test_a_pool_at_rest_writes_nothing_and_one_that_asks_for_nothing_has_nothing(

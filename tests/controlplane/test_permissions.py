@@ -70,13 +70,16 @@ def _a_pool_is_served(fleet: Fleet, operator: OperatorProcess) -> None:
 def _its_routes_are_made_and_taken_away(fleet: Fleet, operator: OperatorProcess) -> None:
     picker = {"name": "picker"}
     routing = {"parentRefs": [{"name": "gw"}], "hostnames": ["a.example.com"], "grpcHostnames": ["b.example.com"]}
-    fleet.pool(NAMESPACE, "agents", routing=routing | {"endpointPicker": picker})
-    kinds = "httproutes,grpcroutes,inferencepools.inference.networking.k8s.io,inferenceobjectives"
+    sessions = {"class": "Agentic", "demand": {"concurrentSessions": 20}}
+    keda = {"keda": {"serverAddress": "http://prometheus:9090", "maxSessions": 400}}
+    routing |= {"endpointPicker": picker}
+    fleet.pool(NAMESPACE, "agents", routing=routing, workload=sessions, scaling=keda)
+    kinds = "httproutes,grpcroutes,inferencepools.inference.networking.k8s.io,inferenceobjectives,scaledobjects"
 
     def made() -> int:
         return len(fleet.cluster.get(kinds, f"--namespace={NAMESPACE}")["items"])
 
-    operator.wait_for("its routes are there", lambda: made() == 4)
+    operator.wait_for("its routes are there", lambda: made() == 5)
     fleet.pool(NAMESPACE, "agents")
     operator.wait_for("its routes are gone", lambda: made() == 0)
 

@@ -13,6 +13,7 @@ from berth_operator.api.names import (
     INFERENCE_OBJECTIVE,
     POD_MONITOR,
     RENDER_HASH_ANNOTATION,
+    SCALED_OBJECT,
 )
 from berth_operator.planner import Placement, Plan, PoolPlan, Snapshot
 from berth_operator.render import LiveDeployment, RenderSettings, placement_id, render
@@ -68,7 +69,8 @@ def test_no_weight_ever_goes_to_what_is_not_ready_while_anything_is(
     backends = [_planned(f"p{n}", *values) for n, values in enumerate(planned)]
     backends += [_leaving(f"l{n}", ready) for n, ready in enumerate(leaving)]
     found = weights(backends)
-    assert all(0 < weight <= 100 for weight in found.values())
+    total = sum(percent for percent, _, _ in planned)
+    assert all(0 < weight <= total for weight in found.values())
     ready = {b.name for b in backends if b.ready_replicas}
     assert found.keys() <= ready or not found.keys() & ready
     if planned:
@@ -209,3 +211,21 @@ def test_a_pod_monitor_scrapes_the_pools_workers_with_the_labels_that_dashboards
     targets = {r["targetLabel"]: r["sourceLabels"][0] for r in endpoint["relabelings"]}
     assert targets["hardware_class"] == "__meta_kubernetes_pod_label_berth_dev_hardware_class"
     assert set(targets) == {"pool_namespace", "pool", "hardware_class", "capacity_type"}
+
+
+def test_keda_counts_sessions_by_littles_law_and_sets_the_pools_own_demand(children: Callable[..., Any]) -> None:
+    sessions = {"class": "Agentic", "demand": {"concurrentSessions": 40, "thinkTime": "1500ms"}}
+    keda = {"keda": {"serverAddress": "http://prometheus:9090", "maxSessions": 400}}
+    spec = {"workload": sessions, "scaling": keda, "available": frozenset({SCALED_OBJECT})}
+    made = children(**spec)["ScaledObject", "agents"]["spec"]
+    assert made["scaleTargetRef"] == {"apiVersion": "berth.dev/v1alpha1", "kind": "InferencePool", "name": "agents"}
+    assert (made["minReplicaCount"], made["maxReplicaCount"]) == (1, 400)
+    of = '{pool_namespace="default",pool="agents"}'
+    assert made["triggers"][0]["metadata"]["query"] == (
+        f"(1.5 * sum(rate(vllm:e2e_request_latency_seconds_count{of}[2m]))"
+        f" + sum(vllm:num_requests_running{of}) + sum(vllm:num_requests_waiting{of})) or vector(0)"
+    )
+    keda["keda"]["query"] = "sessions()"
+    assert children(**spec)["ScaledObject", "agents"]["spec"]["triggers"][0]["metadata"]["query"] == "sessions()"
+    assert ("ScaledObject", "agents") not in children(**spec, suspend=True)
+    assert ("ScaledObject", "agents") not in children(available=frozenset({SCALED_OBJECT}))

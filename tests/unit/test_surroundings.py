@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from berth_operator.api import InferencePool
-from berth_operator.api.names import HTTP_ROUTE, INFERENCE_EXTENSION_POOL
+from berth_operator.api.names import HTTP_ROUTE, INFERENCE_EXTENSION_POOL, SCALED_OBJECT
 from berth_operator.cluster.neighbours import Autoscaler, decode_autoscaler, parents_of
 from berth_operator.cluster.observe import Child
 from berth_operator.cluster.resources import DEPLOYMENTS, OPTIONAL_CHILDREN, SERVICES, Resource
@@ -137,6 +137,17 @@ def test_what_gateways_say_of_a_route_is_passed_on(
 ) -> None:
     route = _child("agents", resource=HTTP_ROUTES, parents=parents_of({"parents": parents}))
     assert said((route,), available=(HTTP_ROUTE,), routing=ROUTING)["Routed"] == expected
+
+
+def test_keda_that_cannot_be_had_is_named_with_the_way_out(said: Callable[..., Any]) -> None:
+    spec = {
+        "workload": {"class": "Agentic", "demand": {"concurrentSessions": 9}},
+        "scaling": {"keda": {"serverAddress": "http://p", "maxSessions": 9}},
+    }
+    status, reason, message = said(**spec)["DemandScaled"]
+    assert (status, reason) == ("False", "NotAvailable")
+    assert message.startswith("spec.scaling.keda: no ScaledObject is made: install the CRDs of keda.sh")
+    assert said(**spec, available=(SCALED_OBJECT,)) == {}
 
 
 def test_only_autoscalers_of_deployments_are_kept() -> None:

@@ -51,6 +51,11 @@ SOURCES: Mapping[str, Source] = {
         "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",
         ("example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",),
     ),
+    "keda": Source(
+        "github.com/kedacore/keda/v2@v2.21.0",
+        "h1:R6z2HZvstK4RLUMxroNACzBj74xGxt3kG59b5Xc+Xps=",
+        ("config/crd/bases/keda.sh_scaledobjects.yaml",),
+    ),
 }
 
 

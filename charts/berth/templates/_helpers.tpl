@@ -43,6 +43,7 @@ app.kubernetes.io/part-of: berth
 {{- if .Values.integrations.inferenceExtension.enabled }}{{ $on = append $on "inference-extension" }}{{ end }}
 {{- if .Values.integrations.podMonitor.enabled }}{{ $on = append $on "pod-monitor" }}{{ end }}
 {{- if .Values.integrations.karpenter.enabled }}{{ $on = append $on "karpenter" }}{{ end }}
+{{- if .Values.integrations.keda.enabled }}{{ $on = append $on "keda" }}{{ end }}
 {{- join "," $on }}
 {{- end }}
 
@@ -83,6 +84,11 @@ app.kubernetes.io/part-of: berth
 {{- if .Values.integrations.podMonitor.enabled }}
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
+{{- if .Values.integrations.keda.enabled }}
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
   verbs: [get, list, watch, create, patch, delete]
 {{- end }}
 # Workers on nodes that are going away are taken from traffic and ended.

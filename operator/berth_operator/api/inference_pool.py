@@ -167,21 +167,47 @@ class Budget(ApiModel):
     )
 
 
+class KedaScaling(ApiModel):
+    """KEDA sets `workload.demand.concurrentSessions` from what a Prometheus has of the workers."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "!has(self.minSessions) || self.minSessions <= self.maxSessions",
+                "scaling.keda.minSessions must not be above scaling.keda.maxSessions",
+            )
+        )
+    )
+    server_address: str = Field(
+        max_length=512, pattern=r"^https?://[^ ]+$", description="Of a Prometheus that scrapes the workers"
+    )
+    query: str | None = Field(
+        None, min_length=1, max_length=4096, description="PromQL of the sessions at work. Unset: from workers' metrics"
+    )
+    min_sessions: int | None = Field(None, ge=1, le=10_000_000, description="Default 1")
+    max_sessions: int = Field(ge=1, le=10_000_000)
+
+
 class Scaling(ApiModel):
     """Replica bounds and what drives them."""
 
     model_config = ConfigDict(
         json_schema_extra=cel(
             (
+                "!has(self.keda) || !has(self.mode) || self.mode == 'Declared'",
+                "scaling.keda sets the demand: leave scaling.mode Declared, or leave scaling.keda out",
+            ),
+            (
                 "!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
                 "scaling.minReplicas must not be above scaling.maxReplicas",
-            )
+            ),
         )
     )
     mode: Literal["Declared", "Observed"] | None = None
     min_replicas: int | None = Field(None, ge=0, le=10_000)
     max_replicas: int | None = Field(None, ge=1, le=10_000)
     scale_to_zero_after: PositiveDuration | None = Field(None, description="Unset: never to zero")
+    keda: KedaScaling | None = Field(None, description="A KEDA ScaledObject of the pool; unset: none is made")
 
 
 class ParentRef(ApiModel):
@@ -292,6 +318,11 @@ class InferencePoolSpec(ApiModel):
                 _TURN_FITS,
                 "objectives contradict each other: outputTokens x interTokenLatencyP99 is longer than turnLatencyP99;"
                 " raise turnLatencyP99 or lower the others",
+            ),
+            (
+                "!has(self.scaling) || !has(self.scaling.keda) || has(self.workload.demand.concurrentSessions)"
+                " && self.workload.demand.concurrentSessions > 0",
+                "scaling.keda sets workload.demand.concurrentSessions: state the demand by it (1 or more)",
             ),
             (_FIRST_FITS, "objectives.timeToFirstTokenP99 must not be longer than objectives.turnLatencyP99"),
         )

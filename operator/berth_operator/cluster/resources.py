@@ -77,6 +77,7 @@ OPTIONAL_CHILDREN: Final[Mapping[str, tuple[Resource, ...]]] = {
         Resource("inference.networking.x-k8s.io", "v1alpha2", "inferenceobjectives", "InferenceObjective"),
     ),
     "pod-monitor": (Resource("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor"),),
+    "keda": (Resource("keda.sh", "v1alpha1", "scaledobjects", "ScaledObject"),),
 }
 """What a pool is rendered to besides, by the integration that allows it, where the API server serves it."""
 

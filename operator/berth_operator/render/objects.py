@@ -19,10 +19,12 @@ from berth_operator.api.names import (
     POOL_LABEL,
     QUANTIZATION_LABEL,
     RENDER_HASH_ANNOTATION,
+    SCALED_OBJECT,
     TEMPLATE_HASH_ANNOTATION,
     TRAFFIC_LABEL,
 )
 from berth_operator.planner import Placement, Plan, PoolPlan, Snapshot
+from berth_operator.render.keda import scaled_object
 from berth_operator.render.monitor import pod_monitor
 from berth_operator.render.pod import GRPC_PORT, HTTP_PORT, pod_spec
 from berth_operator.render.routing import Backend, LiveDeployment, backends_of, routing_children, speaks_grpc
@@ -93,6 +95,9 @@ def render_pool(
     children += routing_children(pool, backends, settings.available, _metadata)
     if POD_MONITOR in settings.available:
         children.append(pod_monitor(pool, settings, _metadata))
+    keda = pool.spec.scaling.keda if pool.spec.scaling else None
+    if keda and SCALED_OBJECT in settings.available and not plan.effective.suspend:
+        children.append(scaled_object(pool, keda, plan.effective.think_time, _metadata))
     for child in children:
         annotations = child["metadata"].setdefault("annotations", {})
         annotations[RENDER_HASH_ANNOTATION] = render_hash(child)
