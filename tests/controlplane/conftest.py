@@ -84,6 +84,11 @@ class OperatorProcess:
             self._process.kill()
             self._process.wait()
 
+    def signal(self, number: int) -> None:
+        """Send it a signal, such as SIGSTOP."""
+        assert self._process
+        self._process.send_signal(number)
+
     def terminate(self) -> int:
         """Ask it to end, and return its exit code."""
         assert self._process

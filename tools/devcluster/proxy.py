@@ -38,6 +38,8 @@ class Fault(Enum):
     """409, and the API server never sees it."""
     DELAYED = "delayed"
     """Reaches the API server only after a while."""
+    HELD = "held"
+    """Reaches the API server only once `Faults.let_go` is true, whatever has become of the client."""
     UNANSWERED = "unanswered"
     """Never reaches the API server, and no answer comes."""
     LOST = "lost"
@@ -72,6 +74,7 @@ class Faults:
 
     of: Callable[[Call], Fault] = lambda _: Fault.NONE
     delay_s: float = 1.0
+    let_go: bool = False
     watch: Callable[[Lines], Lines] = lambda lines: lines
     """Every watch's events pass through it; a watch ends where it does."""
     after: Callable[[Call], None] = lambda _: None
@@ -127,6 +130,10 @@ class FaultyProxy:
                 return _refusal(409, "Conflict")
             case Fault.DELAYED:
                 await asyncio.sleep(faults.delay_s)
+            case Fault.HELD:
+                await request.read()
+                while not faults.let_go:  # noqa: ASYNC110 - set from another thread
+                    await asyncio.sleep(0.02)
             case Fault.UNANSWERED:
                 await _hang_up_late(request)
             case Fault.LOST:
@@ -182,7 +189,7 @@ class FaultyProxy:
             self._server + request.path,
             params=query,
             headers=headers,
-            data=await request.read(),
+            data=await request.read() or None,
             ssl=self._tls,
         )
 
