@@ -105,6 +105,8 @@ def test_a_gpu_class_runs_vllm_and_asks_for_its_devices(
     assert worker["resources"]["limits"] == {"nvidia.com/gpu": "1"}
     assert "--model=meta-llama/Llama-3.1-8B-Instruct" in worker["args"]
     assert worker["args"][-1] == "--enforce-eager"
+    assert worker["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}}  # it refuses as soon as it is told to end
+    assert "lifecycle" not in _worker(children())  # ours goes on admitting for as long itself
 
 
 def test_workers_pass_the_restricted_pod_security_standard(children: Render) -> None:

@@ -12,6 +12,7 @@ GRPC_PORT: Final = 9000
 HTTP_PORT: Final = 8000
 _GRACE_SECONDS = {CapacityType.SPOT: 110}  # AWS reclaims a spot node two minutes after its notice
 _DEFAULT_GRACE_SECONDS = 300
+_ENDPOINTS_LAG_SECONDS = 5
 _NODE_CPU_SHARE = 0.9  # what a whole-node replica requests: the rest is the kubelet's and the DaemonSets'
 _NODE_MEMORY_SHARE = 0.85
 _SCRATCH = "scratch"
@@ -169,6 +170,9 @@ def _container(
                 {"name": "BERTH_MODEL_NAME", "value": pool.spec.model.name},
             ]
             ready, alive = "/health", "/health"
+    if runtime.name != RuntimeName.BERTH:
+        # Ours admits for a while after SIGTERM; others refuse at once, while endpoints still send them requests.
+        container["lifecycle"] = {"preStop": {"sleep": {"seconds": _ENDPOINTS_LAG_SECONDS}}}
     container["env"] = env
     env_from = pool.spec.worker.env_from if pool.spec.worker else None
     if env_from:
