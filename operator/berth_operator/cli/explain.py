@@ -10,7 +10,8 @@ from rich.text import Text
 
 from berth_operator.api import InferencePool, InferencePoolStatus
 from berth_operator.cli.explanation import paragraph
-from berth_operator.cli.output import TableFormat, console, print_data
+from berth_operator.cli.load_explained import corrected_profiles
+from berth_operator.cli.output import TableFormat, console, print_data, to_yaml
 from berth_operator.cli.plan_view import candidate_table, pool_data
 from berth_operator.cli.problems import BAD_INPUT, FAILED, OK, complain, leave, remark
 from berth_operator.cli.snapshots import Inputs, gather, target_namespace
@@ -52,13 +53,18 @@ def command(
     what_if = ask(snapshot, found)
     classes = {item.metadata.name: item for item in snapshot.hardware_classes}
     text = paragraph(found, status, classes, what_if, live=live)
+    corrections = corrected_profiles(found, status, snapshot.serving_profiles, snapshot.now)
     if output is TableFormat.TABLE:
         to = console()
         to.print(Text(text))
         if status.candidates:
             to.print(candidate_table(status.candidates))
+        for profile in corrections:
+            to.print(Text(f"\nServingProfile {profile['metadata']['name']}, corrected (kubectl apply -f):\n"))
+            typer.echo(to_yaml(profile), nl=False)
     else:
-        print_data(_data(found, status, what_if, text), as_yaml=output is TableFormat.YAML)
+        data = {**_data(found, status, what_if, text), **({"correctedProfiles": corrections} if corrections else {})}
+        print_data(data, as_yaml=output is TableFormat.YAML)
     raise typer.Exit(BAD_INPUT if inputs.problems else OK)
 
 

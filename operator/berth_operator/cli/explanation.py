@@ -15,6 +15,7 @@ from berth_operator.api import (
     resolve,
 )
 from berth_operator.api.inference_pool import WorkloadClass
+from berth_operator.cli.load_explained import load_sentences
 from berth_operator.cli.plan_view import capacity_words, money
 from berth_operator.cli.what_if import WhatIf
 from berth_operator.planner import PoolPlan, Verdict
@@ -41,7 +42,7 @@ def paragraph(
     `live`: the status is a cluster's, so it also says what is ready and what is wrong.
     """
     effective = resolve(pool.spec)
-    sentences = [_serves(pool, effective), _promises(effective)]
+    sentences = [_serves(pool, effective), *load_sentences(status), _promises(effective)]
     placements = status.placements or []
     if placements:
         sentences += [_runs(placements, classes, effective), _costs(status)]
