@@ -58,6 +58,7 @@ CONTRACT = {
     "vllm:cache_config_info": "gauge",
     "berth:sessions_retained": "gauge",
     "berth:kv_blocks_retained": "gauge",
+    "berth:requests_refused_total": "counter",
 }
 
 
@@ -236,6 +237,7 @@ async def test_a_full_queue_is_exhausted_at_once_and_serves_again_when_it_has_ro
         code, details = await refusal(running.stub, request)
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "at most 1 run and 1 wait" in details
+        assert running.engine.stats().refused == 1
         gated.gate.set()
         assert [text_of(responses) for responses in await asyncio.gather(*inside)]
         assert tokens_of(await generate(running.stub, request))

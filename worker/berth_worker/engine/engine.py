@@ -20,7 +20,7 @@ from berth_worker.engine.limits import EngineConfig, NotAcceptingError, allowed_
 from berth_worker.engine.pacing import next_work
 from berth_worker.engine.report import Observer, Silent, Stats, StepReport
 from berth_worker.engine.request import FinishReason, Request, SamplingParams
-from berth_worker.engine.scheduler import Scheduled, Scheduler
+from berth_worker.engine.scheduler import QueueFullError, Scheduled, Scheduler
 from berth_worker.engine.speculation import Acceptance, Drafter
 from berth_worker.engine.step import run_step, warm_up
 from berth_worker.engine.stream import AsyncStream, Chunk, Completion, SyncStream, merge
@@ -70,6 +70,7 @@ class Engine:
         self._accepting = True
         self._stopping = False
         self._failure: str | None = None
+        self._refused = 0
         self._step_began: float | None = None
         self._thread = threading.Thread(target=self._serve, name="berth-engine", daemon=True)
 
@@ -142,6 +143,7 @@ class Engine:
                 blocks=blocks.num_blocks,
                 sessions_retained=len(scheduler.sessions),
                 blocks_retained=blocks.retained,
+                refused=self._refused,
             )
 
     def unhealthy(self) -> str | None:
@@ -176,7 +178,11 @@ class Engine:
                 raise NotAcceptingError(f"engine failed: {self._failure}")
             if not self._accepting:
                 raise NotAcceptingError("the worker is going down; ask another one")
-            self._scheduler.add(request)
+            try:
+                self._scheduler.add(request)
+            except QueueFullError:
+                self._refused += 1
+                raise
             self._active[request] = active
             self._lock.notify_all()
 

@@ -63,3 +63,5 @@ class Stats:
     sessions_retained: int
     blocks_retained: int
     """Held by no request, kept for a session's next turn."""
+    refused: int = 0
+    """Requests turned away so far because the queue was full."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from berth_worker.engine.batch import BLOCK_TOKENS
@@ -123,7 +123,7 @@ class _EngineCollector(Collector):
     def __init__(self, engine: Engine, model_name: str) -> None:
         self._engine, self._model_name = engine, model_name
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         stats = self._engine.stats()
         sessions = stats.sessions_retained
         for name, text, value in (
@@ -136,3 +136,8 @@ class _EngineCollector(Collector):
             family = GaugeMetricFamily(name, text, labels=["model_name"])
             family.add_metric([self._model_name], float(value))
             yield family
+        refused = CounterMetricFamily(
+            "berth:requests_refused", "Requests turned away because the queue was full.", labels=["model_name"]
+        )
+        refused.add_metric([self._model_name], float(stats.refused))
+        yield refused
