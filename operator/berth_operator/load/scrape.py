@@ -1,4 +1,4 @@
-"""How is a worker's /metrics read without trusting it?  With limits on time, bytes and connections."""
+"""How is a worker's /metrics read without trusting it?  With limits on time and bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from berth_operator.load.page import LieError, Page
 
 MOST_BYTES: Final = 512 * 1024
 """A vLLM page with many histograms has about 100 KB."""
-_CONNECTIONS: Final = 128
 
 
 class UnreadableError(Exception):
@@ -37,7 +36,8 @@ class Scraper:
         limits = limits or Limits()
         self._limits = limits
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_CONNECTIONS, limit_per_host=1, keepalive_timeout=20),
+            # No limit here: waiting for a free connection would count as the worker's time.  `watch` has slots.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=20),
             timeout=aiohttp.ClientTimeout(total=limits.total_s, sock_connect=limits.connect_s),
             headers={"Accept": "text/plain", "Accept-Encoding": "identity", "User-Agent": "berth-operator"},
             cookie_jar=aiohttp.DummyCookieJar(),

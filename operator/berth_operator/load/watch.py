@@ -28,6 +28,8 @@ EvidenceKey = tuple[str, Quantization]
 """(hardware class, quantization)"""
 
 _SLOTS_A_POOL: Final = 16
+_SLOTS: Final = (192, 64)
+"""Workers read at once of all pools whose demand is followed, and of all others, which must not delay those."""
 _STALE_SECONDS: Final = 30.0
 """A worker's last page counts for so long: one late answer is no gap in what is known."""
 _FAILURES: Final = 3
@@ -102,6 +104,7 @@ class Watch:
         self._sampled: dict[str, float] = {}
         self._evidence: dict[str, dict[EvidenceKey, Evidence]] = {}
         self._reading: dict[str, asyncio.Task[None]] = {}
+        self._followed, self._others = (asyncio.Semaphore(slots) for slots in _SLOTS)
 
     async def run(self) -> None:
         """Round after round until cancelled."""
@@ -177,13 +180,13 @@ class Watch:
         began = self._clock()
         for name in known.keys() - {w.name for w in workers}:
             del known[name]
-        slots = asyncio.Semaphore(_SLOTS_A_POOL)
+        own, shared = asyncio.Semaphore(_SLOTS_A_POOL), self._followed if follows_demand(pool) else self._others
 
         async def read(worker: Worker) -> tuple[Page, float] | None:
             state = known.setdefault(worker.name, _Known(began))
             if state.due > began:
                 return None
-            async with slots:
+            async with own, shared:
                 return await self._read_worker(pool.key, worker, state)
 
         grown = [found for found in await asyncio.gather(*map(read, workers)) if found]
