@@ -55,7 +55,7 @@ def live_deployments(
     routed = {pool.metadata.uid: pool.key for pool in pools if pool.spec.routing}
     out: dict[str, tuple[LiveDeployment, ...]] = {}
     for child in children:
-        if child.resource == DEPLOYMENTS and child.owner_uid in routed and not child.deleting:
+        if child.owner_uid in routed and child.resource == DEPLOYMENTS and not child.deleting:
             key, placement = routed[child.owner_uid], child.name.rpartition("-")[2]
             live = LiveDeployment(child.name, placement, child.hardware_class, child.ready_replicas)
             out[key] = (*out.get(key, ()), live)
@@ -108,7 +108,7 @@ def _scaled_by_others(
     found = [
         (aims[child.namespace, child.name].name, child.name)
         for child in own
-        if child.resource == DEPLOYMENTS and (child.namespace, child.name) in aims
+        if (child.namespace, child.name) in aims and child.resource == DEPLOYMENTS
     ]
     if not found:
         return None

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from berth_operator.api.names import POD_MONITOR
+from berth_operator.cluster.discovery import Discovery
+from berth_operator.cluster.kube import Kube
+from berth_operator.cluster.observe import Child, child_decoder
+from berth_operator.cluster.reflector import Reflector
+from berth_operator.cluster.resources import Resource
 from devcluster.crds import SOURCES, crd_files, install
 
 if TYPE_CHECKING:
@@ -196,6 +204,37 @@ def test_a_pool_at_rest_writes_nothing_and_one_that_asks_for_nothing_has_nothing
     kinds = ("httproutes", "grpcroutes", "inferencepools.inference.networking.k8s.io", "inferenceobjectives")
     operator.wait_for("all of it is gone", lambda: not any(_get(fleet, kind) for kind in kinds))
     operator.wait_for("so is the condition", lambda: not _routed(fleet))
+
+
+async def test_a_kind_that_is_served_and_not_granted_is_told_once_and_had_once_it_is(
+    fleet: Fleet, operator: OperatorProcess, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    where, account = f"--namespace={namespace}", f"{namespace}:default"
+    live: dict[Resource, Reflector[Child]] = {}
+    kubeconfig = fleet.cluster.kubeconfig_for_service_account(namespace, "default")
+    async with await Kube.connect(str(kubeconfig)) as kube:
+
+        def follow(resource: Resource) -> Reflector[Child]:
+            decode = child_decoder(resource)
+            return Reflector(kube, resource, decode, namespaces=[namespace], backoff_s=(0.1, 0.2))
+
+        discovery = Discovery(kube, ["pod-monitor"], follow, live, lambda: None, every_s=0.1, first_list_s=0.5)
+        task = asyncio.create_task(discovery.run())
+        try:
+            await asyncio.wait_for(discovery.wait_asked(), 60)
+            assert discovery.available == frozenset()
+            verbs = ("--verb=list,watch", "--resource=podmonitors.monitoring.coreos.com")
+            await asyncio.to_thread(fleet.cluster.kubectl, "create", "role", "reader", *verbs, where)
+            bind = ("rolebinding", "reader", "--role=reader", f"--serviceaccount={account}")
+            await asyncio.to_thread(fleet.cluster.kubectl, "create", *bind, where)
+            async with asyncio.timeout(60):
+                while discovery.available != {POD_MONITOR}:  # noqa: ASYNC110 - another process's doing
+                    await asyncio.sleep(0.05)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    warned = [r for r in caplog.records if "RBAC does not let us" in r.message and r.levelno >= logging.WARNING]
+    assert len(warned) == 1
 
 
 def test_a_crd_that_goes_away_stops_nothing(fleet: Fleet, operator: OperatorProcess) -> None:

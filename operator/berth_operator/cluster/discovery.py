@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final
 
@@ -33,6 +34,7 @@ class Discovery:
         live: dict[Resource, Reflector[Child]],
         on_change: Callable[[], None],
         every_s: float = 30.0,
+        first_list_s: float = _FIRST_LIST_SECONDS,
     ) -> None:
         """`integrations`: keys of OPTIONAL_CHILDREN.  `follow` makes a reflector; it is run here."""
         self._kube = kube
@@ -41,7 +43,8 @@ class Discovery:
         self._live = live
         self._on_change = on_change
         self._every_s = every_s
-        self._following: dict[Resource, asyncio.Task[None]] = {}
+        self._first_list_s = first_list_s
+        self._following: dict[Resource, tuple[Reflector[Child], asyncio.Task[None]]] = {}
         self._absent: set[Resource] = set()
         self._asked = asyncio.Event()
 
@@ -68,10 +71,11 @@ class Discovery:
                     self._on_change()
                 await asyncio.sleep(self._every_s if self._asked.is_set() else 1.0)
         finally:
-            for task in self._following.values():
+            for _, task in self._following.values():
                 task.cancel()
 
     async def _ask(self) -> None:
+        begun: list[Reflector[Child]] = []
         for version in dict.fromkeys((resource.group, resource.version) for resource in self._wanted):
             served = await self._served(*version)
             for resource in self._wanted:
@@ -80,7 +84,14 @@ class Discovery:
                 if resource.plural not in served:
                     self._leave(resource)
                 elif resource not in self._following:
-                    await self._begin(resource)
+                    begun.append(self._begin(resource))
+        with suppress(TimeoutError):  # what cannot be listed says why itself, once, and is looked at the next time
+            async with asyncio.timeout(self._first_list_s):
+                await asyncio.gather(*(reflector.wait_synced() for reflector in begun))
+        for resource, (reflector, _) in self._following.items():
+            if reflector.synced and resource not in self._live:
+                self._live[resource] = reflector
+                log.info("%s is served: pools may have one", resource)
 
     async def _served(self, group: str, version: str) -> set[str]:
         try:
@@ -91,22 +102,16 @@ class Discovery:
             raise
         return {str(resource["name"]) for resource in answer["resources"]}
 
-    async def _begin(self, resource: Resource) -> None:
+    def _begin(self, resource: Resource) -> Reflector[Child]:
         reflector = self._follow(resource)
-        self._following[resource] = asyncio.create_task(reflector.run(), name=f"follow {resource}")
+        self._following[resource] = reflector, asyncio.create_task(reflector.run(), name=f"follow {resource}")
         self._absent.discard(resource)
-        try:
-            await asyncio.wait_for(reflector.wait_synced(), _FIRST_LIST_SECONDS)
-        except TimeoutError:  # the reflector has said why; the next time round begins anew
-            self._following.pop(resource).cancel()
-            return
-        self._live[resource] = reflector
-        log.info("%s is served: pools may have one", resource)
+        return reflector
 
     def _leave(self, resource: Resource) -> None:
-        if task := self._following.pop(resource, None):
-            task.cancel()
-            del self._live[resource]
+        if following := self._following.pop(resource, None):
+            following[1].cancel()
+            self._live.pop(resource, None)
         if resource not in self._absent:
             self._absent.add(resource)
             log.info(
