@@ -43,7 +43,11 @@ class JudgedPool:
 
     @property
     def program(self) -> PoolProblem:
-        return PoolProblem(self.key, self.context.effective, self.candidates.options)
+        """What is solved: only options that may carry traffic, or idle spot nodes would count as minReplicas."""
+        effective = self.context.effective
+        idle = effective.spot_max_traffic_percent == 0 or effective.survive_loss_percent == 100
+        options = tuple(o for o in self.candidates.options if not (idle and o.spot))
+        return PoolProblem(self.key, effective, options)
 
 
 @dataclass(frozen=True, slots=True)
