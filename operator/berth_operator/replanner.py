@@ -1,10 +1,10 @@
 """Which plan counts now?  One made afresh; or, in a large fleet, the plan in force with what has changed planned anew.
 
-A small fleet is solved to its optimum at every pass: its plan is a function of the Snapshot alone.  A large one takes
-seconds, and near-optimal plans differ in many places for next to nothing.  So there the plan in force counts as well,
-which is no state of ours: pools' statuses hold it, and a new leader restores it from them.  How far it may fall behind
-is bounded: every few minutes, if anything has changed, all is planned afresh beside the passes, and that plan is taken
-where it serves more or saves a stated share.
+A small fleet is solved to its optimum whenever anything that bears on the plan differs: its plan is a function of the
+Snapshot alone.  A large one takes seconds, and near-optimal plans differ in many places for next to nothing.  So there
+the plan in force counts as well, which is no state of ours: pools' statuses hold it, and a new leader restores it from
+them.  How far it may fall behind is bounded: every few minutes, if anything has changed, all is planned afresh beside
+the passes, and that plan is taken where it serves more or saves a stated share.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from berth_operator.api import InferencePool
-from berth_operator.loop import pool_statuses
+from berth_operator.api import InferencePool, InferencePoolStatus
 from berth_operator.planner import Plan, RunningPlacement, Snapshot, amended, better, fleet, plan, planned, restored
 from berth_operator.replanner import REFRESH_SECONDS, Replanner
+from berth_operator.status import pool_status
 
 Make = Callable[..., Any]
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -41,6 +41,13 @@ def snapshot(pool: Make, hardware: Make, profile: Make) -> Snapshot:
     return Snapshot(now=NOW, pools=pools, hardware_classes=classes, serving_profiles=profiles)
 
 
+def _statuses(made: Plan, snapshot: Snapshot) -> dict[str, InferencePoolStatus]:
+    running: dict[str, list[RunningPlacement]] = {}
+    for one in snapshot.running:
+        running.setdefault(one.pool, []).append(one)
+    return {p.key: pool_status(p, made.pools[p.key], running.get(p.key, []), snapshot.now) for p in snapshot.pools}
+
+
 def _carried_out(snapshot: Snapshot, made: Plan) -> Snapshot:
     """The snapshot once everything runs as planned and statuses are written."""
     running = tuple(
@@ -50,7 +57,7 @@ def _carried_out(snapshot: Snapshot, made: Plan) -> Snapshot:
     )
     after = replace(snapshot, running=running)
     for _ in range(2):  # the second one sees the first one's conditions
-        statuses = pool_statuses(made, after, (), NOW)
+        statuses = _statuses(made, after)
         after = replace(after, pools=tuple(p.model_copy(update={"status": statuses[p.key]}) for p in after.pools))
     return after
 
@@ -68,7 +75,7 @@ def test_a_new_leader_restores_the_plan_in_force_and_writes_no_status(snapshot: 
     again = amended(base, later)
     assert again is not None
     assert {k: p.placements for k, p in again.plan.pools.items()} == {k: p.placements for k, p in made.pools.items()}
-    statuses = pool_statuses(again.plan, later, (), later.now)
+    statuses = _statuses(again.plan, later)
     assert [key for key, status in statuses.items() if status is not _pool(later, key).status] == []
 
 

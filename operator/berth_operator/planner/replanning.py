@@ -70,11 +70,11 @@ def replanned(last: Planned, snapshot: Snapshot) -> Planned:
 def amended(last: Planned, snapshot: Snapshot) -> Planned | None:
     """The last plan with only those pools planned anew that differ: `last` itself where none does.
 
-    None where everything has to be planned afresh: a small fleet (solved to its optimum at once), or another change
-    than that of pools.
+    None where everything has to be planned afresh: a small fleet in which anything differs (it is solved to its optimum
+    at once), or another change than that of pools.
     """
     difference = difference_of(last, snapshot)
-    if difference is None:
+    if difference is None or (difference and not last.large):
         return None
     return _of_changed(last, snapshot, difference) if difference else last
 
@@ -83,8 +83,7 @@ def difference_of(last: Planned, snapshot: Snapshot) -> Difference | None:
     """What differs between the last plan's snapshot and this one; None where all pools have to be planned again."""
     before = last.snapshot
     same = (
-        last.large
-        and before.serving_profiles == snapshot.serving_profiles
+        before.serving_profiles == snapshot.serving_profiles
         and [_of_class(c) for c in before.hardware_classes] == [_of_class(c) for c in snapshot.hardware_classes]
         and not _constraint_ended(snapshot.hardware_classes, before.now, snapshot.now)
     )
