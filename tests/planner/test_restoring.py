@@ -51,7 +51,9 @@ def _statuses(made: Plan, snapshot: Snapshot) -> dict[str, InferencePoolStatus]:
 def _carried_out(snapshot: Snapshot, made: Plan) -> Snapshot:
     """The snapshot once everything runs as planned and statuses are written."""
     running = tuple(
-        RunningPlacement(key, p.hardware_class, p.capacity_type, p.replicas, p.replicas, p.replicas, p.quantization)
+        RunningPlacement(
+            key, p.hardware_class, p.capacity_type, p.replicas, p.replicas, p.replicas, quantization=p.quantization
+        )
         for key, one in made.pools.items()
         for p in one.placements
     )

@@ -73,12 +73,17 @@ class PretendCluster:
         ]
         return self.put(resource, body)
 
-    async def delete(self, resource: Resource, namespace: str | None, name: str, *, uid: str) -> None:
-        """Delete this very object."""
+    async def delete(
+        self, resource: Resource, namespace: str | None, name: str, *, uid: str, resource_version: str = ""
+    ) -> None:
+        """Delete this very object, as of a version where one is given.  Raises ApiError 409 when it has changed since."""
         self.writes.append(f"DELETE {resource.plural} {namespace}/{name}")
         there = self.objects.get((resource.plural, namespace or "", name))
-        if there is not None and there["metadata"]["uid"] == uid:
-            self.remove(resource, namespace or "", name)
+        if there is None or there["metadata"]["uid"] != uid:
+            return
+        if resource_version and resource_version != there["metadata"]["resourceVersion"]:
+            raise ApiError(409, f"{namespace}/{name}: the object has been modified")
+        self.remove(resource, namespace or "", name)
 
     async def request(self, method: str, path: str, **_: Any) -> Object:
         """No other resource is served, and an Event is taken and forgotten."""
