@@ -76,7 +76,7 @@ class PretendCluster:
     async def delete(
         self, resource: Resource, namespace: str | None, name: str, *, uid: str, resource_version: str = ""
     ) -> None:
-        """Delete this very object, as of a version where one is given.  Raises ApiError 409 when it has changed since."""
+        """Delete this very object, as of a version where one is given; raises ApiError 409 when it has changed."""
         self.writes.append(f"DELETE {resource.plural} {namespace}/{name}")
         there = self.objects.get((resource.plural, namespace or "", name))
         if there is None or there["metadata"]["uid"] != uid:
