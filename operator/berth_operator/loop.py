@@ -28,6 +28,7 @@ from berth_operator.evacuation import Evacuation, evacuations, unequal, with_sta
 from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.load.traffic import Traffic
 from berth_operator.memo import Kept, Memo
+from berth_operator.moves import MOST_MOVES, in_turn
 from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot
 from berth_operator.prices import Priced, PricePolicy, Quotes, own_prices, plan_priced, price
 from berth_operator.render import LiveDeployment, RenderSettings, activation_slice, render
@@ -37,7 +38,7 @@ from berth_operator.status import Trouble, hardware_class_status, pool_status, r
 from berth_operator.surroundings import Facts, belonging, conditions, live_deployments
 from berth_operator.telemetry import Telemetry, readings
 from berth_operator.transition import Steps, next_steps
-from berth_operator.troubles import troubles
+from berth_operator.troubles import QUEUED, troubles
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class LoopSettings:
     render: RenderSettings = field(default_factory=RenderSettings)
     prices: PricePolicy = field(default_factory=PricePolicy)
     shortage: ShortagePolicy = field(default_factory=ShortagePolicy)
+    max_moves: int = MOST_MOVES
+    """Pools whose serving workers are replaced at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ class Loop:
         self._settled: Memo[InferencePoolStatus] = Memo()
         self._last: tuple[Plan, Snapshot] | None = None
         self._troubles: Kept[str, Trouble] = Kept()
+        self._failed: set[str] = set()
         self._running_since: float | None = None
         self._errors = 0
 
@@ -171,7 +175,14 @@ class Loop:
         self._last = planned, snapshot
         workers = self._cluster.observed_workers()  # planning took a while, and a notice leaves little time
         leaving = evacuations(seen.pools, workers, now)
-        steps = standing_in(planned, snapshot, rendered, seen.children, workers, leaving)
+        found = troubles(planned, seen.children, seen.workers, short, now)
+        self._failed = {key for key, trouble in found.items() if trouble.stuck}
+        turns = in_turn(
+            standing_in(planned, snapshot, rendered, seen.children, workers, leaving),
+            *(seen.children, self._failed, self._settings.max_moves),
+        )
+        found = dict.fromkeys(turns.waiting, QUEUED) | found
+        steps = turns.steps
         self._tell(planned, steps, seen.invalid, sifted)
         # First, so that a crash hereafter forgets no shortage.
         results = await self._write_class_statuses(seen.hardware_classes, planned, priced, sifted, short, now)
@@ -181,7 +192,6 @@ class Loop:
         )
         refused = self._cluster.applier.attempts.refused()
         also = conditions(seen.pools, rendered, seen.children, seen.autoscalers, seen.available, refused)
-        found = troubles(planned, seen.children, seen.workers, short, now)
         statuses = await asyncio.to_thread(
             pool_statuses,
             planned,
@@ -241,6 +251,7 @@ class Loop:
         snapshot = replace(snapshot, pools=tuple(pool for pool in snapshot.pools if pool.key in keys))
         rendered = await asyncio.to_thread(render_isolated, planned, snapshot, self._settings.render, {})
         steps = standing_in(planned, snapshot, rendered, children, self._cluster.observed_workers(), found)
+        steps = dict(in_turn(steps, children, self._failed, self._settings.max_moves).steps)
         manifests = [m for step in steps.values() for m in step.apply if m["kind"] == DEPLOYMENTS.kind]
         await self._cluster.applier.write(manifests, [], more=True)
 

@@ -96,7 +96,14 @@ class Operator:
         self._loop = Loop(
             self._cluster,
             self._telemetry,
-            LoopSettings(settings.debounce_s, settings.interval_s, settings.render, settings.prices, settings.shortage),
+            LoopSettings(
+                settings.debounce_s,
+                settings.interval_s,
+                settings.render,
+                settings.prices,
+                settings.shortage,
+                settings.max_moves,
+            ),
             leading=self._kube.may_write,
             quotes=(lambda: self._feed.quotes) if settings.feeds.any else None,
             unmatched=lambda: self._nodes.faults,

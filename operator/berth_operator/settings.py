@@ -15,6 +15,7 @@ from berth_operator.api.quantities import parse_duration
 from berth_operator.cluster.kube import namespace_of_pod
 from berth_operator.cluster.resources import OPTIONAL_CHILDREN
 from berth_operator.load.settings import LoadSettings, add_flags, load_settings
+from berth_operator.moves import MOST_MOVES
 from berth_operator.prices import PricePolicy
 from berth_operator.prices.feed import FeedSettings
 from berth_operator.render import RenderSettings
@@ -55,6 +56,8 @@ class Settings:
     lease_duration_s: float = 10.0
     load: LoadSettings = field(default_factory=LoadSettings)
     shortage: ShortagePolicy = field(default_factory=ShortagePolicy)
+    max_moves: int = MOST_MOVES
+    """Pools whose serving workers are replaced at once."""
     karpenter: bool = False
     """Follow what Karpenter says of nodes that it could not make."""
 
@@ -176,6 +179,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         lease_duration_s=max(1.0, seconds("lease-duration", given.lease_duration)),
         node_check_s=seconds("node-check", given.node_check or ("0s" if given.watch_namespaces else "1m")),
         load=load_settings(given, parser, seconds),
+        max_moves=_number(parser, "max-moves", given.max_moves),
         shortage=ShortagePolicy(
             grace=timedelta(seconds=seconds("shortage-grace", given.shortage_grace)),
             back_off=timedelta(seconds=max(1.0, seconds("shortage-back-off", given.shortage_back_off))),
@@ -199,6 +203,7 @@ def _add_failure_handling(parser: argparse.ArgumentParser, default: Callable[[st
         default=default("WATCH_NODES", ""),
         help="replace workers whose nodes are going away; default: unless --watch-namespaces is given",
     )
+    add("--max-moves", default=default("MAX_MOVES", str(MOST_MOVES)), help="pools whose workers are replaced at once")
     add("--shortage-grace", default=default("SHORTAGE_GRACE", "3m"), help="pods may wait for a node this long")
     add(
         "--shortage-back-off",
@@ -229,3 +234,9 @@ def _labels(parser: argparse.ArgumentParser, value: str) -> dict[str, str]:
     if bad := [key for key, equals, _ in pairs if not (key and equals)]:
         parser.error(f"--pod-monitor-labels: found {bad[0]!r}, expected KEY=VALUE")
     return {key: label for key, _, label in pairs}
+
+
+def _number(parser: argparse.ArgumentParser, name: str, value: str) -> int:
+    if not value.isdigit() or not int(value):
+        parser.error(f"--{name}: found {value!r}, expected a number of 1 or more")
+    return int(value)

@@ -25,6 +25,10 @@ class Steps:
     delete: tuple[Child, ...] = ()
     waiting: tuple[str, ...] = ()
     """One sentence for each step put off."""
+    moving: bool = False
+    """Whether what serves waits to go until something else is ready."""
+    put_off: tuple[str, ...] = ()
+    """Deployments that are wanted, but not changed now."""
 
 
 def next_steps(
@@ -39,12 +43,15 @@ def next_steps(
     there = {child.key: child for child in live}
     wanted = {_key(m): m for m in desired}
     unready = {key for key, m in wanted.items() if key[0] == _DEPLOYMENT and not _ready(m, there.get(key))}
-    apply, delete, waiting = [], [], []
+    apply, delete, waiting, put_off = [], [], [], []
+    moving = False
     for key, manifest in wanted.items():
         child = there.get(key)
         others = sorted(name for _, _, name in unready - {key})
         if key[0] == _DEPLOYMENT and child is not None and _shrinks(manifest, child) and others:
             replicas = manifest["spec"]["replicas"]
+            moving = True
+            put_off.append(child.name)
             waiting.append(f"{child} shrinks from {child.replicas} to {replicas} once {', '.join(others)} is ready")
         else:
             apply.append(manifest)
@@ -56,10 +63,11 @@ def next_steps(
             waiting.append(f"{child} stays: {hold}")
         elif serves and not suspended and unready:
             names = ", ".join(sorted(name for _, _, name in unready))
+            moving = True
             waiting.append(f"{child} goes once {names} is ready")
         else:
             delete.append(child)
-    return Steps(tuple(apply), tuple(delete), tuple(waiting))
+    return Steps(tuple(apply), tuple(delete), tuple(waiting), moving, tuple(put_off))
 
 
 def _key(manifest: Manifest) -> tuple[str, str, str]:

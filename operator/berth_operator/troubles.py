@@ -34,6 +34,9 @@ _OBSTACLES: Final = {
 }
 
 
+QUEUED: Final = Trouble("Queued", "a move waits until others in the fleet have ended (planning.maxMoves)", stuck=False)
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """One pool's own, on the hardware that its plan wants."""
