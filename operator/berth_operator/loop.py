@@ -16,15 +16,24 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from berth_operator.api import CapacityType, HardwareClass, InferencePool, InferencePoolStatus
+from berth_operator.api import (
+    CapacityType,
+    HardwareClass,
+    HardwareClassStatus,
+    InferencePool,
+    InferencePoolStatus,
+    format_time,
+)
 from berth_operator.catalog.matching import NodesThere
 from berth_operator.catalog.sanity import Fault, Sifted, sift
 from berth_operator.cluster.attempts import Attempts, Result
 from berth_operator.cluster.cluster import Cluster
+from berth_operator.cluster.events import Teller, Told
 from berth_operator.cluster.kube import NotLeaderError
 from berth_operator.cluster.observe import Child, Invalid, Observation, Worker
 from berth_operator.cluster.resources import DEPLOYMENTS
 from berth_operator.evacuation import Evacuation, evacuations, unequal, with_stand_ins, without_stand_ins
+from berth_operator.history import WARNINGS, news
 from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.load.traffic import Traffic
 from berth_operator.memo import Kept, Memo
@@ -33,7 +42,7 @@ from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot
 from berth_operator.prices import Priced, PricePolicy, Quotes, own_prices, plan_priced, price
 from berth_operator.render import LiveDeployment, RenderSettings, activation_slice, render
 from berth_operator.replanner import Replanner
-from berth_operator.shortage import Refusal, ShortagePolicy, Shortages, shortages
+from berth_operator.shortage import Refusal, ShortagePolicy, Shortages, shortage_news, shortages
 from berth_operator.status import Trouble, hardware_class_status, pool_status, rejected_status, settled
 from berth_operator.surroundings import Facts, belonging, conditions, live_deployments
 from berth_operator.telemetry import Telemetry, readings
@@ -107,6 +116,7 @@ class Loop:
         self._due: datetime | None = None
         self._dirty = asyncio.Event()
         self._statuses = {"InferencePool": Attempts(), "HardwareClass": Attempts()}
+        self._teller = Teller(cluster.kube)
         self._said: dict[str, str] = {}
         self._replanner = Replanner()
         self._refreshing: asyncio.Task[None] | None = None
@@ -341,7 +351,7 @@ class Loop:
         known |= {item.key: item for item in invalid if item.kind == "InferencePool"}
         for key, status in statuses.items():
             if status is not (pool := known[key]).status:
-                writes["InferencePool", key] = partial(self._write_pool_status, pool, status.to_api())
+                writes["InferencePool", key] = partial(self._write_pool_status, pool, status)
         return await self._write_all("InferencePool", writes)
 
     async def _write_class_statuses(
@@ -365,7 +375,7 @@ class Loop:
                 matched=any(known) if known else None,
             )
             if new is not hardware.status:
-                writes["HardwareClass", name] = partial(self._write_class_status, hardware, new.to_api())
+                writes["HardwareClass", name] = partial(self._write_class_status, hardware, new, now)
         return await self._write_all("HardwareClass", writes)
 
     async def _write_all(self, kind: str, writes: Mapping[tuple[str, str], Callable[[], Any]]) -> Counter[Result]:
@@ -379,14 +389,25 @@ class Loop:
         self._statuses[kind].keep_only(writes.keys())
         return Counter(await asyncio.gather(*(attempt(key, write) for key, write in writes.items())))
 
-    async def _write_pool_status(self, pool: InferencePool | Invalid, status: Manifest) -> bool:
+    async def _write_pool_status(self, pool: InferencePool | Invalid, status: InferencePoolStatus) -> bool:
+        """Tell what is new, then write: told again after a crash in between, an Event is the same and not repeated."""
         where = pool if isinstance(pool, Invalid) else pool.metadata
-        await self._cluster.write_pool_status(where.namespace, where.name, where.resource_version, status)
+        about = "InferencePool", where.namespace or "default", where.name, where.uid
+        for decision, mark in news(pool.status.history or (), status.history or ()):
+            warning = decision.reason in WARNINGS
+            await self._teller.tell(Told(*about, decision.reason, decision.message, warning, decision.time, mark))
+        await self._cluster.write_pool_status(where.namespace, where.name, where.resource_version, status.to_api())
         return True
 
-    async def _write_class_status(self, hardware: HardwareClass, status: Manifest) -> bool:
+    async def _write_class_status(self, hardware: HardwareClass, status: HardwareClassStatus, now: datetime) -> bool:
         metadata = hardware.metadata
-        await self._cluster.write_hardware_class_status(metadata.name, metadata.resource_version, status)
+        about = "HardwareClass", None, metadata.name, metadata.uid
+        for entry, begun in shortage_news(hardware.status.constrained or (), status.constrained or ()):
+            reason = "Constrained" if begun else "Available"
+            what = f"cannot be had: {entry.message}" if begun else "has held since it could be had again"
+            mark = f"{entry.type.value}-{entry.since}-{reason}".lower().replace(":", "")
+            await self._teller.tell(Told(*about, reason, f"{entry.type.value} {what}", begun, format_time(now), mark))
+        await self._cluster.write_hardware_class_status(metadata.name, metadata.resource_version, status.to_api())
         return True
 
     # One line for each decision, when it is new

@@ -72,7 +72,7 @@ class _Pool:
         child = self.live.get(manifest["metadata"]["name"])
         if child is None or not child.ready_replicas or child.old_replicas:
             return False
-        return child.template_hash != manifest["metadata"]["annotations"].get(TEMPLATE_HASH_ANNOTATION)
+        return bool(child.template_hash != manifest["metadata"]["annotations"].get(TEMPLATE_HASH_ANNOTATION))
 
 
 def in_turn(

@@ -139,6 +139,15 @@ def shortages(
     )
 
 
+def shortage_news(
+    before: Iterable[ConstrainedCapacity], after: Iterable[ConstrainedCapacity]
+) -> list[tuple[ConstrainedCapacity, bool]]:
+    """Shortages that have begun (True), and such as are over and forgotten (False)."""
+    old, new = {entry.type: entry for entry in before}, {entry.type: entry for entry in after}
+    begun = [(entry, True) for kind, entry in new.items() if kind not in old]
+    return begun + [(entry, False) for kind, entry in old.items() if kind not in new]
+
+
 def _entry(
     before: ConstrainedCapacity | None,
     short: Sequence[Lack],

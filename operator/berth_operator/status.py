@@ -28,6 +28,7 @@ from berth_operator.api import (
 )
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from berth_operator.catalog.sanity import NO_NODE, Fault
+from berth_operator.history import Situation, recorded
 from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement, Verdict
 from berth_operator.planner.candidates import in_force
@@ -115,8 +116,40 @@ def pool_status(
         selector=f"{MANAGED_BY_LABEL}={MANAGED_BY},{POOL_LABEL}={pool.metadata.name}",
         concurrent_sessions=plan.effective.concurrent_sessions,
         last_move_time=format_time(now) if moved else pool.status.last_move_time,
+        history=recorded(
+            pool.status.history or (), now, _situation(pool, plan, ready, running, trouble, asleep=load.asleep)
+        )
+        or None,
     )
     return pool.status if settled(pool.status.to_api(), status.to_api()) else status
+
+
+def _situation(
+    pool: InferencePool,
+    plan: PoolPlan,
+    ready: Mapping[tuple[str, CapacityType], int],
+    running: Sequence[RunningPlacement],
+    trouble: Trouble | None,
+    *,
+    asleep: bool,
+) -> Situation:
+    """What of all this may be a decision worth telling."""
+    if plan.not_accepted:
+        return Situation(refused=plan.not_accepted.message)
+    if plan.effective.mode != "Apply" or plan.effective.suspend or asleep:
+        return Situation()
+    old = next((c for c in pool.status.conditions or () if c.type == "Progressing"), None)
+    new_trouble = trouble is not None and trouble.stuck and (old is None or old.reason != trouble.reason)
+    leaving = any(r.replicas for r in running if (r.hardware_class, r.capacity_type) not in ready)
+    short = [c for c in plan.candidates if c.verdict == Verdict.CONSTRAINED or c.limited_until]
+    return Situation(
+        hardware=[f"{name}/{kind.value}" for name, kind in ready],
+        placement=", ".join(_short(p) for p in plan.placements) + f" for {_money(plan.usd_per_hour)} USD/h",
+        settled=not leaving and sum(ready.values()) >= sum(p.replicas for p in plan.placements),
+        constrained=[f"{c.hardware_class}/{c.capacity_type.value}" for c in short],
+        unplaced=None if plan.placements else _placed(plan)[2],
+        failed=trouble.message if trouble and new_trouble else None,
+    )
 
 
 def rejected_status(
@@ -126,7 +159,8 @@ def rejected_status(
     problem: _Facts = ("False", "InvalidSpec", message)
     old = {c.type: c for c in pool_status_now.conditions or ()}
     conditions = [_condition(kind, problem, old, generation, now) for kind in ("Ready", "Accepted")]
-    return InferencePoolStatus(observed_generation=generation, conditions=conditions).to_api()
+    history = recorded(pool_status_now.history or (), now, Situation(refused=message))
+    return InferencePoolStatus(observed_generation=generation, conditions=conditions, history=history).to_api()
 
 
 def hardware_class_status(

@@ -194,7 +194,7 @@ def test_rights_over_namespaced_objects_shrink_to_the_watched_namespaces(helm: A
     assert cluster_wide == {"hardwareclasses", "servingprofiles", "hardwareclasses/status", "namespaces"}
     assert roles["team-a"] == roles["team-b"]
     bound = {m["metadata"]["namespace"] for m in objects if m["kind"] == "RoleBinding"}
-    assert bound == {"team-a", "team-b", "berth-system"}
+    assert bound == {"team-a", "team-b", "berth-system", "default"}  # Events about hardware classes lie in default
     (everywhere,) = (m["rules"] for m in helm.objects() if m["kind"] == "ClusterRole")
     assert all(rule in everywhere for rule in roles["team-a"])
 

@@ -32,11 +32,11 @@ def _spec(version: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _no_room_for_more(fleet: Fleet) -> Iterator[None]:
+def _no_room_for_more(fleet: Fleet, namespace: str) -> Iterator[None]:
     """Workers stay where they are, and no more get a node."""
     graviton = "--selector=node.kubernetes.io/instance-type=c8g.4xlarge"
     nodes = {node["metadata"]["name"] for node in fleet.cluster.get("nodes", graviton)["items"]}
-    used = {pod["spec"].get("nodeName") for pod in fleet.cluster.get("pods", "--all-namespaces")["items"]}
+    used = {pod["spec"].get("nodeName") for pod in fleet.cluster.get("pods", f"--namespace={namespace}")["items"]}
     fleet.cluster.kubectl("cordon", *sorted(nodes - used))
     try:
         yield
@@ -86,7 +86,7 @@ def test_a_rollout_that_fails_stops_with_the_old_workers_serving_and_names_the_e
     fleet.pool(namespace, "other", **_spec("good"))
     for name in ("agents", "other"):
         operator.wait_for(f"{name} is Ready", lambda name=name: fleet.ready(namespace, name))
-    with _no_room_for_more(fleet):  # so that the new worker can be seen before it is ready
+    with _no_room_for_more(fleet, namespace):  # so that the new worker can be seen before it is ready
         fleet.pool(namespace, "agents", **_spec("bad"))
         (new,) = operator.wait_for("a surge pod is made", lambda: _pods(fleet, namespace, "agents", "bad"))
         fleet.pool(namespace, "other", **_spec("newer"))
@@ -103,6 +103,10 @@ def test_a_rollout_that_fails_stops_with_the_old_workers_serving_and_names_the_e
         assert progressing["status"] == "False"
         assert LAST_WORDS in progressing["message"]
         assert "the workers of before go on serving" in progressing["message"]
+        events = fleet.cluster.get("events", f"--namespace={namespace}")["items"]
+        (failed,) = [e for e in events if e["reason"] == "RolloutFailed"]
+        assert (failed["involvedObject"]["name"], failed["type"]) == ("agents", "Warning")
+        assert LAST_WORDS in failed["message"]
         assert fleet.condition(namespace, "agents", "Ready")["status"] == "True"
         assert _ready(_pods(fleet, namespace, "agents", "good")) == 1
         fleet.pool(namespace, "agents", **_spec("good"))
@@ -120,7 +124,7 @@ def test_a_pool_that_waits_its_turn_is_scaled_all_the_same(
     fleet.pool(namespace, "second", **_spec("good"))
     for name in ("first", "second"):
         operator.wait_for(f"{name} is Ready", lambda name=name: fleet.ready(namespace, name))
-    with _no_room_for_more(fleet):
+    with _no_room_for_more(fleet, namespace):
         fleet.pool(namespace, "first", **_spec("new"))
         operator.wait_for("the first moves", lambda: _pods(fleet, namespace, "first", "new"))
         demand = {"class": "Agentic", "demand": {"requestsPerSecond": "60"}}

@@ -5,9 +5,13 @@ Everything else that keeps pods from a node is called what it is, and constrains
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -134,6 +138,16 @@ def test_a_pool_falls_back_to_gpus_while_cpu_nodes_are_short_and_returns_when_th
         back = lambda: fleet.nodes(namespace) == ["graviton"] and fleet.ready(namespace, "agents")  # noqa: E731
         operator.wait_for("it is back", back, 60)
     assert witness.fewest == 1
+    told = fleet.status(namespace, "agents")["history"]
+    assert [decision["reason"] for decision in told] == ["Placed", "FellBack", "Returned"]
+    events = fleet.cluster.get("events", f"--namespace={namespace}")["items"]
+    ours = [e["reason"] for e in events if e["involvedObject"]["kind"] == "InferencePool"]
+    assert sorted(ours) == ["FellBack", "Placed", "Returned"]  # one each, over a restart and a trial in vain
+    command = [str(Path(sys.executable).parent / "berth"), "explain", "agents", "--history"]
+    command += ["-o", "json", f"--namespace={namespace}", f"--kubeconfig={fleet.cluster.kubeconfig}"]
+    shown = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert shown == told
+    assert told[1]["message"].startswith("graviton4/OnDemand cannot be had for now: fell back to 1x l4/OnDemand")
     available = _class_condition(fleet, "Available")
     assert (available["status"], available["reason"]) == ("True", "Recovering")
 

@@ -92,6 +92,10 @@ app.kubernetes.io/part-of: berth
   verbs: [get, list, watch, create, patch, delete]
 {{- end }}
 # Workers on nodes that are going away are taken from traffic and ended.
+# What was decided about a pool.
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch, delete]

@@ -19,6 +19,7 @@ from berth_operator.api.hardware_class import (
 )
 from berth_operator.api.inference_pool import (
     CandidateStatus,
+    Decision,
     EndpointPicker,
     InferencePool,
     InferencePoolSpec,
@@ -59,6 +60,7 @@ __all__ = [
     "Compute",
     "Condition",
     "ConstrainedCapacity",
+    "Decision",
     "Effective",
     "EndpointPicker",
     "HardwareClass",

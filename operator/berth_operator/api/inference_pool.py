@@ -400,6 +400,15 @@ class ProfileDrift(ApiModel):
     concurrency: int = Field(description="Requests decoding at once, about, at which that was seen")
 
 
+class Decision(ApiModel):
+    """Something that the operator decided or found, and that a person would want to know."""
+
+    time: str = Field(json_schema_extra={"format": "date-time"})
+    reason: str = Field(max_length=64, description="Such as Placed, Moved, FellBack, Returned, Refused, RolloutFailed")
+    message: str = Field(max_length=1024)
+    hardware: list[str] | None = Field(None, max_length=64, description="CLASS/TYPE of each placement since then")
+
+
 class InferencePoolStatus(ApiModel):
     """Observed state; no field of it changes on every pass."""
 
@@ -433,6 +442,7 @@ class InferencePoolStatus(ApiModel):
         description="When placements last changed hardware; starts the cooldown",
         json_schema_extra={"format": "date-time"},
     )
+    history: list[Decision] | None = Field(None, max_length=16, description="The last decisions, oldest first")
 
 
 class InferencePool(Resource):

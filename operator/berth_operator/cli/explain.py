@@ -1,14 +1,15 @@
 """`berth explain POOL`: why is it where it is?  One paragraph, then every candidate with its reason."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
-from berth_operator.api import InferencePool, InferencePoolStatus
+from berth_operator.api import Decision, InferencePool, InferencePoolStatus
 from berth_operator.cli.explanation import paragraph
 from berth_operator.cli.load_explained import corrected_profiles
 from berth_operator.cli.output import TableFormat, console, print_data, to_yaml
@@ -30,6 +31,9 @@ def command(
     kubeconfig: Annotated[
         Path | None, typer.Option(help="Default: $KUBECONFIG, else ~/.kube/config", show_default=False)
     ] = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="What was decided about it, and when; from the cluster")
+    ] = False,
     output: Annotated[TableFormat, typer.Option("--output", "-o")] = TableFormat.TABLE,
 ) -> None:
     """Say what a pool serves, where, why there, what was next best, and what would change that.
@@ -49,6 +53,9 @@ def command(
         remark(text)
     snapshot = inputs.snapshot
     found = _find(snapshot, f"{namespace}/{pool}")
+    if history:
+        _tell(found.status.history or [], output)
+        raise typer.Exit(BAD_INPUT if inputs.problems else OK)
     status = _status(inputs, found, live=live)
     what_if = ask(snapshot, found)
     classes = {item.metadata.name: item for item in snapshot.hardware_classes}
@@ -66,6 +73,18 @@ def command(
         data = {**_data(found, status, what_if, text), **({"correctedProfiles": corrections} if corrections else {})}
         print_data(data, as_yaml=output is TableFormat.YAML)
     raise typer.Exit(BAD_INPUT if inputs.problems else OK)
+
+
+def _tell(decisions: Sequence[Decision], output: TableFormat) -> None:
+    if output is not TableFormat.TABLE:
+        print_data([decision.to_api() for decision in decisions], as_yaml=output is TableFormat.YAML)
+    elif decisions:
+        table = Table("TIME", "DECISION", "MESSAGE", box=None, pad_edge=False)
+        for decision in decisions:
+            table.add_row(decision.time, decision.reason, Text(decision.message))
+        console().print(table)
+    else:
+        remark("nothing is recorded about it")
 
 
 def _find(snapshot: Snapshot, key: str) -> InferencePool:
