@@ -73,6 +73,16 @@ def test_flat_plans_cost_what_melange_costs(block: int, option: Make) -> None:
         assert abs(cost - _melange(problem)) <= _melange(problem) / 1000, seed
 
 
+@pytest.mark.parametrize("block", range(4))
+def test_decomposed_plans_cost_what_melange_costs(block: int, option: Make) -> None:
+    for seed in range(block * FLEETS // 4, (block + 1) * FLEETS // 4):
+        problem = _instance(seed, option)
+        pool = FleetSolver([problem], {}).decomposed([problem]).pools[problem.key]
+        cost = sum(a.nodes * a.option.node_usd_per_hour for a in pool.assignments)
+        assert pool.unserved == 0
+        assert abs(cost - _melange(problem)) <= _melange(problem) / 1000, seed
+
+
 def test_decomposed_plans_cost_what_melange_costs_all_together(option: Make) -> None:
     """A decomposition ends where all pools together are within 0.1 % of their bound: one alone may be further."""
     problems = [_instance(seed, option) for seed in range(FLEETS)]

@@ -15,8 +15,9 @@ from itertools import combinations, product
 import pytest
 from berth_operator.api import CapacityType, Effective, InferencePoolSpec, resolve
 from berth_operator.planner.candidates import Option
+from berth_operator.planner.fleet import FleetSolver
 from berth_operator.planner.program import PoolProblem, components, most_replicas
-from berth_operator.planner.solver import nodes_used, solve
+from berth_operator.planner.solver import Solution, nodes_used, solve
 
 Make = Callable[..., Option]
 MOST_REPLICAS = 4
@@ -148,6 +149,19 @@ def _brute_force(
 # --- The comparison -------------------------------------------------------------------------------------------------
 
 
+def _ranked(problems: Sequence[PoolProblem], solution: Solution) -> tuple[list[Fraction], int, Decimal]:
+    got = [
+        Choice(
+            Fraction(solution.pools[p.key].unserved),
+            round(solution.pools[p.key].missing_replicas),
+            sum((a.nodes * a.option.node_usd_per_hour for a in solution.pools[p.key].assignments), Decimal(0)),
+            {},
+        )
+        for p in problems
+    ]
+    return _rank(problems, got)
+
+
 @pytest.mark.parametrize("block", range(10))
 def test_plan_is_as_good_as_the_best_of_all_plans(block: int, option: Make) -> None:
     for seed in range(block * 50, block * 50 + 50):
@@ -155,21 +169,34 @@ def test_plan_is_as_good_as_the_best_of_all_plans(block: int, option: Make) -> N
         shortage, missing, cost = _brute_force(problems, limits)
         solution = solve(problems, limits)
         assert not solution.failed, seed
-        got = [
-            Choice(
-                Fraction(solution.pools[p.key].unserved),
-                round(solution.pools[p.key].missing_replicas),
-                sum((a.nodes * a.option.node_usd_per_hour for a in solution.pools[p.key].assignments), Decimal(0)),
-                {},
-            )
-            for p in problems
-        ]
-        got_shortage, got_missing, got_cost = _rank(problems, got)
+        got_shortage, got_missing, got_cost = _ranked(problems, solution)
         assert [float(s) for s in got_shortage] == pytest.approx([float(s) for s in shortage], abs=2e-6), seed
         assert got_missing == missing, seed
         assert got_cost == cost, (seed, got_cost, cost)
         used = nodes_used(solution.pools)
         assert all(used.get(r, 0) <= most for r, most in limits.items()), seed
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_a_decomposed_plan_is_as_good_as_the_best_of_all_plans_or_says_that_it_may_not_be(
+    block: int, option: Make
+) -> None:
+    worse = []
+    for seed in range(block * 50, block * 50 + 50):
+        problems, limits = _random_instance(seed, option)
+        best = [
+            float(x) for part in _brute_force(problems, limits) for x in (part if isinstance(part, list) else [part])
+        ]
+        solution = FleetSolver(problems, limits).decomposed(problems)
+        shortage, missing, cost = _ranked(problems, solution)
+        got = [*map(float, shortage), float(missing), float(cost)]
+        if got != pytest.approx(best, abs=2e-6):
+            assert got >= [x - 2e-6 for x in best], (seed, "better than the best: a rule is broken")
+            assert solution.cost - solution.bound > 1e-3, (seed, got, best)
+            worse.append(seed)
+        used = nodes_used(solution.pools)
+        assert all(used.get(r, 0) <= most for r, most in limits.items()), seed
+    assert len(worse) <= 2, worse
 
 
 def test_pools_that_no_tight_limit_joins_are_solved_apart(option: Make) -> None:

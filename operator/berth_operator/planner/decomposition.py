@@ -119,6 +119,7 @@ class Decomposition:
         self.bounds = np.zeros(pools)
         """[pool] of the last pricing."""
         self._add_nothing()
+        self._add_floors()
 
     def restricted(self, most: Ints) -> "Decomposition":
         """The same pools with `most` [lane, option] nodes, and the columns that keep to it."""
@@ -140,6 +141,17 @@ class Decomposition:
         _, first = np.unique(self.lanes.pool, return_index=True)
         nodes = np.zeros((len(first), self.lanes.share.shape[1]), dtype=np.int64)
         self.add(first, nodes)
+
+    def _add_floors(self) -> None:
+        """The cheapest patterns of minReplicas, for pools that nothing can serve."""
+        lanes = self.lanes
+        nodes = -(-lanes.least[:, None] // lanes.per_node)
+        cost = np.where((nodes > 0) & (nodes <= lanes.most), nodes * lanes.price, np.inf)
+        best = np.argmin(cost, 1)
+        lane = np.flatnonzero(np.isfinite(cost.min(1)))
+        pattern = np.zeros((len(lane), lanes.share.shape[1]), dtype=np.int64)
+        pattern[np.arange(len(lane)), best[lane]] = nodes[lane, best[lane]]
+        self.add(lane, pattern)
 
     def add(self, lane: Ints, nodes: Ints) -> Ints:
         """Add patterns, those that keep their pool's own bounds."""

@@ -208,7 +208,7 @@ def unserved_by(lanes: Lanes, lane: Ints, replicas: Ints) -> Floats:
     carried = count * lanes.share[of, option] / lanes.per_node[of, option]
     unserved = np.zeros(len(lane))
     shared = lanes.vendor_share[lane] < 1
-    for group, vendors in ((~shared, 1), (shared, int(lanes.vendor.max(initial=0)) + 1)):
+    for group, vendors in ((~shared, 1), (shared, max(2, int(lanes.vendor.max(initial=0)) + 1))):
         if group.any():
             number = np.cumsum(group) - 1
             mine = group[pattern]
