@@ -52,7 +52,7 @@ NEARLY: Final = 12
 """Undivided pools that a repair may change."""
 MORE_NEARLY: Final = 45
 """The same of a second repair, where the first one comes out far from the master."""
-FAR: Final = 6e-3
+FAR: Final = 2e-3
 WIDENED: Final = (0.7, 1.2, 1.6, 3.0)
 """Times the duals at which pools that a repair may change are priced beforehand."""
 AROUND: Final = 1.1

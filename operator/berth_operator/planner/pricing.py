@@ -26,7 +26,7 @@ from berth_operator.planner.covering import Cover, Nodes
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
 from berth_operator.planner.useful import useful_nodes, uses_spot
 
-CHUNK: Final = 48_000
+CHUNK: Final = 20_000
 """Entries of the tables of lanes that go through at once: they stay in the processor's cache, and memory is bounded."""
 LEAST: Final = 0.02
 """An unserved share, however small, weighs as much as this: no sliver is traded for a node's price."""
