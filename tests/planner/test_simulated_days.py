@@ -41,6 +41,7 @@ EVERY = timedelta(minutes=60)
 """Between two events."""
 CALM = [20, 40, 61, 61, 120, 240, 600]
 """Seconds from one look to the next after an event."""
+EVENTS = ["price", "spot loss", "mass loss", "node loss", "edit", "edit", "edit", "shortage", "plenty"]
 PLENTY = 40
 """Nodes of each place in good times: more than all pools need."""
 
@@ -70,10 +71,11 @@ class World:
         self.pretend.reflectors = list(self.cluster._reflectors)
         self.loop = Loop(self.cluster, Telemetry(CollectorRegistry()), LoopSettings())
         self.carries: dict[str, dict[Place, float]] = {}
-        self.had: dict[str, float] = {}
         self.told: list[str] = []
         self.prices = dict(PRICES)
         self.events = Counter[str]()
+        self.short: set[Place] = set()
+        """Places of which no more nodes can be had."""
         for place in PRICES:
             self.pretend.nodes[place] = {f"{place[0]}-{place[1].lower()}-{i}" for i in range(PLENTY)}
         self.pretend.put(NAMESPACES, {"metadata": {"name": "team"}})
@@ -112,7 +114,6 @@ class World:
         there = self.pretend.objects.get((POOLS.plural, "team", name), {})
         metadata = {"name": name, "namespace": "team"}
         self.pretend.put(POOLS, {"metadata": metadata, "spec": spec, "status": there.get("status", {})})
-        self.had.pop(f"team/{name}", None)
         self.carries.pop(f"team/{name}", None)
 
     def edit(self) -> str:
@@ -141,7 +142,6 @@ class World:
                 name, spec = self.rng.choice("abcdef"), self.some_spec()
             case "gone" if len(pools) > 1:
                 self.pretend.remove(POOLS, "team", name)
-                self.had.pop(f"team/{name}", None)
                 return "gone"
         self.put_pool(name, spec)
         return what
@@ -149,7 +149,7 @@ class World:
     # What happens
 
     def event(self) -> str:
-        what = self.rng.choice(["price", "spot loss", "mass loss", "node loss", "edit", "edit", "edit", "nothing"])
+        what = self.rng.choice(EVENTS)
         place = self.rng.choice(list(PRICES))
         match what:
             case "price":
@@ -161,17 +161,31 @@ class World:
                 self.take(place, there if what == "mass loss" else there[: self.rng.randint(1, 10)])
             case "node loss":
                 self.take(place, sorted(self.pretend.nodes[place])[:2])
+            case "shortage":
+                self.short.add(place)
+                self.pretend.nodes[place] = self.in_use(place)
+            case "plenty":
+                for place in self.short:
+                    self.grow(place, PLENTY)
+                self.short.clear()
             case "edit":
                 return f"edit {self.edit()}"
         return what
 
     def take(self, place: Place, names: list[str]) -> None:
-        """Nodes go; as many others come at once, as an autoscaler would bring them."""
+        """Nodes go; as many others come at once, as an autoscaler would bring them, while there are any."""
         self.pretend.lose(place, names)
-        self.events["new nodes"] += len(names)
-        fresh = {f"{place[0]}-{place[1].lower()}-new-{self.events['new nodes']}-{i}" for i in range(len(names))}
+        if place not in self.short:
+            self.grow(place, len(names))
+
+    def grow(self, place: Place, count: int) -> None:
+        self.events["new nodes"] += count
+        fresh = {f"{place[0]}-{place[1].lower()}-new-{self.events['new nodes']}-{i}" for i in range(count)}
         self.pretend.nodes[place] |= fresh
-        self.had.clear()  # what was lost was not the operator's doing
+
+    def in_use(self, place: Place) -> set[str]:
+        taken = {pod["spec"].get("nodeName") for key in self.keys() for pod in self.pretend.pods(*key.split("/"))}
+        return self.pretend.nodes[place] & taken
 
     async def look(self) -> None:
         """One pass of the operator, and what it may not have done."""
@@ -278,9 +292,11 @@ class World:
                 assert float(status.cost.usd_per_hour) <= 1.5 + 1e-6, f"{key}: over its budget"
 
     def check_served(self) -> None:
-        """Nodes are plenty at the end of every calm: all that is needed is there."""
+        """At the end of a calm all that is needed is there, where on-demand nodes that may be used are plenty."""
         for key in self.keys():
-            if any(self.carried(key)):
+            denied = self.body(key)["spec"]["placement"].get("hardware", {}).get("deny", {}).get("names", [])
+            steady = [place for place in self.carried(key) if place[1] == "OnDemand" and place[0] not in denied]
+            if set(steady) - self.short:
                 said = self.body(key)["status"]["conditions"]
                 assert self.capacity(key) >= self.need(key) - 1e-6, f"{key}: {self.capacity(key):.2f} turns/s; {said}"
 
