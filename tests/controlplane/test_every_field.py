@@ -286,7 +286,7 @@ class Field:
         kinds = {"services", "poddisruptionbudgets"}
         status = dict(self.pretend.objects[POOLS.plural, "team", "agents"].get("status", {}))
         conditions = [(c["type"], c["status"], c["reason"], c["message"]) for c in status.pop("conditions", ())]
-        for name in ("observedGeneration", "lastMoveTime"):
+        for name in ("observedGeneration", "lastMoveTime", "history"):
             status.pop(name, None)
         return {
             "places": sorted(where),
