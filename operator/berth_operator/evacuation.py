@@ -56,6 +56,15 @@ class Evacuation:
         """Stand-ins by placement (the label's value)."""
         return Counter(worker.placement for worker in self.hold)
 
+    def surge_meanwhile(self, children: Iterable[Child]) -> Mapping[str, int]:
+        """`surge`, but as many as there are already for as long as the released have not been ended: a Deployment that
+        shrinks earlier would end a stand-in that is still starting."""
+        there = {child.placement: child.surge for child in children if child.surge}
+        leaving = Counter(worker.placement for worker in (*self.hold, *self.release))
+        return {
+            placement: max(self.surge[placement], min(there.get(placement, 0), n)) for placement, n in leaving.items()
+        }
+
 
 def evacuate(pool: InferencePool, workers: Sequence[Worker], now: datetime) -> Evacuation:
     """What to do for a pool's workers, all of them.  `now` must be timezone-aware."""

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from berth_operator.api.names import NOTICED_ANNOTATION, TRAFFIC_LABEL
+from berth_operator.api.names import DELETION_COST_ANNOTATION, NOTICED_ANNOTATION, TRAFFIC_LABEL
 from berth_operator.cluster.attempts import Attempts
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import NotLeaderError
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 _SETTLE_SECONDS: Final = 0.1  # so that the nodes of one reclaim are seen together
 _LOOK_SECONDS: Final = 30.0
 _CONCURRENCY: Final = 16
+_FIRST_TO_GO: Final = {DELETION_COST_ANNOTATION: "-1000"}
+"""Should its Deployment shrink before we have ended it, it is to end this one and no stand-in."""
 
 Write = Callable[[], Any]
 
@@ -111,7 +113,7 @@ class Evacuator:
 
     async def _release(self, worker: Worker) -> bool:
         if worker.traffic:
-            await self._patch(worker, labels={TRAFFIC_LABEL: "off"})
+            await self._patch(worker, labels={TRAFFIC_LABEL: "off"}, annotations=_FIRST_TO_GO)
         await self._cluster.kube.delete(PODS, worker.namespace, worker.name, uid=worker.uid)
         self._ended.add(worker.uid)
         self._tell(worker, "taken from traffic and ended")
@@ -119,12 +121,14 @@ class Evacuator:
 
     async def _note(self, worker: Worker) -> bool:
         """When a notice was first seen must outlive us, where the node does not say it."""
-        await self._patch(worker, annotations={NOTICED_ANNOTATION: datetime.now(UTC).isoformat(timespec="seconds")})
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        await self._patch(worker, annotations={NOTICED_ANNOTATION: now} | _FIRST_TO_GO)
         self._tell(worker, "serves on until another one stands in")
         return True
 
     async def _restore(self, worker: Worker) -> bool:
-        await self._patch(worker, labels={TRAFFIC_LABEL: "on"}, annotations={NOTICED_ANNOTATION: None})
+        unmarked = dict.fromkeys((NOTICED_ANNOTATION, DELETION_COST_ANNOTATION))
+        await self._patch(worker, labels={TRAFFIC_LABEL: "on"}, annotations=unmarked)
         self._tell(worker, "its node stays after all")
         return True
 

@@ -185,10 +185,11 @@ class Loop:
         self._last = planned, snapshot
         workers = self._cluster.observed_workers()  # planning took a while, and a notice leaves little time
         leaving = evacuations(seen.pools, workers, now)
+        surges = {key: one.surge_meanwhile(seen.children) for key, one in leaving.items()}
         found = troubles(planned, seen.children, seen.workers, short, now)
         self._failed = {key for key, trouble in found.items() if trouble.stuck}
         turns = in_turn(
-            standing_in(planned, snapshot, rendered, seen.children, workers, leaving),
+            standing_in(planned, snapshot, rendered, seen.children, workers, surges),
             *(seen.children, self._failed, self._settings.max_moves),
         )
         found = dict.fromkeys(turns.waiting, QUEUED) | found
@@ -260,7 +261,8 @@ class Loop:
         planned = replace(planned, pools={key: pool for key, pool in planned.pools.items() if key in keys})
         snapshot = replace(snapshot, pools=tuple(pool for pool in snapshot.pools if pool.key in keys))
         rendered = await asyncio.to_thread(render_isolated, planned, snapshot, self._settings.render, {})
-        steps = standing_in(planned, snapshot, rendered, children, self._cluster.observed_workers(), found)
+        surges = {key: one.surge for key, one in found.items()}
+        steps = standing_in(planned, snapshot, rendered, children, self._cluster.observed_workers(), surges)
         steps = dict(in_turn(steps, children, self._failed, self._settings.max_moves).steps)
         manifests = [m for step in steps.values() for m in step.apply if m["kind"] == DEPLOYMENTS.kind]
         await self._cluster.applier.write(manifests, [], more=True)
@@ -510,12 +512,12 @@ def standing_in(
     rendered: Mapping[str, list[Manifest] | None],
     children: Sequence[Child],
     workers: Sequence[Worker],
-    leaving: Mapping[str, Evacuation],
+    surges: Mapping[str, Mapping[str, int]],
 ) -> dict[str, Steps]:
-    """`steps_of` while workers leave: those are counted as gone, and one stands in for each that is held."""
+    """`steps_of` while workers leave: those are counted as gone.  `surges`: stand-ins by pool and placement."""
     wanted = [manifest for manifests in rendered.values() for manifest in manifests or ()]
     steps = steps_of(planned, snapshot, rendered, without_stand_ins(children, workers, wanted))
-    return steps | {key: with_stand_ins(steps[key], found.surge) for key, found in leaving.items() if key in steps}
+    return steps | {key: with_stand_ins(steps[key], surge) for key, surge in surges.items() if key in steps}
 
 
 def _why_hold(pool_plan: PoolPlan) -> str | None:

@@ -107,6 +107,7 @@ def test_the_only_worker_serves_on_a_cordoned_node_until_another_one_stands_in(
     fleet.pool(namespace, "agents")
     (worker,) = settled()
     before: list[int] = []
+    mark = fleet.cluster.audit_mark()
     fleet.cluster.kubectl("cordon", _node(worker))
 
     def replaced() -> bool:
@@ -116,6 +117,7 @@ def test_the_only_worker_serves_on_a_cordoned_node_until_another_one_stands_in(
 
     operator.wait_for("another worker serves", replaced)
     assert min(before) >= 1  # there was never none
+    assert _seconds_until_replaced(fleet, mark, namespace)[0] < 5
     (after,) = settled()
     assert after["metadata"]["uid"] != worker["metadata"]["uid"]
     (deployment,) = fleet.deployments(namespace).values()

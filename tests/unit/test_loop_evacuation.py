@@ -274,3 +274,12 @@ def test_pools_are_rendered_again_only_where_stand_ins_differ() -> None:
     released = {"default/agents": Evacuation(release=(_worker("s", SPOT, EMPTIED),))}
     assert unequal(released, [_child(3, 3, surge=1)]) == {"default/agents"}
     assert unequal(released, [_child(2, 2)]) == set()
+
+
+def test_a_stand_in_is_given_up_only_once_the_released_worker_has_been_ended() -> None:
+    released = Evacuation(release=(_worker("s", SPOT, EMPTIED),))
+    assert released.surge_meanwhile([_child(3, 3, surge=1)]) == {"spot": 1}
+    assert released.surge_meanwhile([_child(2, 2)]) == {"spot": 0}  # it never had one
+    assert Evacuation().surge_meanwhile([_child(3, 3, surge=1)]) == {}
+    held = Evacuation(hold=(_worker("s", SPOT, EMPTIED),))
+    assert held.surge_meanwhile([_child(2, 2)]) == {"spot": 1}

@@ -28,6 +28,26 @@ def test_leader_election_can_be_turned_off_by_environment(value: str, elects: bo
 
 
 @pytest.mark.parametrize(
+    ("flags", "environment", "watches"),
+    [
+        ([], {}, True),
+        (["--watch-namespaces=a"], {}, False),  # where there may be no rights over nodes
+        (["--watch-namespaces=a"], {"BERTH_WATCH_NODES": "true"}, True),
+        (["--no-watch-nodes"], {"BERTH_WATCH_NODES": "true"}, False),
+    ],
+)
+def test_nodes_are_watched_unless_only_some_namespaces_are(
+    flags: list[str], environment: dict[str, str], watches: bool
+) -> None:
+    assert parse(["--namespace=ns", *flags], environment).watch_nodes is watches
+
+
+def test_a_lease_lasts_a_second_at_least() -> None:
+    assert parse(["--namespace=ns", "--lease-duration=100ms"], {}).lease_duration_s == 1.0
+    assert parse(["--namespace=ns"], {"BERTH_LEASE_DURATION": "30s"}).lease_duration_s == 30.0
+
+
+@pytest.mark.parametrize(
     ("flags", "says"),
     [
         (["--debounce=soon"], "--debounce: 'soon' is not a duration"),

@@ -27,6 +27,8 @@ NOTICED_ANNOTATION: Final = "berth.dev/noticed-at"
 """On a worker that goes on serving although its node is going away: when that was first seen."""
 TEMPLATE_HASH_ANNOTATION: Final = "berth.dev/template-hash"
 """Hash of a Deployment's pod template: differs means that applying replaces its workers."""
+DELETION_COST_ANNOTATION: Final = "controller.kubernetes.io/pod-deletion-cost"
+"""Kubernetes' own: of pods that are alike, a Deployment that shrinks ends the cheapest."""
 FIELD_MANAGER: Final = "berth-operator"
 
 EMBEDDED_MODEL: Final = "smollm2-135m-instruct"
