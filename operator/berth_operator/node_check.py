@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
@@ -38,29 +38,48 @@ class NodeCheck:
         self._on_change = on_change
         self._every_s = every_s
         self._failed = ""
-        self.faults: tuple[Fault, ...] = ()
-        self.there = NodesThere(asking=every_s > 0)
+        self._faults: tuple[Fault, ...] = ()
+        self._there = NodesThere(asking=every_s > 0)
+        self._asked: Mapping[str, int] = {}
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Classes that no node matches, as they are now written."""
+        known = self._known
+        return tuple(fault for fault in self._faults if fault.name in known)
+
+    @property
+    def there(self) -> NodesThere:
+        """What is known of classes as they are now written: of one that was edited, nothing until it is asked for."""
+        return self._there.of(self._known)
+
+    @property
+    def _known(self) -> set[str]:
+        return {
+            name for name, generation in _generations(self._classes()).items() if self._asked.get(name) == generation
+        }
 
     async def run(self) -> None:
         """Ask until cancelled.  What cannot be asked leaves the last answer, and is said once."""
         while True:
             try:
-                faults, there = await self.ask()
+                classes = list(self._classes())
+                faults, there = await self.ask(classes)
             except ApiError as error:
                 if str(error) != self._failed:
                     log.warning("whether hardware classes have nodes cannot be checked: %s", error)
                 self._failed = str(error)
-                self.there = replace(self.there, asking=False)
+                self._there = replace(self._there, asking=False)
             else:
                 self._failed = ""
-                if (faults, there) != (self.faults, self.there):
-                    self.faults, self.there = faults, there
+                asked = _generations(classes)
+                if (faults, there, asked) != (self._faults, self._there, self._asked):
+                    self._faults, self._there, self._asked = faults, there, asked
                     self._on_change()
             await asyncio.sleep(self._every_s)
 
-    async def ask(self) -> tuple[tuple[Fault, ...], NodesThere]:
+    async def ask(self, classes: Sequence[HardwareClass]) -> tuple[tuple[Fault, ...], NodesThere]:
         """Classes that no node matches and no NodePool could make one for; the same by capacity.  Raises ApiError."""
-        classes = list(self._classes())
         wanted = {_selector(c): c for item in classes for c in item.spec.capacity}
         there = {selector: await self._a_node(selector) for selector in sorted(wanted)}
         pools = await self._node_pools()
@@ -88,6 +107,10 @@ class NodeCheck:
             if error.status == HTTPStatus.NOT_FOUND:  # no Karpenter
                 return ()
             raise
+
+
+def _generations(classes: Iterable[HardwareClass]) -> dict[str, int]:
+    return {item.metadata.name: item.metadata.generation for item in classes}
 
 
 def _selector(capacity: Capacity) -> str:

@@ -1,6 +1,6 @@
 """Which hardware classes have no node, and none that could come?  A misspelt selector looks like that."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -34,6 +34,14 @@ class NodesThere:
     """A node of it has no taint but such as its capacity tolerates."""
     asking: bool = False
     """What is absent will be known soon."""
+
+    def of(self, names: Container[str]) -> "NodesThere":
+        """What is known of these classes."""
+
+        def only(known: Mapping[tuple[str, CapacityType], bool]) -> dict[tuple[str, CapacityType], bool]:
+            return {where: value for where, value in known.items() if where[0] in names}
+
+        return NodesThere(only(self.present), only(self.possible), only(self.tolerated), self.asking)
 
 
 def nodes_there(
