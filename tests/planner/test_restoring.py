@@ -125,6 +125,18 @@ def test_a_new_pool_and_a_deleted_one_leave_all_others_alone(snapshot: Snapshot,
     assert _untouched(more, fewer, settled.pools[0].key)
 
 
+def test_a_fleet_that_outgrows_the_exact_solution_moves_nothing_for_it(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "FLAT", 60)
+    replanner = Replanner()
+    few = replace(snapshot, pools=snapshot.pools[:6])
+    before = replanner.solve(few)
+    after = replanner.solve(snapshot)
+    assert all(after.pools[p.key].placements for p in snapshot.pools)
+    assert _untouched(before, after)
+
+
 def test_nodes_that_others_hold_are_not_given_twice(snapshot: Snapshot, pool: Make) -> None:
     replanner = Replanner()
     settled = _carried_out(snapshot, replanner.solve(snapshot))

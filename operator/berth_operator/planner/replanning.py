@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Final
 
 from berth_operator.api import HardwareClass, InferencePool
+from berth_operator.planner import fleet
 from berth_operator.planner.candidates import Resource, api_time
 from berth_operator.planner.explanation import Usage
 from berth_operator.planner.planning import (
@@ -74,9 +75,16 @@ def amended(last: Planned, snapshot: Snapshot) -> Planned | None:
     at once), or another change than that of pools.
     """
     difference = difference_of(last, snapshot)
-    if difference is None or (difference and not last.large):
+    if difference is None or (difference and not (last.large or _outgrown(last, difference))):
         return None
     return _of_changed(last, snapshot, difference) if difference else last
+
+
+def _outgrown(last: Planned, difference: Difference) -> bool:
+    """Whether a small fleet becomes a large one, as far as its pools tell how many options the new ones have."""
+    pools = last.plan.pools.values()
+    options = sum(c.usd_per_million_tokens is not None for p in pools for c in p.candidates)
+    return bool(pools) and options * (1 + len(difference.changed) / len(pools)) > fleet.FLAT
 
 
 def difference_of(last: Planned, snapshot: Snapshot) -> Difference | None:
@@ -220,6 +228,7 @@ def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Pl
         bound=bound,
         pool_costs=costs,
         pool_bounds=bounds,
+        large=True,
     )
 
 
