@@ -101,7 +101,7 @@ def test_more_or_fewer_replicas_on_the_same_hardware_are_no_move(
 ) -> None:
     just_moved = {"lastMoveTime": now.isoformat()}
     grown = replan(settled(rps="20", status=just_moved), classes())
-    assert (_on(grown), grown.placements[0].replicas) == ({"old"}, 4)
+    assert (_on(grown), grown.placements[0].replicas) == ({"old"}, 3)
     shrunk = replan(settled(rps="1", status=just_moved), classes(), replicas=6)
     assert (_on(shrunk), shrunk.placements[0].replicas) == ({"old"}, 1)
 

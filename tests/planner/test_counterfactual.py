@@ -54,7 +54,7 @@ def test_more_gpus_than_the_pool_may_have_replicas_are_still_a_fair_comparison(
         "large", cpus=64, memoryGiB=128, memoryBandwidthGBps=538, compute={"int8Tops": 45}, prices={"OnDemand": "1.70"}
     )
     rules = {"scaling": {"maxReplicas": 1}, "placement": {"spot": {"maxTrafficPercent": 0}}}
-    planned = plan_one(chat_pool("2.8", **rules), [large, l4])
+    planned = plan_one(chat_pool("3.3", **rules), [large, l4])
     assert [p.hardware_class for p in planned.placements] == ["large"]
     assert planned.gpu_only_usd_per_hour == Decimal("1.610"), "two L4s; savings are then a loss of 6 %"
     assert savings_percent(planned.usd_per_hour, planned.gpu_only_usd_per_hour) == -6

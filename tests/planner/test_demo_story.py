@@ -55,5 +55,5 @@ def test_a_batched_gpu_is_many_times_cheaper_per_token_than_a_graviton_with_few_
         for c in plan_one(chat_pool("0.25"), fleet).candidates
         if c.capacity_type.value == "OnDemand"
     }
-    assert price["graviton4"] / price["l4"] > 5
-    assert price["graviton4"] / price["h100"] > 5
+    assert price["graviton4"] / price["l4"] > 3
+    assert price["graviton4"] / price["h100"] > 3

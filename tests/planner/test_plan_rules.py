@@ -110,7 +110,7 @@ def test_replicas_share_nodes_where_the_profile_says_so(
     packed = profile("cheap", replicasPerNode=2, resources={"cpu": "8", "memory": "14Gi"})
     one = plan_for([tested()], [hardware("cheap")], serving_profiles=(packed,)).pools["demo/tested"]
     placement = one.placements[0]
-    assert (placement.replicas, placement.nodes, placement.replicas_per_node) == (4, 2, 2)
+    assert (placement.replicas, placement.nodes, placement.replicas_per_node) == (3, 2, 2)
     assert placement.usd_per_hour == 2
     assert placement.resources is not None
     assert placement.resources.cpu == "8"
@@ -318,7 +318,7 @@ def test_any_quantization_is_resolved_to_one_for_the_whole_pool(
 def test_suspended_and_recommended_pools_take_no_nodes_from_running_ones(
     planned: Make, tested: Make, hardware: Make
 ) -> None:
-    classes = [hardware("cheap", max_nodes={"OnDemand": 4}), hardware("dear", prices={"OnDemand": "2"})]
+    classes = [hardware("cheap", max_nodes={"OnDemand": 3}), hardware("dear", prices={"OnDemand": "2"})]
     plan = planned(
         [
             tested("live"),
@@ -327,12 +327,12 @@ def test_suspended_and_recommended_pools_take_no_nodes_from_running_ones(
         ],
         classes,
     )
-    assert _replicas(plan.pools["demo/live"]) == {("cheap", "OnDemand"): 4}
+    assert _replicas(plan.pools["demo/live"]) == {("cheap", "OnDemand"): 3}
     paused, advice = plan.pools["demo/paused"], plan.pools["demo/advice"]
     assert (paused.placements, paused.usd_per_hour) == ((), 0)
-    assert paused.resume_usd_per_hour == 8
+    assert paused.resume_usd_per_hour == 6
     assert Verdict.CHOSEN in _verdicts(paused).values()
-    assert _replicas(advice) == {("dear", "OnDemand"): 4}
+    assert _replicas(advice) == {("dear", "OnDemand"): 3}
 
 
 def test_what_a_suspended_pool_would_take_is_not_missing_to_others(planned: Make, tested: Make, hardware: Make) -> None:
@@ -379,9 +379,9 @@ def test_a_constrained_class_keeps_pods_that_have_a_node_though_they_are_not_rea
     until = (now + timedelta(minutes=5)).isoformat()
     entry = {"type": "OnDemand", "since": now.isoformat(), "until": until, "backOff": "5m"}
     classes = [hardware("cheap", status={"constrained": [entry]}), hardware("dear", prices={"OnDemand": "2"})]
-    runs = (running("demo/tested", "cheap", replicas=4, ready=1, scheduled_replicas=3),)
+    runs = (running("demo/tested", "cheap", replicas=3, ready=1, scheduled_replicas=2),)
     one = planned([tested()], classes, running=runs).pools["demo/tested"]
-    assert _replicas(one) == {("cheap", "OnDemand"): 3, ("dear", "OnDemand"): 1}
+    assert _replicas(one) == {("cheap", "OnDemand"): 2, ("dear", "OnDemand"): 1}
 
 
 def test_money_adds_up_exactly(planned: Make, tested: Make, hardware: Make) -> None:

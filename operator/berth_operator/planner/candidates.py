@@ -16,6 +16,7 @@ from berth_operator.api import (
     HardwareClass,
     HardwareClassSpec,
     HardwareKind,
+    ProvenanceMethod,
     Quantization,
     ReplicaResources,
     RuntimeName,
@@ -302,7 +303,7 @@ def _judge_profile(profile: ServingProfile, quantization: Quantization, load: Lo
     speed = judge_profile(profile, load)
     if isinstance(speed, NoFit):
         return speed
-    return profile_fit(profile, quantization, speed, replica_capacity(speed, load), unloaded_turn_seconds(speed, load))
+    return profile_fit(profile, quantization, replica_capacity(speed, load), unloaded_turn_seconds(speed, load))
 
 
 def judge_profile(profile: ServingProfile, load: Load) -> Speed | NoFit:
@@ -321,13 +322,12 @@ def judge_profile(profile: ServingProfile, load: Load) -> Speed | NoFit:
 def profile_fit(
     profile: ServingProfile,
     quantization: Quantization,
-    speed: Speed,
     capacity: ReplicaCapacity | TooSlow,
     unloaded: float,
 ) -> Fit | NoFit:
     """What a profile's replica carries, in the form of a judgement."""
     if isinstance(capacity, TooSlow):
-        return NoFit.too_slow(capacity, estimated=speed.estimated)
+        return NoFit.too_slow(capacity, estimated=profile.spec.provenance.method is ProvenanceMethod.ESTIMATED)
     return Fit(quantization, capacity, profile.spec.replicas_per_node or 1, profile.spec.resources, unloaded)
 
 

@@ -1,135 +1,99 @@
-"""What do many replicas carry within their objectives?  `capacity` for thousands of (speed, load) pairs at once.
+"""What do many replicas carry within their objectives?  `capacity` for thousands of (speed, load) pairs at once."""
 
-The same bisection over the same formulas, elementwise over (pair, concurrency) entries, with the same results.  After
-a few halvings, most concurrencies of a pair cannot be its best any more (what they may carry at most is less than what
-another carries) and are left out.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import numpy as np
 
 from berth_operator.api import HardwareClassSpec, Quantization
 from berth_operator.planner.architectures import Architecture
-from berth_operator.planner.capacity import (
-    BISECTIONS,
-    Load,
-    Loads,
-    Steps,
-    TooSlow,
-    holds,
-    predicted,
-    too_slow,
-    uncached_tokens,
-)
+from berth_operator.planner.capacity import Judged, Load, as_replicas, solve
+from berth_operator.planner.queueing import Array, Replicas
 from berth_operator.planner.speed import Speed, roofline_speeds
-from berth_operator.planner.types import ReplicaCapacity
 
-_PRUNE_AT: Final = (4, 8, 14, 22)
-_MOST_ENTRIES: Final = 60_000
-"""Entries at once: bounds the memory that a batch takes."""
-
-Ints = np.ndarray[tuple[Any, ...], np.dtype[np.int64]]
-Judged = tuple[ReplicaCapacity | TooSlow, float]
-"""What a replica carries, and its turn latency with nothing else to do, seconds."""
+_AT_ONCE: Final = 1024
+"""Pairs in one batch: many, because each step of the search costs some 200 calls of numpy; but not all, for memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Entries:
-    """(pair, concurrency) entries, those of a pair together and by rising concurrency, each first with 1."""
+class Pairs:
+    """(speed, load) pairs to judge."""
 
-    pair: Ints
-    steps: Steps
-    loads: Loads
+    replicas: Replicas
+    loads: Sequence[Load]
+    estimated: Sequence[bool]
 
 
-def roofline_capacities(
+def roofline_pairs(
     spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, loads: Sequence[Load]
-) -> list[Judged]:
-    """`replica_capacity` and `unloaded_turn_seconds` of estimates of one class for many loads."""
-    found: list[Judged] = []
-    per_load = 48
-    for start in range(0, len(loads), max(1, _MOST_ENTRIES // per_load)):
-        part = loads[start : start + max(1, _MOST_ENTRIES // per_load)]
-        speeds = roofline_speeds(spec, architecture, quantization, np.array([x.mean_context_tokens for x in part]))
-        needed = np.array([x.context_tokens for x in part])
-        fits = (speeds.concurrency[None, :] <= speeds.limit[:, None]) & (
-            speeds.concurrency[None, :] * needed[:, None] <= speeds.kv_cache_tokens
-        )
-        pair, at = np.nonzero(fits)
-        steps = Steps(
-            speeds.concurrency[at],
-            speeds.step[pair, at],
-            speeds.gap_p99[pair, at],
-            speeds.idle[pair, at],
-            speeds.prefill_tokens_per_second[pair],
-            np.full(len(pair), float(speeds.kv_cache_tokens)),
-        )
-        kv = [speeds.kv_cache_tokens] * len(part)
-        found += _solve(_Entries(pair, steps, Loads.of(part, pair)), part, kv, [True] * len(part))
-    return found
+) -> Pairs:
+    """Estimates of one class for many loads."""
+    speeds = roofline_speeds(spec, architecture, quantization, np.array([x.mean_context_tokens for x in loads]))
+    turns = np.tile(np.concatenate([[0.0], speeds.concurrency]), (len(loads), 1))
+    needed = np.array([[x.context_tokens] for x in loads])
+    replicas = Replicas(
+        turns=turns,
+        step=_from_none(speeds.step),
+        gap_p99=_from_none(speeds.gap_p99),
+        idle=_from_none(speeds.idle),
+        fits=(turns <= speeds.limit[:, None]) & (turns * needed <= speeds.kv_cache_tokens),
+        prefill_tokens_per_second=speeds.prefill_tokens_per_second[:, None],
+        kv_cache_tokens=np.full((len(loads), 1), float(speeds.kv_cache_tokens)),
+    )
+    return Pairs(replicas, loads, [True] * len(loads))
 
 
-def profiled_capacities(pairs: Sequence[tuple[Speed, Load]]) -> list[Judged]:
-    """The same of speeds from profiles."""
-    if not pairs:
-        return []
-    parts = [Steps.of(speed, load) for speed, load in pairs]
-    sizes = [len(p.concurrency) for p in parts]
-    pair = np.repeat(np.arange(len(pairs)), sizes)
-    steps = Steps(
-        np.concatenate([p.concurrency for p in parts]),
-        np.concatenate([p.step for p in parts]),
-        np.concatenate([p.gap for p in parts]),
-        np.concatenate([p.idle for p in parts]),
+def profiled_pairs(pairs: Sequence[tuple[Speed, Load]]) -> Pairs:
+    """Speeds from profiles, each with its load."""
+    return Pairs(as_replicas(pairs), [load for _, load in pairs], [speed.estimated for speed, _ in pairs])
+
+
+T = TypeVar("T")
+
+
+def judged(parts: Iterable[tuple[T, Pairs]]) -> Iterator[tuple[T, list[Judged]]]:
+    """`replica_capacity` and `unloaded_turn_seconds` of all pairs of each part, which keeps its mark."""
+    batch: list[tuple[T, Pairs]] = []
+    for part in parts:
+        batch.append(part)
+        if sum(len(pairs.loads) for _, pairs in batch) >= _AT_ONCE:
+            yield from _solved(batch)
+            batch = []
+    if batch:
+        yield from _solved(batch)
+
+
+def _solved(batch: Sequence[tuple[T, Pairs]]) -> Iterator[tuple[T, list[Judged]]]:
+    loads = [load for _, part in batch for load in part.loads]
+    estimated = [one for _, part in batch for one in part.estimated]
+    solved = iter(solve(_joined([part.replicas for _, part in batch]), loads, estimated))
+    for mark, part in batch:
+        yield mark, [next(solved) for _ in part.loads]
+
+
+def _joined(parts: Sequence[Replicas]) -> Replicas:
+    """All rows, with the last column repeated where there are more columns elsewhere; nothing fits there."""
+    columns = max(part.turns.shape[1] for part in parts)
+
+    def rows(name: str) -> Array:
+        padded = [
+            np.pad(x, ((0, 0), (0, columns - x.shape[1])), mode="edge") for x in (getattr(p, name) for p in parts)
+        ]
+        return np.concatenate(padded)
+
+    fits = [np.pad(p.fits, ((0, 0), (0, columns - p.fits.shape[1]))) for p in parts]
+    return Replicas(
+        rows("turns"),
+        rows("step"),
+        rows("gap_p99"),
+        rows("idle"),
+        np.concatenate(fits),
         np.concatenate([p.prefill_tokens_per_second for p in parts]),
         np.concatenate([p.kv_cache_tokens for p in parts]),
     )
-    loads = [load for _, load in pairs]
-    kv, estimated = [s.kv_cache_tokens for s, _ in pairs], [s.estimated for s, _ in pairs]
-    return _solve(_Entries(pair, steps, Loads.of(loads, pair)), loads, kv, estimated)
 
 
-def _solve(entries: _Entries, loads: Sequence[Load], kv: Sequence[int], estimated: Sequence[bool]) -> list[Judged]:
-    pair, steps, load = entries.pair, entries.steps, entries.loads
-    zero = np.zeros(len(pair))
-    idle = predicted(steps, load, zero)
-    first = np.searchsorted(pair, np.arange(len(loads)))
-    uncached = uncached_tokens(steps, load, zero)
-    possible = np.flatnonzero(holds(idle, load))
-    best = _best(pair[possible], steps.at(possible), load.at(possible))
-    found: list[Judged] = []
-    for i, at in enumerate(first.tolist()):
-        unloaded = float(idle.turn[at])
-        if i in best:
-            rate, concurrency, first_token, gap, turn = best[i]
-            carried = ReplicaCapacity(rate, int(concurrency), first_token, gap, turn, kv[i], estimated[i])
-            found.append((carried, unloaded))
-        else:
-            latencies = float(idle.gap[at]), float(idle.first_token[at]), unloaded
-            speed = float(steps.prefill_tokens_per_second[at])
-            found.append((too_slow(loads[i], *latencies, float(uncached[at]), speed), unloaded))
-    return found
-
-
-def _best(pair: Ints, steps: Steps, load: Loads) -> dict[int, tuple[float, float, float, float, float]]:
-    """By pair: (turns/s, concurrency, first token, gap, turn) at its best concurrency, the least of equals."""
-    if not len(pair):
-        return {}
-    low, high = np.zeros(len(pair)), steps.concurrency / (load.output_tokens * steps.step)
-    for turn in range(BISECTIONS):
-        middle = (low + high) / 2
-        ok = holds(predicted(steps, load, middle), load)
-        low, high = np.where(ok, middle, low), np.where(ok, high, middle)
-        if turn in _PRUNE_AT:
-            starts = np.flatnonzero(np.diff(pair, prepend=-1))
-            most = np.repeat(np.maximum.reduceat(low, starts), np.diff(np.append(starts, len(pair))))
-            kept = np.flatnonzero(high >= most)
-            pair, low, high, steps, load = pair[kept], low[kept], high[kept], steps.at(kept), load.at(kept)
-    order = np.lexsort((np.arange(len(pair)), -low, pair))
-    winners = order[np.flatnonzero(np.diff(pair[order], prepend=-1))]
-    at = predicted(steps.at(winners), load.at(winners), low[winners])
-    columns = (pair[winners], low[winners], steps.concurrency[winners], at.first_token, at.gap, at.turn)
-    return {p: (a, b, c, d, e) for p, a, b, c, d, e in zip(*(x.tolist() for x in columns), strict=True)}
+def _from_none(values: Array) -> Array:
+    """A column for nobody, with the figures of one."""
+    return np.concatenate([values[:, :1], values], axis=1)

@@ -1,41 +1,32 @@
 """What does one replica carry within the objectives?
 
-A replica decodes up to `b` requests at once and prefills new prompts in chunks between decode steps.  At a rate of
-L turns/s, with s = step(b), U uncached prompt tokens and O output tokens:
-
-    S = U / prefill speed                    prefill of one turn, alone
-    e = min(objective gap - gap p99(b), s)   time that a chunk of prefill may add to a step: it never more than doubles
-                                             one and never breaks the objective (runtimes bound their chunks so)
-    c = e + idle(b)                          prefill work in a chunk: e, and what rides along while memory is the limit
-    T = S (s + e) / c                        prefill of one turn beside b - 1 others (b = 1: S)
-    t = s / (1 - L S e / c)                  mean time a token, with what prefill steals
-    D = T + O t                              time that a turn holds its slot
-    first token = wait for one of b slots + wait for prefill + T + t
-    turn        = first token + (O - 1) t
-
-Waiting is M/M/b in Sakasegawa's approximation (1977): P(wait) = p^(sqrt(2(b+1)) - 1) with p = L D / b, and then
-exponential with mean D / (b (1 - p)).  Adding the p99s of the two waits errs on the safe side; composing the
-distributions is for later.  Of the prompt, `cachedPromptPercent` is a hit only as far as the KV memory that running
-requests leave holds the sessions which think meanwhile (L x think time of them, by Little's law).
+The greatest rate at which, by `queueing`, at most one turn in a hundred has its first token or its end later than
+promised.  Slots are bounded so that no step, with a chunk of a prompt in it or without, takes longer than the promise
+between tokens; of the numbers of slots within that and within memory, the best one counts.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from berth_operator.api import Effective
+from berth_operator.planner.queueing import LATE, Array, Flags, Ints, Loads, Queue, Replicas, Station, gap_p99, times
 from berth_operator.planner.speed import Speed
 from berth_operator.planner.types import ReplicaCapacity
 
-Array = npt.NDArray[np.float64]
-BISECTIONS: Final = 40
-_NEVER: Final = 1e12
-"""Seconds; stands for infinity where infinity times nothing would be no number."""
+_PER_OCTAVE: Final = 64
+"""Rates are powers of 2^(1/64), a grid that all share: so that what is easier to serve is never found to carry less,
+as it could be between the ends of two bisections."""
+_OCTAVES: Final = 16
+_EVERY: Final = 5
+"""Concurrencies up to here are all considered."""
+
+Judged = tuple["ReplicaCapacity | TooSlow", float]
+"""What a replica carries, and its turn latency with nothing else to do, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +37,15 @@ class Load:
     output_tokens: int
     cached_share: float
     """0 to 1, of the prompt."""
-    sessions: bool
-    """Sessions come back for more turns, so their KV must stay."""
+    turns_per_session: int
+    """Above 1, sessions come back for more turns, so their KV must stay."""
     think_seconds: float
     first_token: float
     gap: float
     turn: float
+    prompt_spread: float = 0.0
+    """Variance over squared mean of a turn's uncached tokens; likewise below."""
+    output_spread: float = 0.0
 
     @staticmethod
     def of(effective: Effective) -> "Load":
@@ -60,7 +54,7 @@ class Load:
             prompt_tokens=effective.prompt_tokens,
             output_tokens=effective.output_tokens,
             cached_share=effective.cached_prompt_percent / 100,
-            sessions=effective.turns_per_session > 1,
+            turns_per_session=effective.turns_per_session,
             think_seconds=effective.think_time.total_seconds(),
             first_token=effective.time_to_first_token_p99.total_seconds(),
             gap=effective.inter_token_latency_p99.total_seconds(),
@@ -91,173 +85,237 @@ class TooSlow:
 
 
 @dataclass(frozen=True, slots=True)
-class Loads:
-    """A `Load` of each entry (a speed's concurrencies, or those of many pairs), as arrays."""
-
-    prompt_tokens: Array
-    output_tokens: Array
-    context_tokens: Array
-    cached_share: Array
-    keeps: npt.NDArray[np.bool_]
-    """Sessions come back and part of the prompt can be cached."""
-    think_seconds: Array
-    first_token: Array
-    gap: Array
-    turn: Array
-
-    @staticmethod
-    def of(loads: Sequence[Load], entry: npt.NDArray[np.int64]) -> "Loads":
-        """The loads of entries, by index into `loads`."""
-
-        def column(values: list[float]) -> Array:
-            return np.array(values, dtype=np.float64)[entry]
-
-        return Loads(
-            column([x.prompt_tokens for x in loads]),
-            column([x.output_tokens for x in loads]),
-            column([x.context_tokens for x in loads]),
-            column([x.cached_share for x in loads]),
-            np.array([x.sessions and x.cached_share > 0 for x in loads], dtype=np.bool_)[entry],
-            column([x.think_seconds for x in loads]),
-            column([x.first_token for x in loads]),
-            column([x.gap for x in loads]),
-            column([x.turn for x in loads]),
-        )
-
-    def at(self, entries: npt.NDArray[np.int64]) -> "Loads":
-        """Some of the entries."""
-        return Loads(*(getattr(self, name)[entries] for name in self.__slots__))
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """A `Speed` as arrays by entry: the concurrencies whose KV fits."""
-
-    concurrency: Array
-    step: Array
-    gap: Array
-    idle: Array
-    prefill_tokens_per_second: Array
-    kv_cache_tokens: Array
-
-    @staticmethod
-    def of(speed: Speed, load: Load) -> "Steps":
-        """The concurrencies at which a load's KV fits."""
-        count = sum(b * load.context_tokens <= speed.kv_cache_tokens for b in speed.concurrency)
-        return Steps(
-            np.array(speed.concurrency[:count], dtype=np.float64),
-            np.array(speed.step_seconds[:count]),
-            np.array(speed.gap_p99_seconds[:count]),
-            np.array(speed.idle_seconds[:count]),
-            np.full(count, speed.prefill_tokens_per_second),
-            np.full(count, float(speed.kv_cache_tokens)),
-        )
-
-    def at(self, entries: npt.NDArray[np.int64]) -> "Steps":
-        """Some of the entries."""
-        return Steps(*(getattr(self, name)[entries] for name in self.__slots__))
-
-
-@dataclass(frozen=True, slots=True)
 class Latencies:
-    """Predicted p99s at each concurrency, seconds."""
+    """Predicted p99s, seconds."""
 
-    first_token: Array
-    gap: Array
-    turn: Array
-
-
-def wait_p99(servers: Array, service: Array, rate: Array) -> Array:
-    """p99 wait in an M/M/b queue (Sakasegawa): seconds, infinite where the queue grows without end.
-
-    A wait that fewer than 1 % of the arrivals have is 0.
-    """
-    busy = rate * service / servers
-    stable = busy < 1
-    safe, held = np.where(stable, busy, 0.5), np.where(stable, service, 0.0)
-    waits = safe ** (np.sqrt(2 * (servers + 1)) - 1)
-    wait = np.log(np.maximum(100 * waits, 1.0)) * held / (servers * (1 - safe))
-    return np.where(stable, wait, math.inf)
-
-
-def uncached_tokens(steps: Steps, load: Loads, rate: Array) -> Array:
-    """Prompt tokens to prefill a turn: what the KV memory can keep of `cached_share` is a hit."""
-    room = np.maximum(steps.kv_cache_tokens - steps.concurrency * load.context_tokens, 0.0)
-    thinking = rate * load.think_seconds * load.context_tokens
-    kept = np.where(load.keeps, np.minimum(room / np.maximum(thinking, 1e-12), 1.0), 1.0)
-    uncached: Array = np.maximum(load.prompt_tokens * (1 - load.cached_share * kept), 1.0)
-    return uncached
-
-
-def predicted(steps: Steps, load: Loads, rate: Array) -> Latencies:
-    """p99s at a rate, turns/s, of each entry."""
-    b, step, gap = steps.concurrency, steps.step, steps.gap
-    alone = b == 1
-    prefill = uncached_tokens(steps, load, rate) / steps.prefill_tokens_per_second
-    added = np.where(alone, 0.0, np.minimum(np.maximum(load.gap - gap, 0.0), step))
-    chunk = np.maximum(added + steps.idle, 1e-9)
-    stretched = np.where(alone, prefill, prefill * np.maximum((step + added) / chunk, 1.0))
-    left = 1 - rate * prefill * added / chunk
-    token = np.where(left > 0, step / np.maximum(left, 1e-9), _NEVER)
-    held = stretched + load.output_tokens * token
-    wait = wait_p99(b, held, rate) + np.where(alone, 0.0, wait_p99(np.ones_like(b), stretched, rate))
-    first = wait + stretched + token
-    return Latencies(first_token=first, gap=gap + added, turn=first + (load.output_tokens - 1) * token)
-
-
-def holds(latencies: Latencies, load: Loads) -> npt.NDArray[np.bool_]:
-    """Whether all three promises hold, of each entry."""
-    slack = 1 + 1e-9
-    return (
-        (latencies.first_token <= load.first_token * slack)
-        & (latencies.gap <= load.gap * slack)
-        & (latencies.turn <= load.turn * slack)
-    )
+    first_token: float
+    gap: float
+    turn: float
 
 
 @lru_cache(maxsize=16384)
+def _judged(speed: Speed, load: Load) -> Judged:
+    return solve(as_replicas([(speed, load)]), [load], [speed.estimated])[0]
+
+
 def replica_capacity(speed: Speed, load: Load) -> ReplicaCapacity | TooSlow:
     """The greatest rate that one replica carries within the objectives, over all concurrencies its memory allows.
 
     Requires that the KV memory holds one request (`load.context_tokens <= speed.kv_cache_tokens`).
     """
-    steps, loads = _of(speed, load)
-    low = np.zeros_like(steps.concurrency)
-    idle = predicted(steps, loads, low)
-    possible = holds(idle, loads)
-    if not possible.any():
-        latencies = float(idle.gap[0]), float(idle.first_token[0]), float(idle.turn[0])
-        uncached = float(uncached_tokens(steps, loads, low)[0])
-        return too_slow(load, *latencies, uncached, speed.prefill_tokens_per_second)
-    high = steps.concurrency / (load.output_tokens * steps.step)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        ok = holds(predicted(steps, loads, middle), loads)
-        low, high = np.where(ok, middle, low), np.where(ok, high, middle)
-    rate = np.where(possible, low, 0.0)
-    best = int(np.argmax(rate))
-    at = predicted(steps, loads, rate)
-    return ReplicaCapacity(
-        turns_per_second=float(rate[best]),
-        concurrency=int(steps.concurrency[best]),
-        time_to_first_token_p99=float(at.first_token[best]),
-        inter_token_latency_p99=float(at.gap[best]),
-        turn_latency_p99=float(at.turn[best]),
-        kv_cache_tokens=speed.kv_cache_tokens,
-        estimated=speed.estimated,
+    return _judged(speed, load)[0]
+
+
+def unloaded_turn_seconds(speed: Speed, load: Load) -> float:
+    """Turn latency of one request on an idle replica: what objective Latency compares."""
+    return _judged(speed, load)[1]
+
+
+def latencies(speed: Speed, load: Load, rate: float, slots: int) -> Latencies | None:
+    """p99s of a replica that runs at most `slots` turns at once, at `rate` turns/s; None: it cannot keep up."""
+    replicas, loads = as_replicas([(speed, load)]), as_loads([load])
+    queue = Queue.of(replicas, loads, np.array([[rate]]))
+    column = np.searchsorted(replicas.turns[0], [[slots]], side="right") - 1
+    if not queue.stable[0, column[0, 0]]:
+        return None
+    hour = np.full((1, 1), 3600.0)
+    first, turn = _p99s(queue, column, hour, hour, octaves=30, per_octave=64)
+    return Latencies(float(first[0, 0]), float(gap_p99(queue, column)[0, 0]), float(turn[0, 0]))
+
+
+def as_loads(loads: Sequence[Load]) -> Loads:
+    """The loads as columns."""
+
+    def column(values: Sequence[float]) -> Array:
+        return np.array(values, dtype=np.float64)[:, None]
+
+    return Loads(
+        prompt_tokens=column([x.prompt_tokens for x in loads]),
+        output_tokens=column([x.output_tokens for x in loads]),
+        context_tokens=column([x.context_tokens for x in loads]),
+        cached_share=column([x.cached_share for x in loads]),
+        turns_per_session=column([x.turns_per_session for x in loads]),
+        think_seconds=column([x.think_seconds for x in loads]),
+        prompt_spread=column([x.prompt_spread for x in loads]),
+        output_spread=column([x.output_spread for x in loads]),
+        first_token=column([x.first_token for x in loads]),
+        gap=column([x.gap for x in loads]),
+        turn=column([x.turn for x in loads]),
     )
 
 
-@lru_cache(maxsize=16384)
-def unloaded_turn_seconds(speed: Speed, load: Load) -> float:
-    """Turn latency of one request on an idle replica: what objective Latency compares."""
-    steps, loads = _of(speed, load)
-    return float(predicted(steps, loads, np.zeros_like(steps.concurrency)).turn[0])
+def as_replicas(pairs: Sequence[tuple[Speed, Load]]) -> Replicas:
+    """Speeds as rows, each as far as memory holds that many requests of its load."""
+    longest = max(len(speed.concurrency) for speed, _ in pairs)
+
+    def rows(values: Sequence[Sequence[float]]) -> Array:
+        padded = [[v[0], *v, *[v[-1]] * (longest - len(v))] for v in values]
+        return np.array(padded, dtype=np.float64)
+
+    turns = rows([s.concurrency for s, _ in pairs])
+    turns[:, 0] = 0
+    counts = np.array([len(s.concurrency) for s, _ in pairs])[:, None]
+    needed = np.array([load.context_tokens for _, load in pairs])[:, None]
+    kv = np.array([float(s.kv_cache_tokens) for s, _ in pairs])[:, None]
+    return Replicas(
+        turns=turns,
+        step=rows([s.step_seconds for s, _ in pairs]),
+        gap_p99=rows([s.gap_p99_seconds for s, _ in pairs]),
+        idle=rows([s.idle_seconds for s, _ in pairs]),
+        fits=(np.arange(longest + 1) <= counts) & (turns * needed <= kv),
+        prefill_tokens_per_second=np.array([s.prefill_tokens_per_second for s, _ in pairs])[:, None],
+        kv_cache_tokens=kv,
+    )
 
 
-def _of(speed: Speed, load: Load) -> tuple[Steps, Loads]:
-    steps = Steps.of(speed, load)
-    return steps, Loads.of([load], np.zeros(len(steps.concurrency), dtype=np.int64))
+# --- The search -----------------------------------------------------------------------------------------------------
+
+
+def solve(replicas: Replicas, of: Sequence[Load], estimated: Sequence[bool]) -> list[Judged]:
+    """What each pair carries."""
+    loads = as_loads(of)
+    found = [_unable(replicas, load, i) for i, load in enumerate(of)]
+    kv = [int(x) for x in replicas.kv_cache_tokens[:, 0]]
+    replicas = _useful(replicas, loads)
+    possible = replicas.fits[:, 1]
+    for forgets in (False, True):
+        rows = np.flatnonzero(possible & (loads.keeps[:, 0] == forgets))
+        if len(rows):
+            for row, figures in _carried(replicas.at(rows), loads.at(rows), forgets=forgets):
+                i = int(rows[row])
+                rate, slots, first, gap, turn = figures
+                capacity = ReplicaCapacity(rate, int(slots), first, gap, turn, kv[i], estimated[i])
+                found[i] = capacity, found[i][1]
+    return found
+
+
+def _useful(replicas: Replicas, loads: Loads) -> Replicas:
+    """Numbers of slots at which the gap holds, up to the one with the most turns/s; of many, every third.
+
+    The last is always among them.
+    """
+    smooth = np.logical_and.accumulate(replicas.gap_p99 <= loads.gap * (1 + 1e-9), axis=1) & replicas.fits
+    smooth[:, 0] = True
+    took = Station.of(replicas, loads, np.ones_like(loads.gap)).took
+    index = np.arange(smooth.shape[1])
+    last = np.argmin(np.where(smooth & (index > 0), took, np.inf), axis=1)[:, None]
+    last = np.where(smooth[:, 1:2], last, 0)
+    kept = smooth & (index <= last) & ((index <= _EVERY) | (index % 3 == 0) | (index == last))
+    count = int(kept.sum(axis=1).max())
+    order = np.argsort(~kept, axis=1, kind="stable")[:, : max(count, 2)]
+
+    def chosen(values: Array) -> Array:
+        return np.take_along_axis(values, order, axis=1)
+
+    return Replicas(
+        chosen(replicas.turns),
+        chosen(replicas.step),
+        chosen(replicas.gap_p99),
+        chosen(replicas.idle),
+        np.take_along_axis(kept, order, axis=1),
+        replicas.prefill_tokens_per_second,
+        replicas.kv_cache_tokens,
+    )
+
+
+def _carried(replicas: Replicas, loads: Loads, *, forgets: bool) -> Iterator[tuple[int, tuple[float, ...]]]:
+    """(pair, (turns/s, slots, p99s)) of those that carry anything."""
+    station = Station.of(replicas, loads, np.ones_like(loads.gap))
+    top = np.floor(np.log2(1 / np.where(replicas.fits, station.took, np.inf).min(axis=1)) * _PER_OCTAVE)
+    search = _Search(replicas, loads, None if forgets else station, top.astype(np.int64))
+    exponent = search.greatest()
+    able = np.flatnonzero(exponent > search.floor)
+    if not len(able):
+        return
+    queue = search.queue(able, exponent[able])
+    loads = queue.loads
+    worst = np.maximum(*times(queue).late(loads.first_token, loads.turn))
+    worst[:, 0] = math.inf
+    column = np.argmin(worst, axis=1)[:, None]
+    slots = np.take_along_axis(queue.replicas.turns, column, axis=1)
+    first, turn = _p99s(queue, column, loads.first_token, loads.turn, octaves=4, per_octave=1)
+    gap = np.minimum(gap_p99(queue, column), loads.gap)
+    table = np.concatenate([queue.rate, slots, first, gap, turn], axis=1)
+    yield from zip(able.tolist(), map(tuple, table.tolist()), strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """For the greatest rate that holds; rates as exponents on the common grid."""
+
+    replicas: Replicas
+    loads: Loads
+    station: Station | None
+    top: Ints
+
+    @property
+    def floor(self) -> Ints:
+        """[pair] what is given where no rate above it holds."""
+        return self.top - _OCTAVES * _PER_OCTAVE
+
+    def queue(self, rows: Ints, exponent: Ints) -> Queue:
+        """Some of the pairs at rates."""
+        station = self.station.at(rows) if self.station else None
+        rate = np.exp2(exponent / _PER_OCTAVE)[:, None]
+        return Queue.of(self.replicas.at(rows), self.loads.at(rows), rate, station)
+
+    def holds(self, rows: Ints, exponent: Ints) -> Flags:
+        """Whether with some number of slots enough turns are in time."""
+        queue = self.queue(rows, exponent)
+        late = np.maximum(*times(queue).late(queue.loads.first_token, queue.loads.turn))
+        enough: Flags = np.any(late[:, 1:] <= LATE, axis=1)
+        return enough
+
+    def greatest(self) -> Ints:
+        """[pair] down from the top in ever longer strides, then bisection of the last one."""
+        low, high, floor = self.top + 1, self.top + 1, self.floor
+        rows, stride = np.arange(len(low)), _PER_OCTAVE
+        while len(rows):
+            high[rows] = low[rows]
+            low[rows] = np.maximum(low[rows] - stride, floor[rows])
+            rows = rows[low[rows] > floor[rows]]
+            rows = rows[~self.holds(rows, low[rows])]
+            stride *= 2
+        while len(rows := np.flatnonzero(high - low > 1)):
+            middle = (low[rows] + high[rows]) // 2
+            ok = self.holds(rows, middle)
+            low[rows], high[rows] = np.where(ok, middle, low[rows]), np.where(ok, high[rows], middle)
+        return low
+
+
+def _p99s(
+    queue: Queue, column: Ints, first: Array, turn: Array, *, octaves: int, per_octave: int
+) -> tuple[Array, Array]:
+    """[pair, 1] p99 of first token and turn, at most `first` and `turn`; between steps of the grid by interpolation."""
+    spread = times(queue)
+    most, size = (first, turn), queue.rate.shape
+    low, high = ([np.full(size, at) for _ in most] for at in (-octaves * per_octave, 0))
+    under, over = ([np.full(size, at) for _ in most] for at in (1.0, LATE))
+    while (high[0] - low[0] > 1).any():
+        middle = [(a + b) // 2 for a, b in zip(low, high, strict=True)]
+        late = spread.late(*(m * np.exp2(x / per_octave) for m, x in zip(most, middle, strict=True)))
+        for kind, shares in enumerate(late):
+            share = np.take_along_axis(shares, column, axis=1)
+            ok = share <= LATE
+            high[kind], over[kind] = np.where(ok, middle[kind], high[kind]), np.where(ok, share, over[kind])
+            low[kind], under[kind] = np.where(ok, low[kind], middle[kind]), np.where(ok, under[kind], share)
+    found = []
+    for kind, limit in enumerate(most):
+        above, below = np.log(np.maximum(under[kind], 1e-9)), np.log(np.maximum(over[kind], 1e-9))
+        part = np.where(above > below, (above - math.log(LATE)) / np.maximum(above - below, 1e-9), 1.0)
+        found.append(limit * np.exp2((low[kind] + np.clip(part, 0.0, 1.0)) / per_octave))
+    return found[0], found[1]
+
+
+def _unable(replicas: Replicas, load: Load, row: int) -> Judged:
+    """What one request alone takes, worded as the promise that it breaks: for those where one does."""
+    speed = float(replicas.prefill_tokens_per_second[row, 0])
+    step = float(replicas.step[row, 1])
+    uncached = max(load.prompt_tokens * (1 - load.cached_share), 1.0)
+    first = uncached / speed + step
+    turn = first + (load.output_tokens - 1) * step
+    slow = too_slow(load, float(replicas.gap_p99[row, 1]), first, turn, uncached, speed)
+    return slow, turn
 
 
 def too_slow(

@@ -1,6 +1,6 @@
 """How do many pools judge many classes at once?  What `candidates` does for one pair, a class and a model at a time."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from berth_operator.api import HardwareClass, Quantization, ServingProfile
 from berth_operator.planner.architectures import ARCHITECTURES
@@ -14,65 +14,81 @@ from berth_operator.planner.candidates import (
     quantizations,
     too_large,
 )
-from berth_operator.planner.capacities import profiled_capacities, roofline_capacities
+from berth_operator.planner.capacities import Pairs, judged, profiled_pairs, roofline_pairs
 from berth_operator.planner.capacity import Load, TooSlow
 from berth_operator.planner.speed import Speed, best_profile, estimable, roofline_kv_tokens
 from berth_operator.planner.types import Verdict
 
 Judgements = dict[tuple[str, Quantization], Judgement]
-_Wanted = list[tuple[int, Load]]
+_Key = tuple[str, Quantization]
+_Asked = list[tuple[int, _Key, ServingProfile | None]]
+"""Of each pair: context, what it is judged for, and the profile that it is judged by."""
 
 
 def judge_all(contexts: Sequence[PoolContext], classes: Iterable[HardwareClass]) -> list[Judgements]:
     """[context] by class name and quantization, whether a pool's replica fits there and what it carries."""
     found: list[Judgements] = [{} for _ in contexts]
-    groups: dict[tuple[str, Quantization], _Wanted] = {}
+    for asked, results in judged(_pairs(contexts, classes, found)):
+        for (i, key, profile), (capacity, unloaded) in zip(asked, results, strict=True):
+            if profile is not None:
+                found[i][key] = profile_fit(profile, key[1], capacity, unloaded)
+            elif isinstance(capacity, TooSlow):
+                found[i][key] = NoFit.too_slow(capacity, estimated=True)
+            else:
+                found[i][key] = Fit(key[1], capacity, 1, None, unloaded)
+    return found
+
+
+def _pairs(
+    contexts: Sequence[PoolContext], classes: Iterable[HardwareClass], found: Sequence[Judgements]
+) -> Iterator[tuple[_Asked, Pairs]]:
+    """What takes the queueing model; what does not is put into `found`."""
+    groups: dict[tuple[str, Quantization], list[tuple[int, Load]]] = {}
     profiles: dict[str, tuple[ServingProfile, ...]] = {}
     for i, context in enumerate(contexts):
         load = Load.of(context.effective)
         profiles[context.effective.model] = context.profiles
         for quantization in quantizations(context):
             groups.setdefault((context.effective.model, quantization), []).append((i, load))
-    from_profiles: list[tuple[int, tuple[str, Quantization], ServingProfile, Speed, Load]] = []
+    profiled: _Asked = []
+    speeds: list[tuple[Speed, Load]] = []
     for hardware in classes:
         name, runtime = hardware.metadata.name, hardware.spec.runtime.name
         for (model, quantization), wanted in groups.items():
+            key = name, quantization
             profile = best_profile(profiles[model], model, quantization, name, runtime)
             if profile is None:
-                _estimate(hardware, model, quantization, wanted, found)
+                yield from _estimates(hardware, model, key, wanted, found)
                 continue
             for i, load in wanted:
                 speed = judge_profile(profile, load)
                 if isinstance(speed, NoFit):
-                    found[i][name, quantization] = speed
+                    found[i][key] = speed
                 else:
-                    from_profiles.append((i, (name, quantization), profile, speed, load))
-    carried = profiled_capacities([(speed, load) for *_, speed, load in from_profiles])
-    for (i, key, profile, speed, _), (capacity, unloaded) in zip(from_profiles, carried, strict=True):
-        found[i][key] = profile_fit(profile, key[1], speed, capacity, unloaded)
-    return found
+                    profiled.append((i, key, profile))
+                    speeds.append((speed, load))
+    if speeds:
+        yield profiled, profiled_pairs(speeds)
 
 
-def _estimate(
-    hardware: HardwareClass, model: str, quantization: Quantization, wanted: _Wanted, found: Sequence[Judgements]
-) -> None:
-    spec, key = hardware.spec, (hardware.metadata.name, quantization)
+def _estimates(
+    hardware: HardwareClass,
+    model: str,
+    key: _Key,
+    wanted: Sequence[tuple[int, Load]],
+    found: Sequence[Judgements],
+) -> Iterator[tuple[_Asked, Pairs]]:
+    spec, quantization = hardware.spec, key[1]
     architecture = ARCHITECTURES.get(model)
     if architecture is None or estimable(spec):
         return  # a reason that needs no arithmetic: `candidates` words it
     kv = roofline_kv_tokens(spec, architecture, quantization)
-    fitting: _Wanted = []
+    fitting: list[tuple[int, Load]] = []
     for i, load in wanted:
         if kv >= load.context_tokens:
             fitting.append((i, load))
         elif arithmetic := too_large(spec, architecture, quantization, load.context_tokens):
             found[i][key] = NoFit(Verdict.DOES_NOT_FIT, arithmetic, True)
-    if not fitting:
-        return
-    carried = roofline_capacities(spec, architecture, quantization, [load for _, load in fitting])
-    for (i, _), (capacity, unloaded) in zip(fitting, carried, strict=True):
-        found[i][key] = (
-            NoFit.too_slow(capacity, estimated=True)
-            if isinstance(capacity, TooSlow)
-            else Fit(quantization, capacity, 1, None, unloaded)
-        )
+    if fitting:
+        asked: _Asked = [(i, key, None) for i, _ in fitting]
+        yield asked, roofline_pairs(spec, architecture, quantization, [load for _, load in fitting])

@@ -1,0 +1,195 @@
+"""Are the predicted p99s those of the engine?  Its own scheduler, pacing and cache run here on a virtual clock.
+
+The simulation knows what a step costs (about what a step of the 135M model costs on one core) and nothing of queueing;
+sessions come at random, think, and come back with their history.
+"""
+
+import heapq
+import itertools
+import math
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from berth_operator.planner import ReplicaCapacity
+from berth_operator.planner.capacity import Load, latencies, replica_capacity
+from berth_operator.planner.speed import Speed
+from berth_worker.engine.blocks import BlockManager
+from berth_worker.engine.cost import Load as StepLoad
+from berth_worker.engine.cost import StepCost
+from berth_worker.engine.pacing import next_work
+from berth_worker.engine.request import Request, SamplingParams
+from berth_worker.engine.scheduler import Scheduler
+
+SLOTS = 16
+FIXED, ROW, OUTPUT, ATTENDED = 8e-3, 0.3e-3, 0.25e-3, 0.4e-6
+"""Seconds of a step, of each of its rows, row of logits, and token attended to."""
+JITTER = 0.03
+GAP_SECONDS = 0.02
+"""The engine's default."""
+KV_TOKENS = 400_000
+
+
+@dataclass(frozen=True)
+class Agents:
+    """Tokens, and seconds between turns on average."""
+
+    turns: int = 5
+    system: int = 64
+    new: int = 40
+    output: int = 24
+    think: float = 0.5
+
+    @property
+    def prompt(self) -> int:
+        return round(self.system + self.new + (self.turns - 1) / 2 * (self.new + self.output))
+
+
+@dataclass
+class Seen:
+    """What clients saw, seconds."""
+
+    first_token: list[float] = field(default_factory=list)
+    gap: list[float] = field(default_factory=list)
+    turn: list[float] = field(default_factory=list)
+
+
+@dataclass
+class _Session:
+    name: str
+    tokens: list[int]
+    left: int
+
+
+def step_seconds(load: StepLoad) -> float:
+    return FIXED + ROW * load.rows + OUTPUT * load.outputs + ATTENDED * load.attended
+
+
+def simulate(agents: Agents, slots: int, rate: float, turns: int, kv_tokens: int = KV_TOKENS) -> Seen:
+    """About `turns` turns at `rate` a second, after a while without counting."""
+    dice = random.Random(7)  # noqa: S311 - traffic, not secrets
+    scheduler = Scheduler(
+        BlockManager(kv_tokens // 16), max_running=slots, max_waiting=10**6, token_budget=256, session_seconds=300
+    )
+    cost = StepCost()
+    for rows in (1, 16):
+        cost.observe(StepLoad().plus(0, rows, 1), step_seconds(StepLoad().plus(0, rows, 1)))
+    lead = 2 * agents.turns * (agents.think + 1)
+    horizon = lead + turns / rate
+    count = itertools.count()
+    common = [dice.randrange(1000, 30000) for _ in range(agents.system)]
+    coming = [
+        (dice.uniform(0, horizon), next(count), _Session(f"s{i}", list(common), agents.turns))
+        for i in range(round(horizon * rate / agents.turns))
+    ]
+    heapq.heapify(coming)
+    inside: dict[Request, _Session] = {}
+    seen, now = Seen(), 0.0
+    while now < horizon and (coming or inside):
+        if not inside:
+            now = max(now, coming[0][0])
+        while coming and coming[0][0] <= now:
+            at, _, session = heapq.heappop(coming)
+            session.tokens += [dice.randrange(1000, 30000) for _ in range(agents.new)]
+            request = Request("", list(session.tokens), SamplingParams(), agents.output, 0, session.name, at)
+            inside[request] = session
+            scheduler.add(request)
+        scheduler.tick(now)
+        work = next_work(scheduler, cost, GAP_SECONDS, lambda _: None)
+        load = StepLoad()
+        for item in work:
+            load.add(item.start, item.rows, 1 if item.samples else 0)
+        seconds = step_seconds(load) * dice.lognormvariate(0, JITTER)
+        now += seconds
+        ended = [item.request for item in work if item.samples and _advance(item.request, now, lead, seen, dice)]
+        scheduler.complete(work)
+        cost.observe(load, seconds)
+        for request in ended:
+            scheduler.finish(request)
+            session = inside.pop(request)
+            session.tokens, session.left = list(request.tokens), session.left - 1
+            if session.left:
+                heapq.heappush(coming, (now + dice.expovariate(1 / agents.think), next(count), session))
+    return seen
+
+
+def _advance(request: Request, now: float, since: float, seen: Seen, dice: random.Random) -> bool:
+    """The next token has come; whether it was the last."""
+    counts = request.arrived >= since
+    if request.last_token is None and counts:
+        seen.first_token.append(now - request.arrived)
+    elif request.last_token is not None and counts:
+        seen.gap.append(now - request.last_token)
+    request.tokens.append(dice.randrange(1000, 30000))
+    request.last_token = now
+    last = request.generated >= request.max_tokens
+    if last and counts:
+        seen.turn.append(now - request.arrived)
+    return last
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[math.ceil(len(values) * 0.99) - 1]
+
+
+def speed_of(agents: Agents, slots: int, kv_tokens: int = KV_TOKENS) -> Speed:
+    """What a profile at the agents' mean context would say."""
+    grid = tuple(range(1, slots + 1))
+    context = agents.prompt + agents.output / 2
+    steps = tuple(FIXED + b * (ROW + OUTPUT + ATTENDED * context) for b in grid)
+    prefill = 1 / (ROW + ATTENDED * agents.prompt)
+    return Speed(grid, steps, tuple(1.07 * s for s in steps), (0.0,) * slots, prefill, kv_tokens, estimated=False)
+
+
+def load_of(agents: Agents, **promises: float) -> Load:
+    promised = {"first_token": 60.0, "gap": 10.0, "turn": 60.0} | promises
+    cached = 1 - agents.new / agents.prompt
+    return Load(agents.prompt, agents.output, cached, agents.turns, agents.think, **promised)
+
+
+AGENTS = Agents()
+FEW_SLOTS = 4
+CASES = {
+    "first token": (AGENTS, SLOTS, {"first_token": 0.3}),
+    "turn": (AGENTS, SLOTS, {"turn": 0.6}),
+    "long answers": (Agents(new=20, output=80), SLOTS, {"turn": 2.0}),
+    "few slots": (AGENTS, FEW_SLOTS, {"first_token": 0.5}),
+}
+TURNS = 1500
+WITHIN = {0.5: 0.25, 0.75: 0.25}
+"""Of the capacity, and how far a predicted p99 may be from the one seen there."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_p99s_and_capacity_are_those_of_the_engine(case: str) -> None:
+    agents, most_slots, promises = CASES[case]
+    load, speed = load_of(agents, **promises), speed_of(agents, most_slots)
+    capacity = replica_capacity(speed, load)
+    assert isinstance(capacity, ReplicaCapacity)
+    slots, carried = capacity.concurrency, capacity.turns_per_second
+    for share, within in WITHIN.items():
+        seen = simulate(agents, slots, share * carried, TURNS)
+        predicted = latencies(speed, load, share * carried, slots)
+        assert predicted is not None
+        assert predicted.first_token == pytest.approx(p99(seen.first_token), rel=within), share
+        assert predicted.gap == pytest.approx(p99(seen.gap), rel=within), share
+        assert predicted.turn == pytest.approx(p99(seen.turn), rel=within), share
+    assert worst(simulate(agents, slots, carried / 1.15, TURNS), load) < 1, "15 % below it, every promise holds"
+    assert worst(simulate(agents, slots, carried * 1.15, TURNS), load) > 1, "15 % above it, one does not"
+
+
+def test_sessions_that_memory_cannot_keep_pay_for_their_prompts_again() -> None:
+    agents, kv_tokens, rate = Agents(system=16, think=10.0), 5000, 3.0
+    speed, load = speed_of(agents, SLOTS, kv_tokens), load_of(agents)
+    predicted = latencies(speed, load, rate, SLOTS)
+    assert predicted is not None
+    seen = simulate(agents, SLOTS, rate, TURNS, kv_tokens)
+    assert predicted.first_token == pytest.approx(p99(seen.first_token), rel=0.25)
+    kept = latencies(speed_of(agents, SLOTS), load, rate, SLOTS)
+    assert kept is not None
+    assert predicted.first_token > 1.5 * kept.first_token
+
+
+def worst(seen: Seen, load: Load) -> float:
+    """How far the worst p99 is above its promise; 1: just kept."""
+    return max(p99(getattr(seen, name)) / getattr(load, name) for name in ("first_token", "gap", "turn"))
