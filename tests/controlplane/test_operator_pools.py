@@ -275,7 +275,7 @@ def _slow_small_replicas(model: str) -> dict[str, Any]:
             "replicasPerNode": 7,
             "points": [
                 {"concurrency": n, "contextTokens": 3000, "decodeTokensPerSecond": speed, "interTokenLatencyP99": gap}
-                for n, speed, gap in ((1, "200", "5ms"), (4, "400", "10ms"), (8, "480", "20ms"))
+                for n, speed, gap in ((1, "100", "10ms"), (4, "200", "20ms"), (8, "240", "40ms"))
             ],
             "prefillTokensPerSecond": "3000",
             "kvCacheTokens": 65536,
