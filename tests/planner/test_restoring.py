@@ -112,6 +112,16 @@ def test_workers_becoming_ready_change_no_plan(snapshot: Snapshot) -> None:
     assert _untouched(first, replanner.solve(after))
 
 
+def test_a_plan_carried_out_is_not_made_again(snapshot: Snapshot) -> None:
+    replanner = Replanner()
+    made = replanner.solve(snapshot)
+    settled = _carried_out(snapshot, made)
+    unmoved = tuple(
+        p.model_copy(update={"status": q.status}) for p, q in zip(settled.pools, snapshot.pools, strict=True)
+    )
+    assert _untouched(made, replanner.solve(replace(settled, pools=unmoved)))
+
+
 def test_a_new_pool_and_a_deleted_one_leave_all_others_alone(snapshot: Snapshot, pool: Make) -> None:
     replanner = Replanner()
     settled = _carried_out(snapshot, replanner.solve(snapshot))
@@ -147,12 +157,12 @@ def test_nodes_that_others_hold_are_not_given_twice(snapshot: Snapshot, pool: Ma
         assert sum(p.nodes for p in placed if (p.hardware_class, p.capacity_type.value) == (name, kind)) <= most
 
 
-def test_the_plan_made_afresh_is_taken_where_it_saves_a_share_and_not_for_less(
-    snapshot: Snapshot, hardware: Make
-) -> None:
+def test_the_plan_made_afresh_is_taken_where_it_saves_a_share_and_not_for_less(snapshot: Snapshot, pool: Make) -> None:
     clock = [0.0]
     replanner = Replanner(clock=lambda: clock[0])
     settled = _carried_out(snapshot, replanner.solve(snapshot))
+    edited = pool("p00", "3", model="tested-model", shape=SHAPE)
+    settled = replace(settled, pools=(edited, *settled.pools[1:]))
     before = replanner.solve(settled)
     assert not replanner.refresh_due
     clock[0] += REFRESH_SECONDS

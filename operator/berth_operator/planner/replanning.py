@@ -104,7 +104,7 @@ def difference_of(last: Planned, snapshot: Snapshot) -> Difference | None:
         p
         for p in snapshot.pools
         if not _same_pool(old.get(p.key), p)
-        or ran.get(p.key) != runs.get(p.key)
+        or (ran.get(p.key) != runs.get(p.key) and runs.get(p.key) != _as_planned(last.plan.pools.get(p.key)))
         or before.namespace_labels.get(_namespace(p)) != snapshot.namespace_labels.get(_namespace(p))
         or _cooled_down(last.plan.pools.get(p.key), p, snapshot.now)
     ]
@@ -158,6 +158,12 @@ def _running(
             placed = one.ready_replicas if one.scheduled_replicas is None else one.scheduled_replicas
             out.setdefault(one.pool, set()).add((where, one.quantization, placed if where in short else 0))
     return {key: frozenset(found) for key, found in out.items()}
+
+
+def _as_planned(plan: PoolPlan | None) -> frozenset[tuple[Resource, str | None, int]]:
+    """What runs once a plan is carried out: that it has come to be so is no reason to plan the pool again."""
+    placements = plan.placements if plan else ()
+    return frozenset(((p.hardware_class, p.capacity_type), p.quantization, 0) for p in placements)
 
 
 def _same_pool(old: InferencePool | None, new: InferencePool) -> bool:
