@@ -48,7 +48,11 @@ def container_of(deployment: Manifest, *, pod: str, entry_point: Sequence[str] =
     """
     template = deployment["spec"]["template"]
     container = template["spec"]["containers"][0]
-    known = {"metadata.name": pod, "metadata.namespace": deployment["metadata"]["namespace"]}
+    known = {
+        "metadata.name": pod,
+        "metadata.namespace": deployment["metadata"]["namespace"],
+        "status.podIP": "127.0.0.1",
+    }
     return Container(
         image=container["image"],
         command=[*container.get("command", entry_point), *container.get("args", ())],

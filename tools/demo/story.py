@@ -99,6 +99,7 @@ class Demo(Stage):
             metrics, health = free_ports(2)
             here = {
                 "BERTH_METRICS_ADDRESS": f"127.0.0.1:{metrics}",
+                "BERTH_ACTIVATOR_LISTEN": "127.0.0.1",
                 "BERTH_HEALTH_ADDRESS": f"127.0.0.1:{health}",
                 "BERTH_LOG_FORMAT": "text",
             }
