@@ -151,7 +151,7 @@ def test_every_right_that_the_chart_gives_is_used(fleet: Fleet, requests: list[A
 
 def test_no_request_was_ever_denied(requests: list[AuditEvent]) -> None:
     assert used(requests)
-    # A server that has just started denies what it grants until it has read its roles; a right that is lacking is never had.
+    # A server that has just started denies what it grants until it has read its roles; a missing right is never had.
     had = {_asked(e) for e in requests if _allowed(e)}
     denied = {_asked(e)[:3] for e in requests if not _allowed(e) and _asked(e) not in had}
     told = "\n".join(f"  {verb} {resource}{'/' * bool(below)}{below}" for verb, resource, below in sorted(denied))

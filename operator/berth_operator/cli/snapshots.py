@@ -15,7 +15,7 @@ from berth_operator.cli.objects import Objects, read_objects
 from berth_operator.cli.problems import InputProblem
 from berth_operator.cluster.observe import Observation
 from berth_operator.load.demand import in_force
-from berth_operator.loop import snapshot_of
+from berth_operator.passes import snapshot_of
 from berth_operator.planner import Plan, Snapshot
 from berth_operator.prices import Price, Priced, Quotes, age_text, plan_priced, price
 from berth_operator.prices.quotes import Key

@@ -1,0 +1,183 @@
+"""What follows from what one pass has seen?  The snapshot to plan, then children, next steps and statuses.  Pure."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from berth_operator.api import CapacityType, InferencePoolStatus
+from berth_operator.cluster.observe import Child, Invalid, Observation, Worker
+from berth_operator.cluster.resources import DEPLOYMENTS
+from berth_operator.evacuation import with_stand_ins, without_stand_ins
+from berth_operator.load.facts import NO_LOAD, LoadFacts
+from berth_operator.memo import Kept, Memo
+from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot
+from berth_operator.render import LiveDeployment, RenderSettings, render
+from berth_operator.status import Trouble, pool_status, rejected_status, settled
+from berth_operator.surroundings import Facts
+from berth_operator.transition import Steps, next_steps
+
+log = logging.getLogger(__name__)
+
+Manifest = dict[str, Any]
+
+
+def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
+    """What the planner plans from."""
+    there = [w for w in seen.workers if w.node and not w.deleting]
+    scheduled = Counter((w.pool, w.hardware_class, w.capacity_type) for w in there if not w.notice)
+    leaving = Counter((w.pool, w.hardware_class, w.capacity_type) for w in there if w.notice)
+    running: dict[tuple[str, str, CapacityType], RunningPlacement] = {}
+    for child in seen.children:
+        if child.resource == DEPLOYMENTS and child.hardware_class and child.capacity_type and not child.deleting:
+            key = (f"{child.namespace}/{child.pool}", child.hardware_class, child.capacity_type)
+            other = running.get(key)  # while replicas of another share of a node replace those of this one
+            running[key] = RunningPlacement(
+                *key,
+                replicas=child.replicas - child.surge + (other.replicas if other else 0),
+                ready_replicas=child.ready_replicas + (other.ready_replicas if other else 0),
+                scheduled_replicas=scheduled[key],
+                leaving_replicas=leaving[key],
+                quantization=child.quantization,
+            )
+    return Snapshot(
+        now=now,
+        pools=seen.pools,
+        hardware_classes=seen.hardware_classes,
+        serving_profiles=seen.serving_profiles,
+        running=tuple(running.values()),
+        namespace_labels=seen.namespace_labels,
+    )
+
+
+def render_isolated(
+    planned: Plan,
+    snapshot: Snapshot,
+    settings: RenderSettings,
+    live: Mapping[str, Sequence[LiveDeployment]],
+    memo: Memo[list[Manifest] | None] | None = None,
+) -> dict[str, list[Manifest] | None]:
+    """Children by pool (`namespace/name`); None for a pool that cannot be rendered, whose children stay as they are.
+
+    `live`: the Deployments of pools with routes.  `memo`: of earlier passes; what comes from it must not be changed.
+    """
+    memo = memo or Memo()
+    classes = {c.metadata.name: c for c in snapshot.hardware_classes}
+    out: dict[str, list[Manifest] | None] = {}
+    for pool in snapshot.pools:
+        key = pool.key
+        if key not in planned.pools:
+            continue
+        try:
+            alone = replace(planned, pools={key: planned.pools[key]})
+            used = [classes.get(p.hardware_class) for p in planned.pools[key].placements]
+            only = replace(snapshot, pools=(pool,))
+            inputs = (pool, planned.pools[key], settings, live.get(key), *used)
+            out[key] = memo.get(key, inputs, partial(render, alone, only, settings, live))
+        except Exception:
+            log.exception("%s: cannot be rendered; what runs stays as it is", key)
+            out[key] = None
+    memo.keep_only(out.keys())
+    return out
+
+
+def steps_of(
+    planned: Plan, snapshot: Snapshot, rendered: Mapping[str, list[Manifest] | None], children: Sequence[Child]
+) -> dict[str, Steps]:
+    """The next steps of every pool whose plan is to be applied."""
+    owned: dict[str, list[Child]] = defaultdict(list)
+    for child in children:
+        if child.owner_uid is not None:
+            owned[child.owner_uid].append(child)
+    out = {}
+    for pool in snapshot.pools:
+        pool_plan, manifests = planned.pools.get(pool.key), rendered.get(pool.key)
+        if pool_plan is None or pool_plan.not_accepted or pool_plan.effective.mode != "Apply" or manifests is None:
+            continue
+        out[pool.key] = next_steps(
+            manifests,
+            owned[pool.metadata.uid],
+            suspended=pool_plan.effective.suspend,
+            hold=_why_hold(pool_plan),
+        )
+    return out
+
+
+def standing_in(
+    planned: Plan,
+    snapshot: Snapshot,
+    rendered: Mapping[str, list[Manifest] | None],
+    children: Sequence[Child],
+    workers: Sequence[Worker],
+    surges: Mapping[str, Mapping[str, int]],
+) -> dict[str, Steps]:
+    """`steps_of` while workers leave: those are counted as gone.  `surges`: stand-ins by pool and placement."""
+    wanted = [manifest for manifests in rendered.values() for manifest in manifests or ()]
+    steps = steps_of(planned, snapshot, rendered, without_stand_ins(children, workers, wanted))
+    return steps | {key: with_stand_ins(steps[key], surge) for key, surge in surges.items() if key in steps}
+
+
+def _why_hold(pool_plan: PoolPlan) -> str | None:
+    """A pool for which no hardware is to be had keeps what it still has: serving slowly beats not serving."""
+    if pool_plan.placements or pool_plan.shortfall is None or pool_plan.shortfall.reason == "Budget":
+        return None
+    return f"the plan has nothing to replace it: {pool_plan.shortfall.reason}"
+
+
+def pool_statuses(
+    planned: Plan,
+    snapshot: Snapshot,
+    invalid: Sequence[Invalid],
+    now: datetime,
+    also: Mapping[str, Mapping[str, Facts]] | None = None,
+    memos: tuple[Kept[str, tuple[RunningPlacement, ...]], Memo[InferencePoolStatus]] | None = None,
+    load: Mapping[str, LoadFacts] | None = None,
+    found: Mapping[str, Trouble] | None = None,
+) -> dict[str, InferencePoolStatus]:
+    """The status of every pool; the very object in force where nothing that a reader cares about has changed.
+
+    `also`: further conditions, by pool.  `memos`: what ran, and which statuses were settled, in earlier passes.
+    `load`, and `found`, what keeps a pool from becoming what the plan wants: by pool, where there is any.
+    """
+    kept, settled_before = memos or (Kept(), Memo())
+    running: dict[str, list[RunningPlacement]] = defaultdict(list)
+    for placement in snapshot.running:
+        running[placement.pool].append(placement)
+    known = kept.same((pool.key, tuple(running[pool.key])) for pool in snapshot.pools)
+    out = {}
+    for pool in snapshot.pools:
+        key, pool_plan = pool.key, planned.pools.get(pool.key)
+        if pool_plan is None:
+            continue
+        more, facts, trouble = (also or {}).get(key), (load or {}).get(key, NO_LOAD), (found or {}).get(key)
+        make = partial(pool_status, pool, pool_plan, known[key], now, more, facts, trouble)
+        out[key] = settled_before.get(key, (pool, pool_plan, known[key], more, facts, trouble), make)
+        if out[key] is not pool.status:
+            settled_before.forget(key)  # to be written: then the pool is another object
+    settled_before.keep_only(out.keys())
+    for item in invalid:
+        if item.kind == "InferencePool":
+            new = rejected_status(item.status, item.generation, item.message, now)
+            same = settled(item.status.to_api(), new)
+            out[item.key] = item.status if same else InferencePoolStatus.model_validate(new)
+    return out
+
+
+def describe(pool_plan: PoolPlan, steps: Steps) -> str:
+    """A pool's plan in one line, without figures that jitter."""
+    if pool_plan.not_accepted:
+        return f"not accepted: {pool_plan.not_accepted.message}"
+    parts = [f"{p.replicas}x {p.hardware_class}/{p.capacity_type.value}" for p in pool_plan.placements]
+    line = ", ".join(parts) or "nothing to place"
+    if pool_plan.effective.suspend:
+        line = "no workers wanted"
+    elif pool_plan.effective.mode == "Recommend":
+        line = f"recommended only: {line}"
+    if pool_plan.shortfall:
+        line += f"; short: {pool_plan.shortfall.reason}"
+    return "; ".join([line, *steps.waiting])
