@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from berth_operator.cluster.kube import ApiError, Listed
-from berth_operator.cluster.nodes import GONE, Fate, NodeWatch, decode_node
+from berth_operator.cluster.node_watch import NodeWatch
+from berth_operator.cluster.nodes import GONE, Fate, decode_node
 
 Manifest = dict[str, Any]
 

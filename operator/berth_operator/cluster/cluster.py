@@ -14,7 +14,7 @@ from berth_operator.cluster.apply import Applier
 from berth_operator.cluster.discovery import Discovery
 from berth_operator.cluster.kube import Kube
 from berth_operator.cluster.neighbours import decode_autoscaler
-from berth_operator.cluster.nodes import NodeWatch
+from berth_operator.cluster.node_watch import NodeWatch
 from berth_operator.cluster.observe import (
     Invalid,
     Observation,
