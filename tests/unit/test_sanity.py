@@ -213,9 +213,10 @@ def test_whatever_a_roofline_allows_and_scales_plausibly_is_never_refused(
     share: float, shape: list[float], context: int
 ) -> None:
     points, rate, b = [], share * 35.0, 1
+    weights, kv = 8.03e9, 2 * 32 * 8 * 128  # bytes: of the model, and of a token's keys and values in 8 bits
     for exponent in [0.0, *shape]:
         if b > 1:
-            rate *= 2**exponent * 0.999
+            rate = min(rate * 2**exponent * 0.999, b * 300e9 / (weights + b * context * kv))
         points.append((b, context, f"{rate:.4f}", f"{1100 * b / rate:.0f}ms"))
         b *= 2
     assert faults(vllm(), profile(*points, runtime="VLLM")) == ()

@@ -104,7 +104,7 @@ def difference_of(last: Planned, snapshot: Snapshot) -> Difference | None:
         p
         for p in snapshot.pools
         if not _same_pool(old.get(p.key), p)
-        or (ran.get(p.key) != runs.get(p.key) and runs.get(p.key) != _as_planned(last.plan.pools.get(p.key)))
+        or (ran.get(p.key) != runs.get(p.key) and not (last.large and _carried_out(last, p.key, runs)))
         or before.namespace_labels.get(_namespace(p)) != snapshot.namespace_labels.get(_namespace(p))
         or _cooled_down(last.plan.pools.get(p.key), p, snapshot.now)
     ]
@@ -160,10 +160,11 @@ def _running(
     return {key: frozenset(found) for key, found in out.items()}
 
 
-def _as_planned(plan: PoolPlan | None) -> frozenset[tuple[Resource, str | None, int]]:
-    """What runs once a plan is carried out: that it has come to be so is no reason to plan the pool again."""
+def _carried_out(last: Planned, pool: str, runs: Mapping[str, frozenset[tuple[Resource, str | None, int]]]) -> bool:
+    """Whether what runs is what was planned: in a large fleet that is no reason to plan the pool again."""
+    plan = last.plan.pools.get(pool)
     placements = plan.placements if plan else ()
-    return frozenset(((p.hardware_class, p.capacity_type), p.quantization, 0) for p in placements)
+    return runs.get(pool) == frozenset(((p.hardware_class, p.capacity_type), p.quantization, 0) for p in placements)
 
 
 def _same_pool(old: InferencePool | None, new: InferencePool) -> bool:
