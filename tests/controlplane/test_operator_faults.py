@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from berth_operator import loop as loop_module
+from berth_operator import passes
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import Kube
 from berth_operator.loop import Loop, LoopSettings
@@ -78,7 +79,7 @@ async def test_a_plan_that_fails_changes_nothing_and_is_made_again(
 async def test_a_pool_that_cannot_be_rendered_stops_no_other(
     fleet: Fleet, running: Running, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop_module.render
+    real = passes.render
 
     def render(planned: Any, *rest: Any) -> Any:
         if any(key.endswith("/cursed") for key in planned.pools):
@@ -86,7 +87,7 @@ async def test_a_pool_that_cannot_be_rendered_stops_no_other(
         return real(planned, *rest)
 
     with monkeypatch.context() as fault:
-        fault.setattr(loop_module, "render", render)
+        fault.setattr(passes, "render", render)
         fleet.pool(namespace, "cursed")
         fleet.pool(namespace, "agents")
         await running.until("the other pool is served", lambda: fleet.ready(namespace, "agents"))
