@@ -7,8 +7,8 @@ Neither counts sampling; both warm up before they measure.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,14 @@ from pathlib import Path
 from _common import progress
 from peers import LlamaCpp, llama_cpp
 
-__all__ = ["Case", "Setting", "candidates", "peak_memory", "run"]
+__all__ = ["Case", "Setting", "candidates", "peak_memory", "peak_of", "run"]
+
+_PEAK = """\
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
 
 
 @dataclass(frozen=True)
@@ -98,13 +105,16 @@ def peak_memory(case: Case, setting: Setting, threads: int) -> float:
 
 
 def peak_of(command: list[str], environment: dict[str, str]) -> float:
-    """MiB at the peak of a process."""
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    return usage.ru_maxrss / 1024
+    """MiB at the peak of a process.
+
+    A small program of its own starts it: what the kernel counts for a process begins with the size of the one that
+    started it, which is here a model's.
+    """
+    started = [sys.executable, "-I", "-c", _PEAK, *command]
+    done = subprocess.run(started, check=False, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}")
+    return int(done.stdout) / 1024
 
 
 def _lines(tools: LlamaCpp, command: list[str], setting: Setting) -> Iterator[dict[str, float]]:
