@@ -15,11 +15,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from berth_operator.api import (
-    HardwareClass,
-    HardwareClassStatus,
-    InferencePoolStatus,
-)
+from berth_operator.api import HardwareClass, HardwareClassStatus, InferencePoolStatus
+from berth_operator.api.meta import Facts
 from berth_operator.catalog.matching import NodesThere
 from berth_operator.catalog.sanity import Fault, Sifted, sift
 from berth_operator.cluster.attempts import Result
@@ -40,7 +37,7 @@ from berth_operator.replanner import Replanner
 from berth_operator.shortage import Refusal, ShortagePolicy, Shortages, shortages
 from berth_operator.status import Trouble, hardware_class_status
 from berth_operator.status_writer import StatusWriter
-from berth_operator.surroundings import Facts, belonging, conditions, live_deployments
+from berth_operator.surroundings import belonging, conditions, live_deployments
 from berth_operator.telemetry import Telemetry, readings
 from berth_operator.transition import Steps
 from berth_operator.troubles import QUEUED, troubles

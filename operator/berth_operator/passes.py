@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from berth_operator.api import CapacityType, InferencePoolStatus
+from berth_operator.api.meta import Facts
 from berth_operator.cluster.observe import Child, Invalid, Observation, Worker
 from berth_operator.cluster.resources import DEPLOYMENTS
 from berth_operator.evacuation import with_stand_ins, without_stand_ins
@@ -19,7 +20,6 @@ from berth_operator.memo import Kept, Memo
 from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot
 from berth_operator.render import LiveDeployment, RenderSettings, render
 from berth_operator.status import Trouble, pool_status, rejected_status, settled
-from berth_operator.surroundings import Facts
 from berth_operator.transition import Steps, next_steps
 
 log = logging.getLogger(__name__)

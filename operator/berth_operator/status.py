@@ -26,6 +26,7 @@ from berth_operator.api import (
     format_duration,
     format_time,
 )
+from berth_operator.api.meta import Facts
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from berth_operator.catalog.sanity import NO_NODE, Fault
 from berth_operator.history import Situation, recorded
@@ -39,9 +40,7 @@ _NODES_GONE = "NodesGone"
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+")
 
-_Facts = tuple[Literal["True", "False", "Unknown"], str, str]
-"""status, reason, message of a condition."""
-_AWAITS_REQUESTS: _Facts = ("True", "Asleep", "no worker runs; the first request wakes the pool")
+_AWAITS_REQUESTS: Facts = ("True", "Asleep", "no worker runs; the first request wakes the pool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ def pool_status(
     plan: PoolPlan,
     running: Sequence[RunningPlacement],
     now: datetime,
-    also: Mapping[str, _Facts] | None = None,
+    also: Mapping[str, Facts] | None = None,
     load: LoadFacts = NO_LOAD,
     trouble: Trouble | None = None,
 ) -> InferencePoolStatus:
@@ -156,7 +155,7 @@ def rejected_status(
     pool_status_now: InferencePoolStatus, generation: int, message: str, now: datetime
 ) -> dict[str, Any]:
     """The status (API form) of a pool whose object does not even parse: Accepted=False and Ready=False."""
-    problem: _Facts = ("False", "InvalidSpec", message)
+    problem: Facts = ("False", "InvalidSpec", message)
     old = {c.type: c for c in pool_status_now.conditions or ()}
     conditions = [_condition(kind, problem, old, generation, now) for kind in ("Ready", "Accepted")]
     history = recorded(pool_status_now.history or (), now, Situation(refused=message))
@@ -191,7 +190,7 @@ def hardware_class_status(
     }
     short = in_force(constrained, now)
     limited = [c for c in hardware.spec.capacity if c.max_nodes is not None and used[c.type] >= c.max_nodes]
-    facts: _Facts
+    facts: Facts
     if short:
         facts = ("False", "Constrained", "no more nodes for now: " + "; ".join(map(_shortage, short)))
     elif len(limited) == len(hardware.spec.capacity):
@@ -229,14 +228,14 @@ def _shortage(entry: ConstrainedCapacity) -> str:
     return f"{entry.type.value} since {entry.since}, tried again at {entry.until}{why}"
 
 
-def _class_accepted(faults: Sequence[Fault]) -> _Facts:
+def _class_accepted(faults: Sequence[Fault]) -> Facts:
     own = [fault for fault in faults if fault.kind == "HardwareClass" and fault.reason != NO_NODE]
     if own:
         return ("False", own[0].reason, "no plan uses it: " + "; ".join(f"{f.field}: {f.message}" for f in own))
     return ("True", "Accepted", "its figures can be true")
 
 
-def _profiles_accepted(faults: Sequence[Fault]) -> _Facts | None:
+def _profiles_accepted(faults: Sequence[Fault]) -> Facts | None:
     """Only there while a profile is at fault."""
     profiles = [fault for fault in faults if fault.kind == "ServingProfile"]
     if not profiles:
@@ -252,7 +251,7 @@ def had_nodes(hardware: HardwareClass) -> bool:
     return old.status == "True" or old.reason == _NODES_GONE
 
 
-def _nodes_match(hardware: HardwareClass, faults: Sequence[Fault], matched: bool | None) -> _Facts | None:
+def _nodes_match(hardware: HardwareClass, faults: Sequence[Fault], matched: bool | None) -> Facts | None:
     """Absent until it is known; once nodes have matched, that is remembered."""
     found = next((fault for fault in faults if fault.reason == NO_NODE), None)
     if found and had_nodes(hardware):
@@ -265,7 +264,7 @@ def _nodes_match(hardware: HardwareClass, faults: Sequence[Fault], matched: bool
     return (old.status, old.reason, old.message) if old and had_nodes(hardware) else None
 
 
-def _prices_current(priced: Priced | None, name: str, policy: PricePolicy | None) -> _Facts:
+def _prices_current(priced: Priced | None, name: str, policy: PricePolicy | None) -> Facts:
     wrong = complaint(priced, name, policy) if priced else None
     if wrong:
         return ("False", *wrong)
@@ -327,7 +326,7 @@ def _conditions(
     ready: Mapping[tuple[str, CapacityType], int],
     running: Sequence[RunningPlacement],
     now: datetime,
-    also: Mapping[str, _Facts],
+    also: Mapping[str, Facts],
     trouble: Trouble | None,
     *,
     asleep: bool,
@@ -335,7 +334,7 @@ def _conditions(
     old = {c.type: c for c in pool.status.conditions or ()}
     wanted, up = sum(p.replicas for p in plan.placements), sum(ready.values())
     leaving = sum(r.replicas for r in running if (r.hardware_class, r.capacity_type) not in ready)
-    facts: dict[str, _Facts] = {
+    facts: dict[str, Facts] = {
         "Accepted": _accepted(plan),
         "Placed": _asleep(plan) if asleep and plan.not_accepted is None else _placed(plan),
         "Progressing": _same_words(
@@ -352,7 +351,7 @@ def _conditions(
     return [_condition(kind, fact, old, pool.metadata.generation, now) for kind, fact in facts.items()]
 
 
-def _condition(kind: str, facts: _Facts, old: Mapping[str, Condition], generation: int, now: datetime) -> Condition:
+def _condition(kind: str, facts: Facts, old: Mapping[str, Condition], generation: int, now: datetime) -> Condition:
     status, reason, message = facts
     previous = old.get(kind)
     since = previous.last_transition_time if previous and previous.status == status else format_time(now)
@@ -366,21 +365,21 @@ def _condition(kind: str, facts: _Facts, old: Mapping[str, Condition], generatio
     )
 
 
-def _said(status: Literal["True", "False", "Unknown"], problem: Problem) -> _Facts:
+def _said(status: Literal["True", "False", "Unknown"], problem: Problem) -> Facts:
     return (status, problem.reason, problem.message)
 
 
-def _accepted(plan: PoolPlan) -> _Facts:
+def _accepted(plan: PoolPlan) -> Facts:
     return _said("False", plan.not_accepted) if plan.not_accepted else ("True", "Accepted", "the spec can be planned")
 
 
-def _asleep(plan: PoolPlan) -> _Facts:
+def _asleep(plan: PoolPlan) -> Facts:
     resume = plan.resume_usd_per_hour
     price = "no hardware can be had for it now" if resume is None else f"awake it costs {_money(resume)} USD/h"
     return ("False", "Asleep", f"no request for spec.scaling.scaleToZeroAfter, the next one wakes it: {price}")
 
 
-def _placed(plan: PoolPlan) -> _Facts:
+def _placed(plan: PoolPlan) -> Facts:
     if plan.not_accepted:
         return ("False", "NotAccepted", "nothing is placed: see Accepted")
     if plan.effective.suspend:
@@ -397,7 +396,7 @@ def _placed(plan: PoolPlan) -> _Facts:
 
 def _progressing(
     plan: PoolPlan, wanted: int, up: int, leaving: int, interrupted: int, trouble: Trouble | None
-) -> _Facts:
+) -> Facts:
     if plan.effective.mode == "Recommend" or plan.not_accepted:
         return ("False", "NotApplied", "nothing is being changed")
     if trouble:
@@ -411,20 +410,20 @@ def _progressing(
     return ("False", "Complete", "what runs is what the plan wants")
 
 
-def _same_words(facts: _Facts, old: Condition | None) -> _Facts:
+def _same_words(facts: Facts, old: Condition | None) -> Facts:
     """Facts in the words in force, where only numbers in them differ: a worker's last line may begin with the time."""
     if old and (old.status, old.reason) == facts[:2] and _NUMBER.split(old.message) == _NUMBER.split(facts[2]):
         return (facts[0], facts[1], old.message)
     return facts
 
 
-def _available(wanted: int, up: int) -> _Facts:
+def _available(wanted: int, up: int) -> Facts:
     if up:
         return ("True", "Serving", f"{up} replicas are ready to serve")
     return ("False", "NoReadyReplica", "no replica is ready" if wanted else "no replica is wanted")
 
 
-def _within_budget(plan: PoolPlan) -> _Facts:
+def _within_budget(plan: PoolPlan) -> Facts:
     if plan.over_budget:
         return _said("False", plan.over_budget)
     limit = plan.effective.max_usd_per_hour
@@ -433,7 +432,7 @@ def _within_budget(plan: PoolPlan) -> _Facts:
     return ("True", "WithinBudget", f"{_money(plan.usd_per_hour)} of at most {_money(limit)} USD/h")
 
 
-def _objectives_met(plan: PoolPlan) -> _Facts:
+def _objectives_met(plan: PoolPlan) -> Facts:
     if not plan.placements:
         return ("Unknown", "NotPlaced", "nothing is placed")
     if plan.shortfall and plan.unserved_requests_per_second > 0:
@@ -452,7 +451,7 @@ def _objectives_met(plan: PoolPlan) -> _Facts:
     )
 
 
-def _capacity_constrained(plan: PoolPlan) -> _Facts:
+def _capacity_constrained(plan: PoolPlan) -> Facts:
     held = [c for c in plan.candidates if c.verdict == Verdict.CONSTRAINED]
     clipped = [c for c in plan.candidates if c.limited_until]
     if held or clipped:
@@ -465,7 +464,7 @@ def _capacity_constrained(plan: PoolPlan) -> _Facts:
     return ("False", "Unconstrained", "no shortage is known")
 
 
-def _ready(plan: PoolPlan, facts: Mapping[str, _Facts], wanted: int, up: int, trouble: Trouble | None) -> _Facts:
+def _ready(plan: PoolPlan, facts: Mapping[str, Facts], wanted: int, up: int, trouble: Trouble | None) -> Facts:
     for kind, bad in (("Accepted", "False"), ("Placed", "False")):
         if facts[kind][0] == bad:
             reason = facts[kind][1] if kind == "Placed" else "NotAccepted"

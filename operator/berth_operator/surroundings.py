@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from berth_operator.api import InferencePool
+from berth_operator.api.meta import Facts
 from berth_operator.api.names import GRPC_ROUTE, HTTP_ROUTE, INFERENCE_EXTENSION_POOL, SCALED_OBJECT
 from berth_operator.cluster.neighbours import Autoscaler
 from berth_operator.cluster.observe import Child
 from berth_operator.cluster.resources import DEPLOYMENTS
 from berth_operator.render import LiveDeployment
 
-Facts = tuple[Literal["True", "False", "Unknown"], str, str]
-"""status, reason, message of a condition."""
 Manifest = Mapping[str, Any]
 
 _INTEGRATIONS: Final = {

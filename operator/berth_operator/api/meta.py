@@ -68,6 +68,10 @@ class Condition(ApiModel):
     last_transition_time: str = Field(json_schema_extra={"format": "date-time"})
 
 
+Facts = tuple[Literal["True", "False", "Unknown"], str, str]
+"""status, reason, message of a condition."""
+
+
 def list_map(*keys: str) -> dict[str, Any]:
     """Schema extras of a list whose items are told apart by `keys` (so that appliers can own single items)."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from berth_operator.api import InferencePool
 from berth_operator.api.inference_pool import DemandStatus, ProfileDrift
+from berth_operator.api.meta import Facts
 from berth_operator.load.demand import Seen
-
-Fact = tuple[Literal["True", "False", "Unknown"], str, str]
-"""status, reason, message of a condition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +27,7 @@ class LoadFacts:
 
     demand: DemandStatus | None = None
     drift: tuple[ProfileDrift, ...] = ()
-    conditions: Mapping[str, Fact] = field(default_factory=dict)
+    conditions: Mapping[str, Facts] = field(default_factory=dict)
 
     @property
     def asleep(self) -> bool:
@@ -54,7 +52,7 @@ def load_facts(
     can_wake: bool,
 ) -> LoadFacts:
     """The facts of one pool.  `pool`: as in the API.  `any_ready`: it has a ready worker."""
-    conditions: dict[str, Fact] = {}
+    conditions: dict[str, Facts] = {}
     scaling = pool.spec.scaling
     if scaling and scaling.mode == "Observed":
         conditions["LoadObserved"] = _observed(pool, demand, seen, troubles, any_ready=any_ready)
@@ -67,7 +65,7 @@ def load_facts(
 
 def _observed(
     pool: InferencePool, demand: DemandStatus | None, seen: Seen, troubles: Troubles, *, any_ready: bool
-) -> Fact:
+) -> Facts:
     if troubles.texts:
         reason = "MetricsRefused" if troubles.lies else "MetricsUnreadable"
         text = "demand rises by what other workers report, and does not fall: " + "; ".join(troubles.texts)
@@ -82,7 +80,7 @@ def _observed(
     return ("True", "Observed", "the planned demand follows what workers report")
 
 
-def _drifted(drift: Sequence[ProfileDrift]) -> Fact:
+def _drifted(drift: Sequence[ProfileDrift]) -> Facts:
     texts = [
         f"workers on {d.hardware_class} decode at {d.speed_percent}% of what ServingProfile {d.profile} says"
         for d in drift
