@@ -1,5 +1,6 @@
 """Builders of what the planner reads, and the hardware of the demo."""
 
+import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -232,3 +233,24 @@ def chat_pool() -> MakePool:
         return _pool("chat", rps, **(defaults | changes))
 
     return make
+
+
+@pytest.fixture
+def snapshot(
+    pool: Callable[..., Any], hardware: Callable[..., Any], profile: Callable[..., Any], now: datetime
+) -> Snapshot:
+    """Twelve pools that compete for the cheaper two of four classes."""
+    rng = random.Random(5)  # noqa: S311
+    shape = {"promptTokens": 800, "outputTokens": 80, "cachedPromptPercent": 90}
+    classes = tuple(
+        hardware(name, prices={"OnDemand": price, "Spot": spot}, max_nodes=most)
+        for name, price, spot, most in [
+            ("a", "0.50", "0.20", {"OnDemand": 9, "Spot": 4}),
+            ("b", "0.70", "0.25", {"OnDemand": 9, "Spot": 5}),
+            ("c", "1.10", "0.60", {}),
+            ("d", "1.60", "0.80", {}),
+        ]
+    )
+    pools = tuple(pool(f"p{i:02d}", f"{rng.uniform(2, 25):.2f}", model="tested-model", shape=shape) for i in range(12))
+    profiles = tuple(profile(c.metadata.name) for c in classes)
+    return Snapshot(now=now, pools=pools, hardware_classes=classes, serving_profiles=profiles)

@@ -1,9 +1,8 @@
 """Is a plan after a small change as sound as one made afresh, and is everything else left alone?"""
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,33 +10,6 @@ from berth_operator.api import InferencePool
 from berth_operator.planner import Planned, Snapshot, fleet, planned, replanned
 
 Make = Callable[..., Any]
-NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
-
-
-@pytest.fixture
-def snapshot(pool: Make, hardware: Make, profile: Make) -> Snapshot:
-    """Twelve pools that compete for the cheaper two of four classes."""
-    rng = random.Random(5)  # noqa: S311
-    classes = tuple(
-        hardware(name, prices={"OnDemand": price, "Spot": spot}, max_nodes=most)
-        for name, price, spot, most in [
-            ("a", "0.50", "0.20", {"OnDemand": 9, "Spot": 4}),
-            ("b", "0.70", "0.25", {"OnDemand": 9, "Spot": 5}),
-            ("c", "1.10", "0.60", {}),
-            ("d", "1.60", "0.80", {}),
-        ]
-    )
-    pools = tuple(
-        pool(
-            f"p{i:02d}",
-            f"{rng.uniform(2, 25):.2f}",
-            model="tested-model",
-            shape={"promptTokens": 800, "outputTokens": 80, "cachedPromptPercent": 90},
-        )
-        for i in range(12)
-    )
-    profiles = tuple(profile(c.metadata.name) for c in classes)
-    return Snapshot(now=NOW, pools=pools, hardware_classes=classes, serving_profiles=profiles)
 
 
 @pytest.fixture
@@ -87,7 +59,7 @@ def test_only_the_changed_pool_is_planned_anew_and_the_gap_stays_proven(snapshot
 @pytest.mark.usefixtures("decomposed")
 def test_nothing_changed_gives_the_last_plan(snapshot: Snapshot) -> None:
     last = planned(snapshot)
-    assert replanned(last, replace(snapshot, now=NOW + timedelta(minutes=1))) is last
+    assert replanned(last, replace(snapshot, now=snapshot.now + timedelta(minutes=1))) is last
 
 
 @pytest.mark.usefixtures("decomposed")

@@ -1,9 +1,8 @@
 """Does a large fleet stand still when nothing changes, and does a new leader go on from the plan in force?"""
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from berth_operator.replanner import REFRESH_SECONDS, Replanner
 from berth_operator.status import pool_status
 
 Make = Callable[..., Any]
-NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 SHAPE = {"promptTokens": 800, "outputTokens": 80, "cachedPromptPercent": 90}
 
 
@@ -21,24 +19,6 @@ SHAPE = {"promptTokens": 800, "outputTokens": 80, "cachedPromptPercent": 90}
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even twelve pools count as a large fleet."""
     monkeypatch.setattr(fleet, "FLAT", 0)
-
-
-@pytest.fixture
-def snapshot(pool: Make, hardware: Make, profile: Make) -> Snapshot:
-    """Twelve pools that compete for the cheaper two of four classes."""
-    rng = random.Random(5)  # noqa: S311
-    classes = tuple(
-        hardware(name, prices={"OnDemand": price, "Spot": spot}, max_nodes=most)
-        for name, price, spot, most in [
-            ("a", "0.50", "0.20", {"OnDemand": 9, "Spot": 4}),
-            ("b", "0.70", "0.25", {"OnDemand": 9, "Spot": 5}),
-            ("c", "1.10", "0.60", {}),
-            ("d", "1.60", "0.80", {}),
-        ]
-    )
-    pools = tuple(pool(f"p{i:02d}", f"{rng.uniform(2, 25):.2f}", model="tested-model", shape=SHAPE) for i in range(12))
-    profiles = tuple(profile(c.metadata.name) for c in classes)
-    return Snapshot(now=NOW, pools=pools, hardware_classes=classes, serving_profiles=profiles)
 
 
 def _statuses(made: Plan, snapshot: Snapshot) -> dict[str, InferencePoolStatus]:
@@ -71,7 +51,7 @@ def _untouched(before: Plan, after: Plan, *but: str) -> bool:
 def test_a_new_leader_restores_the_plan_in_force_and_writes_no_status(snapshot: Snapshot) -> None:
     made = planned(snapshot).plan
     after = _carried_out(snapshot, made)
-    later = replace(after, now=NOW + timedelta(hours=1))
+    later = replace(after, now=after.now + timedelta(hours=1))
     base = restored(later)
     assert base is not None
     again = amended(base, later)
