@@ -62,8 +62,8 @@ Pool& Pool::get(int threads) {
   return *current;
 }
 
-Pool::Pool(int threads) : team_{threads} {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { worker(); });
+Pool::Pool(int threads) : team_(threads) {
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
 }
 
 Pool::~Pool() {
@@ -73,7 +73,7 @@ Pool::~Pool() {
   for (auto& thread : workers_) thread.join();
 }
 
-void Pool::worker() {
+void Pool::worker(int index) {
   for (uint32_t seen = 0;;) {
     wait_while_equal(started_, seen, kIdleSpinMicroseconds);
     seen = started_.load(std::memory_order_acquire);
@@ -84,13 +84,13 @@ void Pool::worker() {
       region = region_;
     }
     if (region == nullptr) continue;  // it ended before this thread woke
-    Member member(team_, region->first_phase);
+    Member member(team_, index, region->first_phase);
     region->function(member);
   }
 }
 
 void Pool::run(std::function<void(Member&)> function) {
-  const auto first_phase = static_cast<uint32_t>(team_.state.load(std::memory_order_acquire) >> 32);
+  const uint32_t first_phase = team_.phase.load(std::memory_order_acquire);
   const auto region = std::make_shared<const Region>(Region{std::move(function), first_phase});
   if (!workers_.empty()) {
     {
@@ -100,7 +100,7 @@ void Pool::run(std::function<void(Member&)> function) {
     started_.fetch_add(1, std::memory_order_release);
     started_.notify_all();
   }
-  Member member(team_, region->first_phase);
+  Member member(team_, 0, region->first_phase);
   region->function(member);
   if (!workers_.empty()) {
     const std::lock_guard<std::mutex> lock(mutex_);

@@ -22,6 +22,8 @@ namespace {
 constexpr int64_t kHeadRows = 256;  // rows that an item of QKV takes through its float buffer at once
 constexpr int64_t kFfnRows = 64;    // the same of gate/up
 constexpr int64_t kFfnItem = 256;   // inner channels of the feed-forward that an item computes, about
+constexpr int64_t kOutputPanels = 16;   // of an item of the logits
+constexpr int64_t kAskedBytes = 64 << 10;  // of the next matrix, that a waiting thread asks for at most
 constexpr int64_t kSerialRows = 2;  // up to this many rows, the last thread of a phase does the work between two matrices alone
 
 // How many panels of a matrix an item has: pairs, which AMX takes at once, in 2 to 4 items a thread (short runs of memory are read slowly)
@@ -43,6 +45,8 @@ class Step {
         isa_(isa),
         b_(batch),
         plan_(plan_attention(m_, b_, threads)),
+        product_panels_(panels_of_item(m_.hidden / kPanel, threads)),
+        product_items_((m_.hidden / kPanel + product_panels_ - 1) / product_panels_),
         cache_(cache),
         num_blocks_(num_blocks),
         logits_(logits) {
@@ -67,31 +71,51 @@ class Step {
   }
 
   void run(Member& team) {
+    const int64_t output_panels = m_.output.channels / kPanel, output_items = (output_panels + kOutputPanels - 1) / kOutputPanels;
+    ask_for_heads(team, m_.layer[0]);
     team.phase(b_.total, [&](int64_t t) { begin_row(t); });
     for (int64_t l = 0; l < m_.layers; ++l) {
       const Layer& layer = m_.layer[static_cast<size_t>(l)];
       int8_t* cache = cache_ + l * num_blocks_ * m_.kv_block_bytes();
+      ask_for_product(team, layer.o);
       team.phase(m_.heads + 2 * m_.kv_heads, [&](int64_t head) { project_head(layer, head, cache); });
       attention(team, cache);
-      add_product(team, layer.o, mixed_, [&](int64_t t) { norm_row(t, layer.ffn_gain); });
       const int64_t each = std::max<int64_t>(1, kFfnItem / m_.ffn_block) * std::max<int64_t>(m_.ffn_block, kPanel);
-      then_rows(team, (m_.intermediate + each - 1) / each,
+      const int64_t ffn_items = (m_.intermediate + each - 1) / each;
+      ask_for(team, layer.gate_up, team.first_of(ffn_items) * 2 * each / kPanel);
+      add_product(team, layer.o, mixed_, [&](int64_t t) { norm_row(t, layer.ffn_gain); });
+      ask_for_product(team, layer.down);
+      then_rows(team, ffn_items,
                 [&](int64_t item) { feed_forward(layer.gate_up, item * each, std::min(each, m_.intermediate - item * each)); }, b_.total,
                 [&](int64_t t) { isa_.quantize(h_ + t * m_.intermediate, 1.0f, nullptr, gated_, t); });
-      if (l + 1 < m_.layers)
-        add_product(team, layer.down, gated_, [&](int64_t t) { norm_row(t, m_.layer[static_cast<size_t>(l + 1)].attention_gain); });
-      else
+      if (l + 1 < m_.layers) {
+        const Layer& next = m_.layer[static_cast<size_t>(l + 1)];
+        ask_for_heads(team, next);
+        add_product(team, layer.down, gated_, [&](int64_t t) { norm_row(t, next.attention_gain); });
+      } else {
+        ask_for(team, m_.output, team.first_of(output_items) * kOutputPanels);
         add_product(team, layer.down, gated_, [](int64_t) {});
+      }
     }
     team.phase(b_.outputs, [&](int64_t n) { finish_row(n); });
-    const int64_t panels = m_.output.channels / kPanel, each = 16;
-    team.phase((panels + each - 1) / each, [&](int64_t item) {
-      const int64_t first = item * each, last = first + each < panels ? first + each : panels;
+    team.phase(output_items, [&](int64_t item) {
+      const int64_t first = item * kOutputPanels, last = std::min(first + kOutputPanels, output_panels);
       isa_.matmul(m_.output, first, last, final_, b_.outputs, logits_ + first * kPanel, m_.output.channels, false);
     });
   }
 
  private:
+  // While it waits, a thread asks for the weights that its part of the next product begins with.
+  static void ask_for(Member& team, const Matrix& m, int64_t first_panel) {
+    const int8_t *begin = m.weights + first_panel * m.panel_bytes(), *end = m.weights + m.channels / kPanel * m.panel_bytes();
+    team.ask_for(begin, std::min(begin + kAskedBytes, end));
+  }
+  void ask_for_product(Member& team, const Matrix& m) const { ask_for(team, m, team.first_of(product_items_) * product_panels_); }
+  void ask_for_heads(Member& team, const Layer& layer) const {
+    const Head head = head_of(layer, team.first_of(m_.heads + 2 * m_.kv_heads));
+    ask_for(team, head.matrix, head.own * m_.head_dim / kPanel);
+  }
+
   Activations activations(Arena& arena, int64_t rows, int64_t depth) const {
     Activations a{nullptr, nullptr, nullptr, nullptr, nullptr, depth, m_.unit, m_.rotated};
     a.values = arena.take<int8_t>(rows * depth);
@@ -122,13 +146,11 @@ class Step {
     }
   }
 
-  // x += a times m, then row(t) for each row.
+  // x += a times m, of `hidden` channels, then row(t) for each row.
   template <class Row>
   void add_product(Member& team, const Matrix& m, const Activations& a, Row&& row) {
-    const int64_t panels = m.channels / kPanel;
-    const int64_t each = panels_of_item(panels, team.threads());
-    then_rows(team, (panels + each - 1) / each, [&](int64_t item) {
-      const int64_t first = item * each, last = std::min(first + each, panels);
+    then_rows(team, product_items_, [&](int64_t item) {
+      const int64_t first = item * product_panels_, last = std::min(first + product_panels_, m.channels / kPanel);
       isa_.matmul(m, first, last, a, b_.total, x_ + first * kPanel, m_.hidden, true);
     }, b_.total, row);
   }
@@ -158,12 +180,22 @@ class Step {
     isa_.quantize(x, isa_.inverse_rms(x, m_.hidden, m_.epsilon), gain, normed_, t);
   }
 
+  struct Head {
+    const Matrix& matrix;
+    int64_t own;  // which of the matrix's heads
+    bool query, value;
+  };
+  // The heads of q, then those of k, then those of v.
+  Head head_of(const Layer& layer, int64_t head) const {
+    if (head < m_.heads) return {layer.q, head, true, false};
+    head -= m_.heads;
+    return head < m_.kv_heads ? Head{layer.k, head, false, false} : Head{layer.v, head - m_.kv_heads, false, true};
+  }
+
   // One head of q, k or v for all rows: project, rotate, quantize; keys and values go into the cache.
   void project_head(const Layer& layer, int64_t head, int8_t* cache) {
     const int64_t d = m_.head_dim, panels = d / kPanel, shared = m_.group_heads();
-    const bool query = head < m_.heads, value = head >= m_.heads + m_.kv_heads;
-    const int64_t own = query ? head : value ? head - m_.heads - m_.kv_heads : head - m_.heads;
-    const Matrix& m = query ? layer.q : value ? layer.v : layer.k;
+    const auto [m, own, query, value] = head_of(layer, head);
     static thread_local std::vector<float> buffer;
     static thread_local std::vector<int8_t> packed;
     static thread_local std::vector<uint8_t> unused;
@@ -395,6 +427,7 @@ class Step {
   const Isa& isa_;
   const BatchView b_;
   const AttentionPlan plan_;
+  const int64_t product_panels_, product_items_;   // of an item of o and down; items
   int8_t* cache_;
   int64_t num_blocks_;
   float* logits_;
