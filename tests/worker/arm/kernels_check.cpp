@@ -85,8 +85,9 @@ struct Case {
   bool row_scale;
   int64_t panels, depth, unit, group, rows;
   Values kind;
+  bool minima = false;
   std::string name() const {
-    return std::to_string(bits) + " bits, " + (row_scale ? "row scale" : "unit scales") + ", panels " + std::to_string(panels) +
+    return std::to_string(bits) + (minima ? " bits with minima, " : " bits, ") + (row_scale ? "row scale" : "unit scales") + ", panels " + std::to_string(panels) +
            ", depth " + std::to_string(depth) + ", unit " + std::to_string(unit) + ", group " + std::to_string(group) + ", rows " +
            std::to_string(rows);
   }
@@ -118,9 +119,14 @@ void compare_quantize(const std::string& name, const Isa& a, const Isa& b, const
 }
 
 void compare_matmul(const Isa& a, const Isa& b, const Case& c) {
+  if (c.bits == 4 && !c.minima) {
+    Case other = c;
+    other.minima = true;
+    compare_matmul(a, b, other);
+  }
   const int64_t groups = (c.depth + c.group - 1) / c.group;
   Array<int8_t> weights(c.panels * c.depth * kPanel * c.bits / 8);
-  Array<uint16_t> scales(c.panels * groups * kPanel * (c.bits == 4 ? 2 : 1));
+  Array<uint16_t> scales(c.panels * groups * kPanel * (c.minima ? 2 : 1));
   Array<float> x(c.rows * c.depth), gain(c.depth);
   for (int64_t i = 0; i < weights.size(); ++i)
     weights[i] = c.bits == 4 ? static_cast<int8_t>(c.kind == Values::random ? below(256) : 255) : value(c.kind, 0);
@@ -132,7 +138,7 @@ void compare_matmul(const Isa& a, const Isa& b, const Case& c) {
   compare_quantize(c.name(), a, b, c, x.get(), c.row_scale || c.unit > 64 || c.kind != Values::random ? nullptr : gain.get(), rows);
   for (int64_t i = 0; i < rows.values.size(); ++i)  // which not all sets write
     rows.magnitudes[i] = static_cast<uint8_t>(rows.values[i] < 0 ? -rows.values[i] : rows.values[i]);
-  const Matrix m{c.bits, weights.get(), scales.get(), c.panels * kPanel, c.depth, c.group};
+  const Matrix m{c.bits, c.minima, weights.get(), scales.get(), c.panels * kPanel, c.depth, c.group};
   const int64_t first = c.panels > 2 ? 1 : 0, stride = c.panels * kPanel + 8;
   for (const bool add : {false, true}) {
     Array<float> expected(c.rows * stride), found(c.rows * stride);

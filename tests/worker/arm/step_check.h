@@ -16,7 +16,7 @@ class SmallModel {
   static constexpr int64_t kVocab = 100, kHidden = 96, kIntermediate = 160, kLayers = 2, kHeads = 6, kKvHeads = 2, kHeadDim = 32;
 
   explicit SmallModel(bool rotated) : rotated_(rotated), unit_(rotated ? 64 : 32), weights_(1 << 20) {
-    plan = {2, kVocab, kHidden, kIntermediate, kLayers, kHeads, kKvHeads, kHeadDim, rotated ? kHeadDim : 1, rotated ? kHeadDim : 1,
+    plan = {3, kVocab, kHidden, kIntermediate, kLayers, kHeads, kKvHeads, kHeadDim, rotated ? kHeadDim : 1, rotated ? kHeadDim : 1,
             rotated ? 32 : 1, 3, rotated, rotated, std::bit_cast<int32_t>(1e-5f), unit_};
     floats(kHeadDim / 2, 0.5f, 0.5f);
     floats(kHidden, rotated ? 1.0f / 32 : 1.0f, 0.01f);
@@ -53,20 +53,20 @@ class SmallModel {
   }
   void matrix(int bits, int64_t channels, int64_t depth) {
     channels = (channels + 15) / 16 * 16;
-    plan.push_back(bits);
-    plan.push_back(unit_);
-    const int64_t bytes = channels * depth * bits / 8, scales = channels * ((depth + unit_ - 1) / unit_) * (bits == 4 ? 2 : 1);
+    const bool minima = bits == 4 && ++of_four_bits_ % 3 != 0;
+    plan.insert(plan.end(), {bits, minima, unit_});
+    const int64_t bytes = channels * depth * bits / 8, scales = channels * ((depth + unit_ - 1) / unit_) * (minima ? 2 : 1);
     uint8_t* to = take(static_cast<size_t>(bytes));
     for (int64_t i = 0; i < bytes; ++i) to[i] = static_cast<uint8_t>(bits == 4 ? below(256) : below(255) - 127);
     auto* s = reinterpret_cast<uint16_t*>(take(static_cast<size_t>(scales) * 2));
     for (int64_t i = 0; i < scales; ++i) s[i] = static_cast<uint16_t>(bits == 8 ? 0x3A00 + below(128) : 0x1C00 + below(1024));
-    if (bits == 4)  // minima: around -8 scales
+    if (minima)  // around -8 scales
       for (int64_t i = 0; i < scales; ++i)
         if (i / 16 % 2 == 1) s[i] = static_cast<uint16_t>(0xA800 + below(1024));
   }
 
   bool rotated_;
-  int64_t unit_, used_ = 0;
+  int64_t unit_, used_ = 0, of_four_bits_ = 0;
   Array<uint8_t> weights_;
 
  public:

@@ -44,7 +44,7 @@ from berth_worker.model.weights import LlamaWeights
 
 __all__ = ["is_packed", "pack", "packed_weights"]
 
-_PLAN_VERSION = 2
+_PLAN_VERSION = 3
 _ORDER = ("q", "k", "v", "o", "gate_up", "down")
 """The parts of a layer in the order in which a step reads them; the rows of gate and up are one matrix."""
 
@@ -132,11 +132,12 @@ def _put(store: WeightStore, part: Part, group: int) -> None:
         store.tensor(part)
     elif isinstance(part, Grid4):
         scales, minima = (torch.from_numpy(values).to(torch.float16) for values in (part.scale, part.minimum))
-        store.integer(4, -(-min(part.group, part.q.shape[1]) // group) * group)
+        centred = torch.equal(minima, -8 * scales)  # Q4_0 and its like: the minima need not be read
+        store.integer(4, int(not centred), -(-min(part.group, part.q.shape[1]) // group) * group)
         store.tensor(pack_nibbles(torch.from_numpy(part.q)))
-        store.tensor(pack_grid_scales(scales, minima))
+        store.tensor(pack_scales(scales) if centred else pack_grid_scales(scales, minima))
     else:
-        store.integer(8, group)
+        store.integer(8, 0, group)
         store.tensor(pack_values(part.values))
         store.tensor(pack_scales(part.scales))
 

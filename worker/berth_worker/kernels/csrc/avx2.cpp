@@ -122,8 +122,10 @@ void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row
     if constexpr (Bits == 8) {
       w0 = bf16_scales(scales + group * kPanel), w1 = bf16_scales(scales + group * kPanel + 8);
     } else {
-      const uint16_t* s = scales + 2 * group * kPanel;
-      w0 = fp16_scales(s), w1 = fp16_scales(s + 8), m0 = fp16_scales(s + 16), m1 = fp16_scales(s + 24);
+      const uint16_t* s = scales + group * kPanel * (m.minima ? 2 : 1);
+      const __m256 eight = _mm256_set1_ps(-8.0f);
+      w0 = fp16_scales(s), w1 = fp16_scales(s + 8);
+      m0 = m.minima ? fp16_scales(s + 16) : _mm256_mul_ps(w0, eight), m1 = m.minima ? fp16_scales(s + 24) : _mm256_mul_ps(w1, eight);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) {

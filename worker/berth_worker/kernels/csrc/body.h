@@ -320,7 +320,7 @@ inline float fp16(uint16_t x) {
 inline void tile(const Matrix& m, int64_t panel, const Activations& a, int64_t row, int rows, float (&sums)[kRows][kPanel]) {
   const int8_t* weights = m.weights + panel * m.panel_bytes();
   const uint16_t* scales = m.scales + panel * m.panel_scales();
-  const int64_t units = a.units();
+  const int64_t units = a.units(), group_scales = kPanel * (m.minima ? 2 : 1);
   alignas(64) int8_t nibbles[kMostUnit * kPanel];
   for (int r = 0; r < rows; ++r)
     for (int c = 0; c < kPanel; ++c) sums[r][c] = 0.0f;
@@ -346,10 +346,12 @@ inline void tile(const Matrix& m, int64_t panel, const Activations& a, int64_t r
       for (int c = 0; c < kPanel; ++c) {
         const auto product = static_cast<float>(dots[r * kPanel + c]);
         if (m.bits == 8) {
-          sums[r][c] = fused(product, scale * bf16(scales[group * kPanel + c]), sums[r][c]);
+          sums[r][c] = fused(product, scale * bf16(scales[group * group_scales + c]), sums[r][c]);
         } else {
-          sums[r][c] = fused(product, scale * fp16(scales[2 * group * kPanel + c]), sums[r][c]);
-          sums[r][c] = fused(a.weighted_sums[(row + r) * units + u], fp16(scales[(2 * group + 1) * kPanel + c]), sums[r][c]);
+          const uint16_t* own = scales + group * group_scales + c;
+          const float minimum = m.minima ? fp16(own[kPanel]) : -8.0f * fp16(*own);
+          sums[r][c] = fused(product, scale * fp16(*own), sums[r][c]);
+          sums[r][c] = fused(a.weighted_sums[(row + r) * units + u], minimum, sums[r][c]);
         }
       }
     }

@@ -17,10 +17,12 @@ constexpr int kMostRows = 16;  // rows of activations that a set's dot product t
 //           weight = scale * value
 //   4 bits: weights [channels / 16][depth / 8][16][4] bytes: the low nibbles are depth 8i..8i+3, the high ones 8i+4..8i+7, 0..15;
 //           scales [channels / 16][groups][2][16] fp16: scales, then minima;  weight = scale * nibble + minimum
+//           or without minima [channels / 16][groups][16];  weight = scale * nibble - 8 scale
 // A granule of 16 bytes is 4 channels x 4 of depth.  Granules of 128 bits serve AVX2, VNNI (64-byte lines: 16 channels), AMX (16 lines are
 // a tile), NEON dotprod (4 channels an instruction), i8mm (after zip1/zip2 of two granules) and SVE of any length.
 struct Matrix {
   int bits;
+  bool minima;  // only with 4 bits
   const int8_t* weights;
   const uint16_t* scales;
   int64_t channels;  // padded with zeros to a multiple of 16
@@ -28,7 +30,7 @@ struct Matrix {
   int64_t group;     // depth that shares a scale: a multiple of the activations' unit; the last group may be shorter
   int64_t groups() const { return (depth + group - 1) / group; }
   int64_t panel_bytes() const { return depth * kPanel * bits / 8; }
-  int64_t panel_scales() const { return groups() * kPanel * (bits == 4 ? 2 : 1); }
+  int64_t panel_scales() const { return groups() * kPanel * (minima ? 2 : 1); }
 };
 
 // Rows of activations, quantized to int8.  `unit` values along the depth are summed as integers (the last unit may be shorter).  Rotated

@@ -7,7 +7,7 @@
 namespace berth {
 namespace {
 
-constexpr int64_t kPlanVersion = 2;
+constexpr int64_t kPlanVersion = 3;
 
 class Reader {
  public:
@@ -27,10 +27,11 @@ class Reader {
       throw std::runtime_error("plan: " + std::string(what) + " does not fit the weights");
     return reinterpret_cast<const T*>(weights_ + offset);
   }
-  // Its bits, the depth that shares a scale, and where its weights and scales lie.
+  // Its bits, whether it has minima, the depth that shares a scale, and where its weights and scales lie.
   Matrix matrix(const char* what, int64_t channels, int64_t depth, int64_t unit) {
-    Matrix m{static_cast<int>(integer(what, 4, 8)), nullptr, nullptr, channels, depth, 0};
+    Matrix m{static_cast<int>(integer(what, 4, 8)), false, nullptr, nullptr, channels, depth, 0};
     if (m.bits != 4 && m.bits != 8) throw std::runtime_error("plan: " + std::string(what) + ": 4 or 8 bits");
+    m.minima = integer(what, 0, m.bits == 4 ? 1 : 0) == 1;
     m.group = integer(what, unit, int64_t{1} << 31);
     if (m.group % unit != 0) throw std::runtime_error("plan: " + std::string(what) + ": group is not a multiple of the unit");
     m.weights = array<int8_t>(what, channels / kPanel * m.panel_bytes());

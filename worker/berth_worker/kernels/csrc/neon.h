@@ -104,14 +104,14 @@ struct PanelScales {
 };
 BERTH_INLINE PanelScales scales_of(const Matrix& m, int64_t panel, int64_t group) {
   PanelScales s;
-  const uint16_t* p = m.scales + panel * m.panel_scales() + group * kPanel * (m.bits == 4 ? 2 : 1);
+  const uint16_t* p = m.scales + panel * m.panel_scales() + group * kPanel * (m.minima ? 2 : 1);
   for (int j = 0; j < 4; ++j)
     if (m.bits == 8) {
       s.scale[j] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * j), 16));
       s.minimum[j] = vdupq_n_f32(0.0f);
     } else {
       s.scale[j] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * j)));
-      s.minimum[j] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + kPanel + 4 * j)));
+      s.minimum[j] = m.minima ? vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + kPanel + 4 * j))) : vmulq_n_f32(s.scale[j], -8.0f);
     }
   return s;
 }

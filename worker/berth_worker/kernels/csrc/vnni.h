@@ -95,6 +95,7 @@ void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row
   const int64_t units = a.units();
   const int8_t* weights = m.weights + panel * m.panel_bytes();
   const uint16_t* scales = m.scales + panel * m.panel_scales();
+  const int64_t group_scales = kPanel * (m.minima ? 2 : 1);
   const int8_t* values = a.values + row * a.depth;
   const int32_t* biases = a.biases + row * units;
   __m512 sums[Rows];
@@ -106,10 +107,12 @@ void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row
     for (int r = 0; r < Rows; ++r) acc[r] = Bits == 8 ? _mm512_set1_epi32(biases[r * units + u]) : _mm512_setzero_si512();
     const int8_t* w = weights + start * kPanel * Bits / 8;
     accumulate<Rows, Bits == 4 ? Kind::kNibbles : Kind::kSigned, Prefetch>(w, depth, values + start, a.depth, w + kPrefetchBytes, acc);
+    const uint16_t* own = scales + group * group_scales;
     if constexpr (Prefetch && Bits == 4)  // a line of scales and minima for each four of weights
-      _mm_prefetch(reinterpret_cast<const char*>(scales + 2 * group * kPanel) + kPrefetchBytes / 4, _MM_HINT_T1);
-    const __m512 scale = Bits == 8 ? bf16_scales(scales + group * kPanel) : fp16_scales(scales + 2 * group * kPanel);
-    const __m512 minimum = Bits == 8 ? _mm512_setzero_ps() : fp16_scales(scales + (2 * group + 1) * kPanel);
+      _mm_prefetch(reinterpret_cast<const char*>(own) + kPrefetchBytes / 4, _MM_HINT_T1);
+    const __m512 scale = Bits == 8 ? bf16_scales(own) : fp16_scales(own);
+    __m512 minimum = _mm512_setzero_ps();
+    if constexpr (Bits == 4) minimum = m.minima ? fp16_scales(own + kPanel) : _mm512_mul_ps(scale, _mm512_set1_ps(-8.0f));
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const __m512 x = _mm512_cvtepi32_ps(acc[r]);
