@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from berth_operator.api import CapacityType
-from berth_operator.planner import Plan, PoolPlan, Snapshot
+from berth_operator.api import CapacityType, HardwareClass
+from berth_operator.planner import Placement, Plan, PoolPlan, Snapshot
 from berth_operator.planner.program import PoolProblem, Program, add_pool, cost_terms
 from berth_operator.planner.solver import minimise_roughly
 
@@ -21,8 +21,9 @@ def violations(snapshot: Snapshot, plan: Plan) -> list[str]:
     found = []
     used: dict[Resource, int] = defaultdict(int)
     vendors = {c.metadata.name: c.spec.vendor for c in snapshot.hardware_classes}
+    zones = {c.metadata.name: zones_of(c) for c in snapshot.hardware_classes}
     for pool in plan.pools.values():
-        found += [f"{pool.pool}: {what}" for what in _of_pool(pool, vendors)]
+        found += [f"{pool.pool}: {what}" for what in _of_pool(pool, vendors, zones)]
         for p in pool.placements:
             used[p.hardware_class, p.capacity_type] += p.nodes
     for resource, most in limits_of(snapshot).items():
@@ -41,6 +42,21 @@ def limits_of(snapshot: Snapshot) -> dict[Resource, int]:
     }
 
 
+def zones_of(hardware: HardwareClass) -> int:
+    """Zones that its spot nodes are known to lie in."""
+    spot = hardware.capacity_of(CapacityType.SPOT)
+    return max(1, len(spot.zones or ())) if spot else 1
+
+
+def _loses_too_much(placement: Placement, zones: int, survive: int) -> bool:
+    """Whether losing the fullest zone loses more of the traffic than may be, when each pod went where no zone was a
+    node's replicas ahead of another; percents are whole, which one zone's limit is, too."""
+    r, ahead = placement.replicas, placement.replicas_per_node
+    fullest = max(f for f in range(1, r + 1) if f + (zones - 1) * max(0, f - ahead) <= r)
+    rounded = 1 if zones > 1 else 0
+    return (placement.traffic_percent - rounded) * fullest / r > 100 - survive + 1e-6
+
+
 def tight_rows(snapshot: Snapshot, plan: Plan) -> int:
     """Limits that are worth something more of, or of which no node is left."""
     used: dict[Resource, int] = defaultdict(int)
@@ -51,7 +67,7 @@ def tight_rows(snapshot: Snapshot, plan: Plan) -> int:
     return sum(r in worth or used[r] >= most for r, most in limits_of(snapshot).items())
 
 
-def _of_pool(pool: PoolPlan, vendors: dict[str, str]) -> list[str]:
+def _of_pool(pool: PoolPlan, vendors: dict[str, str], zones: dict[str, int]) -> list[str]:
     e, placements, found = pool.effective, pool.placements, []
     if not placements:
         return (
@@ -69,8 +85,8 @@ def _of_pool(pool: PoolPlan, vendors: dict[str, str]) -> list[str]:
             found.append(f"{p.hardware_class} carries {p.traffic_percent} %, more than its {carried:.3f} turns/s")
     if sum(p.traffic_percent for p in spot) > e.spot_max_traffic_percent:
         found.append("spot share")
-    if any(p.traffic_percent > 100 - e.survive_loss_percent for p in spot):
-        found.append("loss of a spot class")
+    if any(_loses_too_much(p, zones[p.hardware_class], e.survive_loss_percent) for p in spot):
+        found.append("loss of a spot class in a zone")
     if any(p.traffic_percent for p in spot) and replicas - sum(p.replicas for p in spot) < e.min_on_demand_replicas:
         found.append("replicas beside spot")
     if max(shares.values()) > e.max_traffic_percent_per_vendor:

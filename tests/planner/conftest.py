@@ -25,14 +25,17 @@ MakePool = Callable[..., InferencePool]
 
 
 def _hardware(name: str, **changes: Any) -> HardwareClass:
-    """A class; `prices` maps capacity type to USD/h, `max_nodes` capacity type to nodes, the rest goes into spec."""
+    """A class; `prices`, `max_nodes` and `zones` are by capacity type, the rest goes into spec."""
     prices = changes.pop("prices", {"OnDemand": "1"})
-    limits = changes.pop("max_nodes", {})
+    limits, zones = changes.pop("max_nodes", {}), changes.pop("zones", {})
     labels = changes.pop("labels", {})
     status = changes.pop("status", {})
     kind = changes.get("kind", "CPU")
     capacity = [
-        {"type": t, "usdPerHour": p, **({"maxNodes": limits[t]} if t in limits else {})} for t, p in prices.items()
+        {"type": t, "usdPerHour": p}
+        | ({"maxNodes": limits[t]} if t in limits else {})
+        | ({"zones": zones[t]} if t in zones else {})
+        for t, p in prices.items()
     ]
     spec = {
         "vendor": "AWS",

@@ -58,17 +58,19 @@ def _rules(rng: random.Random, demand: int, *, plain: bool) -> Effective:
 
 
 def _fleet(seed: int, option: Make, pools: int, *, plain: bool = False) -> tuple[list[PoolProblem], Limits]:
-    """Pools over six classes of three vendors; about half of the classes and types limited."""
+    """Pools over six classes of three vendors, in one to three zones; about half of the classes and types limited."""
     rng = random.Random(seed)  # noqa: S311 - instances, not secrets
     names = [f"c{i}" for i in range(6)]
     vendors = {name: rng.choice(["u", "v", "w"]) for name in names}
     kinds = [(n, t) for n in names for t in (CapacityType.ON_DEMAND, CapacityType.SPOT)]
     size = {name: rng.choice([1, 1, 2]) for name in names}
     base = {name: rng.randint(20, 300) for name in names}
+    apart = random.Random(-seed - 1)  # noqa: S311
+    zones = {name: apart.choice([1, 2, 3]) for name in names}
     problems = []
     for i in range(pools):
         chosen = sorted(rng.sample(kinds, rng.randint(4, len(kinds))))
-        options = tuple(
+        made = (
             option(
                 n,
                 t,
@@ -79,6 +81,7 @@ def _fleet(seed: int, option: Make, pools: int, *, plain: bool = False) -> tuple
             )
             for n, t in chosen
         )
+        options = tuple(replace(o, zones=zones[o.hardware_class]) if o.spot else o for o in made)
         problems.append(PoolProblem(f"demo/p{i:02d}", _rules(rng, rng.randint(1, 40), plain=plain), options))
     limits = {r: rng.randint(pools // 2, 3 * pools) for r in kinds if rng.random() < 0.5}
     return problems, limits

@@ -7,7 +7,7 @@ taken from what the operator says.  BERTH_SIMULATED_SEEDS=100 runs a hundred wor
 At each step, whatever happened:
 - no step of the operator takes away ready capacity that the pool needs (`_check_floor`);
 - every child has a living owner, and each placement one Deployment;
-- a pool's limits hold: replicas, hardware, spot's share of the traffic, budget;
+- a pool's limits hold: replicas, hardware, spot's share of the traffic, in all and in any one zone of a class, budget;
 - statuses are of the spec in force, and parse.
 After each calm half hour: every pool is served as far as nodes can be had, and one more pass writes nothing.
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 from berth_operator import loop as loop_module
-from berth_operator.api import InferencePool, InferencePoolStatus
+from berth_operator.api import InferencePool, InferencePoolStatus, resolve
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.resources import HARDWARE_CLASSES, NAMESPACES, POOLS
 from berth_operator.loop import Loop, LoopSettings
@@ -51,6 +51,8 @@ CLASSES: dict[str, Spec] = {
     "arm-large": {"kind": "CPU", "cpus": 64, "memoryGiB": 128, "memoryBandwidthGBps": 538, "compute": {"int8Tops": 45}},
     "gpu": {"kind": "GPU", "cpus": 4, "memoryGiB": 24, "memoryBandwidthGBps": 300, "compute": {"bf16Tflops": 121}},
 }
+ZONES = {"arm": ["a", "b", "c"]}
+"""That spot nodes of a class lie in, where it says so."""
 PRICES: dict[Place, float] = {
     ("arm", "OnDemand"): 0.638,
     ("arm", "Spot"): 0.255,
@@ -89,6 +91,7 @@ class World:
         for name, facts in CLASSES.items():
             capacity = [
                 {"type": kind, "usdPerHour": f"{usd:.3f}", "selector": {"place": f"{name}-{kind}".lower()}}
+                | ({"zones": ZONES[name]} if kind == "Spot" and name in ZONES else {})
                 for (of, kind), usd in self.prices.items()
                 if of == name
             ]
@@ -279,12 +282,19 @@ class World:
             body = self.body(key)
             status = InferencePoolStatus.model_validate(body.get("status", {}))
             assert status.observed_generation == body["metadata"]["generation"], key
+            pool = InferencePool.model_validate(body)
             spec, placed = body["spec"], status.placements or []
             placement = spec["placement"]
             denied = placement.get("hardware", {}).get("deny", {}).get("names", [])
             assert not [p for p in placed if p.hardware_class in denied], f"{key}: on denied hardware"
             spot = sum(p.traffic_percent for p in placed if p.capacity_type.value == "Spot")
             assert spot <= placement.get("spot", {}).get("maxTrafficPercent", 100), f"{key}: {spot} % on spot"
+            survive = resolve(pool.spec).survive_loss_percent
+            for p in placed:
+                if p.capacity_type.value == "Spot":
+                    zones = len(ZONES.get(p.hardware_class, "1"))
+                    lost = p.traffic_percent * -(-p.replicas // zones) / p.replicas
+                    assert lost <= 100 - survive + (zones > 1), f"{key}: one zone's loss leaves less than {survive} %"
             least = spec.get("scaling", {}).get("minReplicas", 0)
             if placed and not spec.get("budget"):
                 assert sum(p.replicas for p in placed) >= least, f"{key}: fewer than {least} replicas"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from berth_operator.api import HardwareClass, InferencePool, ServingProfile
+from berth_operator.api import CapacityType, HardwareClass, InferencePool, ServingProfile
 from berth_operator.simulate.engine import Outcome, Simulation, node_watts, simulate
 from berth_operator.simulate.load import ScenarioError, pools_of
 from berth_operator.simulate.policies import Pool
@@ -112,6 +112,28 @@ def test_interrupted_spot_is_replaced_and_counted(world: Make) -> None:
     assert berth.interrupted > 0
     assert berth.started >= berth.interrupted
     assert berth.share > 0.99, "what is left survives the loss of spot nodes"
+
+
+@pytest.mark.parametrize("zones", [0, 3])
+def test_a_reclaim_of_a_class_takes_one_zone_of_it_and_leaves_what_is_promised(world: Make, zones: int) -> None:
+    def run(**events: Any) -> Outcome:
+        steady = scenario(demand={"troughPercent": 100}, headroomPercent=0, starts={"CPU": "1h"}, **events)
+        spot = {"maxTrafficPercent": 90, "minOnDemandReplicas": 0, "surviveLossPercent": 70}
+        pools, classes = world(rps="60", prices={"cpu": {"OnDemand": "0.50", "Spot": "0.1"}}, placement={"spot": spot})
+        if zones:
+            cpu = classes[0].model_dump(by_alias=True, exclude_none=True)
+            cpu["spec"]["capacity"][1]["zones"] = [f"z{i}" for i in range(zones)]
+            classes[0] = HardwareClass.model_validate(cpu)
+        return outcomes(simulate(steady, pools, classes, only=["berth"]))["berth"]
+
+    calm, taken = run(), run(spotReclaims=[{"at": "12h", "hardwareClass": "cpu"}])
+    spot = round(calm.node_hours["cpu", CapacityType.SPOT] / 24)
+    assert taken.interrupted == (-(-spot // zones) if zones else spot)
+    assert taken.within_share[11] == 1
+    assert 0.70 <= taken.within_share[12] < 1, "until another one serves"
+    assert taken.within_share[13] == 1
+    if zones:
+        assert spot > 3, "what three zones may carry is more than one may lose"
 
 
 def test_the_cheapest_node_is_taken_blindly_and_its_turns_do_not_count(

@@ -111,6 +111,32 @@ def test_a_node_pool_is_on_demand_unless_it_says_otherwise() -> None:
     assert [p["metadata"]["name"] for p in found.proposals] == ["l4", "l4-4"], "nodes without a GPU have no such label"
 
 
+ZONE = "topology.kubernetes.io/zone"
+
+
+def test_zones_are_those_of_spot_nodes_where_there_are_several() -> None:
+    spot = {"karpenter.sh/capacity-type": "spot"}
+    found = ask(
+        node("c8g.4xlarge", spot | {ZONE: "b"}),
+        node("c8g.4xlarge", spot | {ZONE: "a"}),
+        node("c8g.4xlarge", {ZONE: "c"}),
+        node("c8g.8xlarge", spot | {ZONE: "a"}),
+    )
+    assert capacities(found, "graviton4-c8g-4xl")["Spot"]["zones"] == ["a", "b"]
+    assert "zones" not in capacities(found, "graviton4-c8g-4xl")["OnDemand"]
+    assert "zones" not in capacities(found, "graviton4-c8g-8xl")["Spot"], "one zone seen says nothing of others"
+
+
+def test_a_node_pools_zones_are_those_it_lists_and_does_not_rule_out() -> None:
+    wanted = [
+        ("karpenter.k8s.aws/instance-family", "In", ["c8g"]),
+        ("karpenter.sh/capacity-type", "In", ["spot"]),
+    ]
+    listed = node_pool(*wanted, (ZONE, "In", ["a", "b", "c"]), (ZONE, "NotIn", ["b"]))
+    assert capacities(ask(pools=[listed]), "graviton4-c8g-4xl")["Spot"]["zones"] == ["a", "c"]
+    assert "zones" not in capacities(ask(pools=[node_pool(*wanted)]), "graviton4-c8g-4xl")["Spot"]
+
+
 def test_what_runs_goes_before_what_could() -> None:
     pool = node_pool(("node.kubernetes.io/instance-type", "In", ["g6.xlarge"]))
     found = ask(node("g6.xlarge"), pools=[pool])

@@ -43,6 +43,21 @@ def test_a_class_with_a_price_of_nothing_is_named_and_the_rest_is_planned(plan: 
     assert "free" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("zones", "says"),
+    [
+        ({"zones": ["a"], "selector": {"topology.kubernetes.io/zone": "a"}}, "say the same: keep one of them"),
+        ({"zones": ["a", "a"]}, "spec.capacity[0].zones[1]: 'a' is there twice"),
+    ],
+)
+def test_zones_that_contradict_are_refused_as_the_api_server_does(
+    plan: Callable[..., Result], zones: dict[str, Any], says: str
+) -> None:
+    done = plan(hardware("apart", capacity=[{"type": "Spot", "usdPerHour": "0.2"} | zones]))
+    assert done.exit_code == 2
+    assert says in done.stderr
+
+
 def test_a_profile_faster_than_its_memory_is_refused_with_the_arithmetic(plan: Callable[..., Result]) -> None:
     points = [{"concurrency": 1, "contextTokens": 100, "decodeTokensPerSecond": "9000", "interTokenLatencyP99": "1ms"}]
     spec = {

@@ -68,6 +68,44 @@ def test_spot_goes_where_spot_nodes_are_and_drains_within_their_notice(
     assert pod["terminationGracePeriodSeconds"] < 120
 
 
+def _in_zones(make_class: Callable[..., HardwareClass], **spec: Any) -> HardwareClass:
+    own = make_class(**spec)
+    capacity = [c.model_copy(update={"zones": ["b", "a", "c"]}) for c in own.spec.capacity]
+    return own.model_copy(update={"spec": own.spec.model_copy(update={"capacity": capacity})})
+
+
+def _pod(objects: list[Manifest]) -> Manifest:
+    pod: Manifest = _only(objects, "Deployment")["spec"]["template"]["spec"]
+    return pod
+
+
+def test_spot_workers_are_held_apart_over_the_zones_whose_loss_they_must_survive(
+    children: Render, make_class: Callable[..., HardwareClass], make_placement: Callable[..., Placement]
+) -> None:
+    spot = make_placement(capacity_type=CapacityType.SPOT, replicas_per_node=2, resources=ReplicaResources(cpu="2"))
+    pod = _pod(children(spot, classes=(_in_zones(make_class),)))
+    (spread,) = pod["topologySpreadConstraints"]
+    assert (spread["maxSkew"], spread["whenUnsatisfiable"], spread["minDomains"]) == (2, "DoNotSchedule", 3)
+    required = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (expression,) = required["nodeSelectorTerms"][0]["matchExpressions"]
+    assert expression == {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a", "b", "c"]}
+    assert "podAffinity" in pod["affinity"], "and still packed onto nodes"
+
+
+@pytest.mark.parametrize("what", ["no zones", "on demand", "nothing to survive"])
+def test_workers_wait_for_no_zone_that_nothing_depends_on(
+    what: str, children: Render, make_class: Callable[..., HardwareClass], make_placement: Callable[..., Placement]
+) -> None:
+    hardware = make_class() if what == "no zones" else _in_zones(make_class)
+    kind = CapacityType.ON_DEMAND if what == "on demand" else CapacityType.SPOT
+    survive = 0 if what == "nothing to survive" else 70
+    placement = {"spot": {"surviveLossPercent": survive}}
+    pod = _pod(children(make_placement(capacity_type=kind), classes=(hardware,), placement=placement))
+    (spread,) = pod["topologySpreadConstraints"]
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert "minDomains" not in spread
+
+
 def test_a_whole_node_replica_shares_its_node_with_no_other_worker(children: Render) -> None:
     pod = _only(children(), "Deployment")["spec"]["template"]["spec"]
     (term,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]

@@ -5,10 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from berth_operator.api.meta import ApiModel, Condition, Resource, Toleration, cel, list_map
+from berth_operator.api.meta import LIST_SET, ApiModel, Condition, Resource, Toleration, cel, list_map
+from berth_operator.api.names import ZONE_LABEL
 from berth_operator.api.quantities import CapacityType, DecimalString
 
 Labels = dict[str, Annotated[str, Field(max_length=63)]]
+_LABEL_VALUE = r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 
 
 class HardwareKind(StrEnum):
@@ -44,9 +46,25 @@ class Compute(ApiModel):
 class Capacity(ApiModel):
     """One way to get nodes of this class."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                f"!has(self.zones) || !has(self.selector) || !('{ZONE_LABEL}' in self.selector)",
+                f"zones and a selector of {ZONE_LABEL} say the same: keep one of them",
+            )
+        )
+    )
     type: CapacityType
     selector: Labels | None = Field(None, max_length=16, description="Node labels of this capacity")
     tolerations: list[Toleration] | None = Field(None, max_length=16)
+    zones: list[Annotated[str, Field(max_length=63, pattern=_LABEL_VALUE)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=16,
+        json_schema_extra=LIST_SET,
+        description=f"Values of {ZONE_LABEL} that workers may run in. Where several are stated, spot workers are"
+        " spread over them, and a plan survives the loss of any one; unset: it counts the class as one zone",
+    )
     max_nodes: int | None = Field(None, ge=0, le=100_000, description="Unset: no limit. 0: none to be had")
     usd_per_hour: DecimalString = Field(description="Price of one node")
     interruptions_per_hour: DecimalString | None = Field(None, description="Expected interruptions of one spot node")

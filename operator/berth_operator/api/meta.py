@@ -72,6 +72,10 @@ Facts = tuple[Literal["True", "False", "Unknown"], str, str]
 """status, reason, message of a condition."""
 
 
+LIST_SET: Final[dict[str, Any]] = {"x-kubernetes-list-type": "set"}
+"""Schema extras of a list in which nothing is twice."""
+
+
 def list_map(*keys: str) -> dict[str, Any]:
     """Schema extras of a list whose items are told apart by `keys` (so that appliers can own single items)."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}

@@ -31,6 +31,9 @@ DELETION_COST_ANNOTATION: Final = "controller.kubernetes.io/pod-deletion-cost"
 """Kubernetes' own: of pods that are alike, a Deployment that shrinks ends the cheapest."""
 FIELD_MANAGER: Final = "berth-operator"
 
+ZONE_LABEL: Final = "topology.kubernetes.io/zone"
+"""Kubernetes' own, on nodes."""
+
 EMBEDDED_MODEL: Final = "smollm2-135m-instruct"
 """The model that the worker image carries (SmolLM2-135M-Instruct, Apache-2.0): needs no `spec.model.source`."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from berth_operator.api import CapacityType
+from berth_operator.api.names import ZONE_LABEL
 from berth_operator.catalog.arm import FAMILIES, graviton
 from berth_operator.catalog.entry import Entry, manifest
 from berth_operator.catalog.nodepools import NodePool, read_node_pool
@@ -66,6 +67,7 @@ class _Found:
 
     entry: Entry
     capacities: dict[CapacityType, dict[str, Any]] = field(default_factory=dict)
+    zones: dict[CapacityType, set[str]] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
 
 
@@ -86,10 +88,12 @@ def discover(catalog: Mapping[str, Entry], nodes: Sequence[Object], node_pools: 
         kind, label = capacity_type_of(labels_of(node))
         slot.seen[kind.value] += 1
         slot.capacities.setdefault(kind, _of_node(entry, kind, node, label))
+        slot.zones.setdefault(kind, set()).update(v for k, v in labels_of(node).items() if k == ZONE_LABEL)
     for node_pool in map(read_node_pool, node_pools):
         for entry, kind, capacity in _offered(catalog, node_pool):
             slot = found.setdefault(entry.name, _Found(entry))
             slot.capacities.setdefault(kind, capacity)
+            slot.zones.setdefault(kind, set(node_pool.values_of(ZONE_LABEL)))
             slot.seen[f"NodePool {node_pool.name}"] += 1
     for kind_of_node, count in sorted(unknown.items()):
         remarks.append(
@@ -252,6 +256,9 @@ def _proposal(found: _Found, remarks: list[str]) -> dict[str, Any]:
     order = list(CapacityType)
     kinds = sorted(found.capacities, key=order.index)
     body["spec"]["capacity"] = [found.capacities[kind] for kind in kinds]
+    spot, zones = found.capacities.get(CapacityType.SPOT), sorted(found.zones.get(CapacityType.SPOT, ()))
+    if spot and len(zones) > 1:
+        spot["zones"] = zones
     if found.entry.what_if:
         remarks.append(f"{found.entry.name}: {found.entry.what_if}")
     unlimited = [kind.value for kind in kinds if "maxNodes" not in found.capacities[kind]]

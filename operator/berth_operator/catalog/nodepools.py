@@ -67,6 +67,12 @@ class NodePool:
         asked = [r for r in self.requirements if r.key == CAPACITY_TYPE]
         return all(r.holds(word) for r in asked) if asked else word == "on-demand"
 
+    def values_of(self, key: str) -> tuple[str, ...]:
+        """The values of a label that its nodes may have, where it lists them; nothing where it does not."""
+        listed = [r.values for r in self.requirements if r.key == key and r.operator == "In"]
+        allowed = [r for r in self.requirements if r.key == key]
+        return tuple(v for v in listed[0] if all(r.holds(v) for r in allowed)) if listed else ()
+
     def most_nodes(self, cpus: int) -> int | None:
         """Nodes of so many vCPUs within its limits; None where nothing bounds them."""
         bounds = []

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from berth_operator.api import HardwareClass, format_duration
+from berth_operator.api import CapacityType, HardwareClass, format_duration
 from berth_operator.catalog.sanity import sift
 from berth_operator.cli.objects import Objects, read_bodies
 from berth_operator.cli.output import TableFormat, console, print_data
@@ -208,6 +208,11 @@ def assumptions(scenario: Scenario, pools: Sequence[Pool], classes: Sequence[Har
             f"from {format_duration(out.at)} on no new node of {out.hardware_class} ({kind}) for"
             f" {format_duration(out.lasts)}"
         )
+    spread = {c.metadata.name: len(way.zones or ()) for c in classes if (way := c.capacity_of(CapacityType.SPOT))}
+    for taken in scenario.spot_reclaims:
+        several = spread.get(taken.hardware_class, 0)
+        zones = f"each pool's fullest of {several} zones" if several > 1 else "its only zone"
+        yield f"after {format_duration(taken.at)} all spot nodes of {taken.hardware_class} in {zones} are taken at once"
     yield (
         "what one replica carries within the objectives is the planner's prediction, by roofline where no profile was"
         " given; turns beyond it count as outside, turns of a class that cannot keep them at all, too"

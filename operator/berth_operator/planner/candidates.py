@@ -61,6 +61,8 @@ class Option:
     """As the class has it; tells two reserved classes apart."""
     node_watts: int | None
     unloaded_turn_seconds: float
+    zones: int = 1
+    """That spot nodes of it are spread over; 1 where that is not known, and for others."""
     own_replica_limit: int | None = None
     """Replicas that this pool may have of it: what runs now, while the class is constrained."""
     constrained_until: str | None = None
@@ -192,6 +194,7 @@ def _judge(hardware: HardwareClass, capacity: Capacity, context: PoolContext) ->
             list_usd_per_hour=capacity.usd_per_hour,
             node_watts=hardware.spec.power_watts,
             unloaded_turn_seconds=fit.unloaded_turn_seconds,
+            zones=len(capacity.zones or ()) or 1 if capacity.type is CapacityType.SPOT else 1,
             own_replica_limit=own_limit,
             constrained_until=until,
         )

@@ -19,8 +19,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from berth_operator.planner.lanes import Flags, Floats, Ints
 
 STRIDE: Final = 8
-"""Options of more nodes than `_LONG` are counted in eights and ones."""
-_LONG: Final = 14
+"""Options of more nodes than `LONG` are counted in eights and ones."""
+LONG: Final = 14
+"""Nodes of one option up to which they are counted one by one."""
 _SEVERAL: Final = 2
 """Small options from which they are a fluid."""
 _HAIR: Final = 5e-5
@@ -43,10 +44,8 @@ class Nodes:
     """[lane, option] of a node."""
     times: Ints
     """[lane, option] nodes at most."""
-
-    def of(self, lanes: Ints | Flags) -> "Nodes":
-        """Those of some lanes."""
-        return Nodes(self.carried[lanes], self.cap[lanes], self.cost[lanes], self.replicas[lanes], self.times[lanes])
+    by_count: Floats | None = None
+    """[lane, option, nodes up to LONG] a `cap` for each number of them; None: it is the same for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +147,11 @@ class Cover:
         times, option, unit, nodes = all_times[lanes], self._option[lanes, i], self._unit[lanes, i], self._nodes
         counts = np.arange(1, int(times[0]) + 1)
         carried = (nodes.carried[lanes, option] * unit)[:, None] * counts[None, :]
-        carried = np.minimum(carried, nodes.cap[lanes, option][:, None])
+        if nodes.by_count is None:
+            carried = np.minimum(carried, nodes.cap[lanes, option][:, None])
+        else:
+            bundles = np.minimum(counts, LONG)[None, :]
+            carried = np.minimum(carried, nodes.by_count[lanes[:, None], option[:, None], bundles])
         gain = np.minimum(np.ceil(carried - _ROUNDING), self._width - 1).astype(np.int64)
         cost, replicas = nodes.cost[lanes, option] * unit, nodes.replicas[lanes, option] * unit
         table, pad, wanted = self._table, self._pad, self._wanted
@@ -222,7 +225,7 @@ def _improved(
 
 def _bundles(times: Ints) -> tuple[Ints, Ints, Ints]:
     """([lane, i] option, nodes of a bundle, bundles at most): bundle i of every lane, 0 of them: no more."""
-    long = times > _LONG
+    long = times > LONG
     ones, eights = np.where(long, STRIDE - 1, times), np.where(long, times // STRIDE, 0)
     both = np.concatenate([ones, eights], 1)
     order = np.argsort(both == 0, axis=1, kind="stable")

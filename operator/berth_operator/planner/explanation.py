@@ -206,7 +206,7 @@ def _priced_out(outcome: Outcome, option: Option, options: Sequence[Option]) -> 
             f"no plan within the pool's limits that serves as much can use it ({_bounds(outcome)})",
         )
     if enters <= 0:
-        share = _most_spot_percent(outcome) if option.spot else 100
+        share = _most_spot_percent(outcome, option) if option.spot else 100
         least = f": with at most {share} % of traffic it saves no node" if share < 100 else ": it saves no node"
         return Verdict.TOO_EXPENSIVE, f"would not enter at any price{least} of the plan; costs {price}"
     shown = _price(enters)
@@ -218,7 +218,7 @@ def _priced_out(outcome: Outcome, option: Option, options: Sequence[Option]) -> 
 
 def _compared_alone(outcome: Outcome, option: Option, price: str) -> str:
     """The candidate carrying all that policy lets it carry, against the plan: cheap, and true, but no break-even."""
-    share = _most_spot_percent(outcome) / 100 if option.spot else 1.0
+    share = _most_spot_percent(outcome, option) / 100 if option.spot else 1.0
     nodes = _nodes_alone(outcome, option, share)
     cost = sum((a.nodes * a.option.node_usd_per_hour for a in outcome.solution.assignments), Decimal(0))
     whole = "alone" if share == 1 else f"for its at most {share:.0%} of traffic".replace("%", " %")
@@ -228,10 +228,10 @@ def _compared_alone(outcome: Outcome, option: Option, price: str) -> str:
     )
 
 
-def _most_spot_percent(outcome: Outcome) -> int:
-    """Of traffic on one spot class."""
+def _most_spot_percent(outcome: Outcome, option: Option) -> int:
+    """Of traffic on one spot class, over all of its zones."""
     effective = outcome.problem.effective
-    return min(effective.spot_max_traffic_percent, 100 - effective.survive_loss_percent)
+    return min(effective.spot_max_traffic_percent, (100 - effective.survive_loss_percent) * option.zones)
 
 
 def _price(value: float) -> str:

@@ -6,9 +6,10 @@ that the nodes of option k carry, spot share s, loss share a = 1 - surviveLossPe
 the greatest S for which
 
     sum over vendors of o_v + min(s S, sum over vendors of min(p_v, m S - o_v)) >= S
-    o_v = min(C of the vendor's steady options, m S),   p_v = sum over the vendor's spot classes of min(C_k, a S)
+    o_v = min(C of the vendor's steady options, m S),   p_v = sum over the vendor's spot classes of min(C_k, a f_k S)
 
-which is the maximum flow of `program`'s share rules: steady nodes first, since only the vendor's rule holds them back.
+with f_k the spread of the nodes of k over their zones (`zones`; 1 for one zone), which is the maximum flow of
+`program`'s share rules: steady nodes first, since only the vendor's rule holds them back.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from berth_operator.planner.candidates import Option, Resource
 from berth_operator.planner.program import Limits, PoolProblem, most_replicas, node_cost
+from berth_operator.planner.zones import spreads
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -58,6 +60,13 @@ class Lanes:
     """[lane, option]"""
     spot_share: Floats
     loss_share: Floats
+    """[lane] that one zone of a spot class may carry."""
+    zones: Ints
+    """[lane, option] that spot nodes lie in."""
+    spread: Ints
+    """[lane, option] row of `spreads`."""
+    spreads: Floats
+    """[kind, nodes] times that one zone's share fits into so many nodes; row 0 is of one zone."""
     vendor_share: Floats
     floor: Ints
     """[lane] replicas that are not spot beside spot."""
@@ -78,6 +87,15 @@ class Lanes:
         """Lanes."""
         return len(self.pool)
 
+    @property
+    def spread_out(self) -> bool:
+        """Whether any spot class lies in several zones."""
+        return len(self.spreads) > 1
+
+    def most_lost(self, lane: Ints) -> Floats:
+        """[lane, option] share of traffic that its spot nodes may carry at the most, however many."""
+        return np.asarray(self.loss_share[lane][:, None] * self.spreads.max(1)[self.spread[lane]])
+
 
 def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
     """Arrays of `problems` in their order; shared rows are the limits that all pools together could exceed."""
@@ -91,6 +109,7 @@ def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
     share, price, usd = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     per_node, most = np.ones(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     vendor, spot = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
+    zones = np.ones(shape, dtype=np.int64)
     for lane, (index, options) in enumerate(members):
         problem = problems[index]
         demand, effective = problem.demand, problem.effective
@@ -102,6 +121,8 @@ def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
             most[lane, k] = -(-most_replicas(problem, o, limits) // o.replicas_per_node)
             vendor[lane, k] = vendors[o.vendor]
             spot[lane, k] = o.spot
+            zones[lane, k] = o.zones
+    spread, spread_table = _spreads(members, problems, most)
     resources, caps, row = _rows(members, most, limits, shape)
     rules = [problems[index].effective for index, _ in members]
     return Lanes(
@@ -119,6 +140,9 @@ def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
         spot=spot,
         spot_share=np.array([e.spot_max_traffic_percent / 100 for e in rules]),
         loss_share=np.array([1 - e.survive_loss_percent / 100 for e in rules]),
+        zones=zones,
+        spread=spread,
+        spreads=spread_table,
         vendor_share=np.array([e.max_traffic_percent_per_vendor / 100 for e in rules]),
         floor=np.array([e.min_on_demand_replicas for e in rules], dtype=np.int64),
         least=np.array([e.min_replicas for e in rules], dtype=np.int64),
@@ -133,6 +157,21 @@ def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
         rows=resources,
         caps=caps,
     )
+
+
+def _spreads(
+    members: Sequence[tuple[int, tuple[Option, ...]]], problems: Sequence[PoolProblem], most: Ints
+) -> tuple[Ints, Floats]:
+    """Which options lie in several zones, where that matters, and how their nodes spread."""
+    kinds: dict[tuple[int, int], int] = {(1, 1): 0}
+    spread = np.zeros(most.shape, dtype=np.int64)
+    for lane, (index, options) in enumerate(members):
+        if problems[index].effective.survive_loss_percent > 0:
+            for k, o in enumerate(options):
+                if o.zones > 1:
+                    spread[lane, k] = kinds.setdefault((o.zones, o.replicas_per_node), len(kinds))
+    width = int(most[spread > 0].max(initial=0))
+    return spread, np.stack([spreads(width, zones, per_node) for zones, per_node in kinds])
 
 
 def _rows(
@@ -206,6 +245,10 @@ def unserved_by(lanes: Lanes, lane: Ints, replicas: Ints) -> Floats:
     kept = ~spot | (steady >= lanes.floor[lane])[pattern]
     pattern, option, of, spot, count = pattern[kept], option[kept], of[kept], spot[kept], count[kept]
     carried = count * lanes.share[of, option] / lanes.per_node[of, option]
+    alone = lanes.loss_share[of]
+    if lanes.spread_out:
+        kind, nodes = lanes.spread[of, option], -(-count // lanes.per_node[of, option])
+        alone = alone * lanes.spreads[kind, np.where(kind > 0, nodes, 0)]
     unserved = np.zeros(len(lane))
     shared = lanes.vendor_share[lane] < 1
     for group, vendors in ((~shared, 1), (shared, max(2, int(lanes.vendor.max(initial=0)) + 1))):
@@ -214,7 +257,7 @@ def unserved_by(lanes: Lanes, lane: Ints, replicas: Ints) -> Floats:
             mine = group[pattern]
             vendor = lanes.vendor[of[mine], option[mine]] if vendors > 1 else 0
             at = number[pattern[mine]] * vendors + vendor
-            flow = _Flow(lanes, lane[group], vendors, at, carried[mine], spot[mine])
+            flow = _Flow(lanes, lane[group], vendors, at, carried[mine], spot[mine], alone[mine])
             unserved[group] = flow.unserved()
     return unserved
 
@@ -222,17 +265,20 @@ def unserved_by(lanes: Lanes, lane: Ints, replicas: Ints) -> Floats:
 class _Flow:
     """The most that patterns can carry while the shares are those of a served share S; entries are their options."""
 
-    def __init__(self, lanes: Lanes, lane: Ints, vendors: int, at: Ints, carried: Floats, spot: Flags) -> None:
+    def __init__(
+        self, lanes: Lanes, lane: Ints, vendors: int, at: Ints, carried: Floats, spot: Flags, alone: Floats
+    ) -> None:
+        """`alone` [entry]: share of what is served that it may carry where it is spot."""
         self.count, self.vendors = len(lane), vendors
         self.steady = np.bincount(at[~spot], carried[~spot], self.count * vendors).reshape(self.count, vendors)
-        self.at, self.carried = at[spot], carried[spot]
+        self.at, self.carried, self.alone = at[spot], carried[spot], alone[spot]
         self.vendor_share = lanes.vendor_share[lane][:, None]
-        self.spot_share, self.loss_share = lanes.spot_share[lane], lanes.loss_share[lane]
+        self.spot_share = lanes.spot_share[lane]
         self.pattern = self.at // vendors
 
     def most(self, served: Floats) -> Floats:
         """[pattern] greatest flow at S = `served`."""
-        capped = np.minimum(self.carried, (self.loss_share * served)[self.pattern])
+        capped = np.minimum(self.carried, self.alone * served[self.pattern])
         spot = np.bincount(self.at, capped, self.count * self.vendors).reshape(self.count, self.vendors)
         if self.vendors > 1:
             room = self.vendor_share * served[:, None]

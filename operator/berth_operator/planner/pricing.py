@@ -22,7 +22,7 @@ from typing import Final
 
 import numpy as np
 
-from berth_operator.planner.covering import Cover, Nodes
+from berth_operator.planner.covering import LONG, Cover, Nodes
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
 from berth_operator.planner.useful import useful_nodes, uses_spot
 
@@ -119,20 +119,32 @@ class _Tables:
         self.exactly = units * (1 + _EDGE)
         """D: Q is `need`."""
         self.spot = lanes.spot[lane]
-        cap = np.where(self.spot, self._most_of_a_spot_class()[:, None], np.inf)
-        self.nodes = Nodes(lanes.share[lane] * self.exactly, cap, node_price, lanes.per_node[lane], times)
+        cap = np.where(self.spot, self._units_of_a_spot_class(lanes.most_lost(lane)), np.inf)
+        by_count = self._units_by_count(cap) if lanes.spread_out else None
+        self.nodes = Nodes(lanes.share[lane] * self.exactly, cap, node_price, lanes.per_node[lane], times, by_count)
 
-    def _most_of_a_spot_class(self) -> Floats:
-        """[lane] units.
+    def _units_by_count(self, cap: Floats) -> Floats:
+        """[lane, option, nodes] units that so many nodes may carry at the most: `cap` where there may be more of them
+        than one bundle counts, or where they lie in one zone."""
+        lanes, lane = self.lanes, self.lane
+        kind, nodes = lanes.spread[lane], np.minimum(np.arange(LONG + 1), lanes.spreads.shape[1] - 1)
+        by_count = np.repeat(cap[:, :, None], LONG + 1, 2)
+        at, option = np.nonzero((kind > 0) & (self.times <= LONG) & (self.times > 0))
+        alone = lanes.loss_share[lane[at]][:, None] * lanes.spreads[kind[at, option]][:, nodes]
+        by_count[at, option] = self._units_of_a_spot_class(alone, at)
+        return by_count
+
+    def _units_of_a_spot_class(self, alone: Floats, rows: Ints | None = None) -> Floats:
+        """Units of shares `alone` [lane, any] of the traffic, of the chunk's lanes or of `rows` of them.
 
         Shares a of which D is a hair above a whole number of units are that number: n classes full to their share lose
         n a of the hair between D and Q - 1, and what carries the rest makes a unit of what is left of it, as long as
         there is a rest.
         """
-        lanes, lane = self.lanes, self.lane
-        share = np.minimum(lanes.loss_share[lane], lanes.spot_share[lane])
+        spot_share = self.lanes.spot_share[self.lane if rows is None else self.lane[rows]][:, None]
+        share = np.minimum(alone, spot_share)
         whole = np.rint(share * self.units)
-        even = (np.abs(share * self.units - whole) < 1e-9) & (lanes.spot_share[lane] <= _NOT_ALL)
+        even = (np.abs(share * self.units - whole) < 1e-9) & (spot_share <= _NOT_ALL)
         return np.where(even, whole, share * self.exactly)
 
     def subset(self, rows: Ints) -> "_Tables":

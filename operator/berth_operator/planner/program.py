@@ -17,6 +17,7 @@ from typing import Final
 
 from berth_operator.api import CapacityType, Effective
 from berth_operator.planner.candidates import Option, Resource
+from berth_operator.planner.zones import steps
 
 INFINITY: Final = math.inf
 MOST_REPLICAS: Final = 100_000
@@ -96,6 +97,7 @@ def add_pool(program: Program, problem: PoolProblem, limits: Limits) -> PoolColu
     limit_spot_share(program, problem, columns)
     keep_on_demand_beside_spot(program, problem, columns)
     survive_loss_of_a_spot_class(program, problem, columns)
+    survive_loss_of_a_spot_zone(program, problem, columns)
     limit_vendor_share(program, problem, columns)
     keep_budget(program, problem, columns)
     serve_one_quantization(program, problem, columns)
@@ -107,6 +109,8 @@ def most_replicas(problem: PoolProblem, option: Option, limits: Limits) -> int:
     effective = problem.effective
     alone = max(1, math.ceil(min(problem.demand / option.capacity.turns_per_second, MOST_REPLICAS) - 1e-9))
     most = max(alone, effective.min_replicas, 0 if option.spot else effective.min_on_demand_replicas)
+    if option.zones > 1:  # fewer in the fullest zone may take a whole round of them
+        most = math.ceil(most / (option.zones * option.replicas_per_node)) * option.zones * option.replicas_per_node
     bounds = [most]
     if effective.max_replicas is not None:
         bounds.append(effective.max_replicas)
@@ -180,12 +184,44 @@ def keep_on_demand_beside_spot(program: Program, problem: PoolProblem, columns: 
 
 
 def survive_loss_of_a_spot_class(program: Program, problem: PoolProblem, columns: PoolColumns) -> None:
-    """Losing any one spot class leaves surviveLossPercent of the served traffic on placements that carry it within
-    objectives.  A class counts as a whole: telling its zones apart is for later, and can only allow more."""
+    """Losing any one spot class that is known to be in one zone alone, or of which no zones are known, leaves
+    surviveLossPercent of the served traffic on placements that carry it within objectives."""
     share = 1 - problem.effective.survive_loss_percent / 100
-    for name in sorted({k.hardware_class for k in problem.options if k.spot}):
+    for name in sorted({k.hardware_class for k in problem.options if k.spot and k.zones == 1}):
         chosen = [k.spot and k.hardware_class == name for k in problem.options]
         _limit_share(program, problem, columns, chosen, share)
+
+
+def survive_loss_of_a_spot_zone(program: Program, problem: PoolProblem, columns: PoolColumns) -> None:
+    """Losing any one zone of a spot class that lies in several leaves surviveLossPercent of the served traffic.
+
+    What a placement may carry steps with its nodes (`zones`): one y_i a step, sum(y) = 1, n within the step whose y
+    is 1, and x <= a_i sum(x) there, a_i its share.
+    """
+    alone, enough = 1 - problem.effective.survive_loss_percent / 100, problem.effective.spot_max_traffic_percent / 100
+    for k, option in enumerate(problem.options):
+        if option.zones == 1 or alone >= enough:
+            continue
+        most = round(program.upper[columns.nodes[k]])
+        found = steps(most, option.zones, option.replicas_per_node, alone, enough)
+        largest = max(share for _, _, share in found)
+        _limit_share(program, problem, columns, [o is option for o in problem.options], largest)
+        if len(found) == 1:
+            continue
+        chosen = [program.column(1.0, integer=True) for _ in found]
+        program.row(dict.fromkeys(chosen, 1.0), at_least=1.0, at_most=1.0)
+        node, x = columns.nodes[k], columns.traffic[k]
+        program.row({node: 1.0, **{y: -float(low) for y, (low, _, _) in zip(chosen, found, strict=True)}}, at_least=0.0)
+        program.row({node: 1.0, **{y: -float(top) for y, (_, top, _) in zip(chosen, found, strict=True)}}, at_most=0.0)
+        program.row({x: 1.0, **{y: -share for y, (_, _, share) in zip(chosen, found, strict=True)}}, at_most=0.0)
+        if option.replicas_per_node > 1:  # no empty nodes for the sake of a wider spread
+            per_node = option.replicas_per_node
+            program.row({columns.replicas[k]: 1.0, node: -float(per_node)}, at_least=1.0 - per_node)
+        for y, (_, _, share) in zip(chosen, found, strict=True):
+            slack = largest - share
+            if slack > 0:
+                terms = {at: (1.0 if at == x else 0.0) - share for at in columns.traffic}
+                program.row({**terms, y: slack}, at_most=slack)
 
 
 def limit_vendor_share(program: Program, problem: PoolProblem, columns: PoolColumns) -> None:

@@ -27,7 +27,7 @@ def guesses(lanes: Lanes, which: Ints, node_price: Floats) -> list[Ints]:
     found = []
     spot_nodes, carried = np.zeros(share.shape, dtype=np.int64), np.zeros(len(which))
     order = np.argsort(np.where(spot, density, _HUGE), axis=1, kind="stable")
-    rows = np.arange(len(which))
+    rows, alone = np.arange(len(which)), lanes.most_lost(which)
     for step in range(min(SPOT_CLASSES, share.shape[1]) + 1):
         steady = _steady(np.where(spot, _HUGE, density), np.where(spot, _HUGE, node_price), share, room, one - carried)
         found.append(steady + spot_nodes)
@@ -35,9 +35,13 @@ def guesses(lanes: Lanes, which: Ints, node_price: Floats) -> list[Ints]:
             break
         k = order[:, step]
         use = spot[rows, k] & usable[rows, k]
-        most = np.minimum(lanes.loss_share[which], lanes.spot_share[which] - carried)
+        most = np.minimum(alone[rows, k], lanes.spot_share[which] - carried)
         nodes = np.where(use, np.ceil(most / np.maximum(share[rows, k], 1e-12) - 1e-9), 0)
         nodes = np.clip(nodes, 0, lanes.most[which][rows, k]).astype(np.int64)
+        if lanes.spread_out:
+            kind = lanes.spread[which, k]
+            spread = lanes.spreads[kind, np.where(kind > 0, nodes, 0)]
+            most = np.minimum(most, lanes.loss_share[which] * spread)
         spot_nodes = spot_nodes.copy()
         spot_nodes[rows, k] += nodes
         carried = carried + np.minimum(nodes * share[rows, k], np.maximum(most, 0.0))

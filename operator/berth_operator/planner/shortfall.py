@@ -104,7 +104,8 @@ def _spot_policy(short: _Short) -> list[str]:
     if all(o.resource in short.left and used.get(o.resource, 0) >= short.left[o.resource] for o in spot):
         return []
     return [
-        f"spot may carry at most {effective.spot_max_traffic_percent} % of traffic, one class of it at most"
+        f"spot may carry at most {effective.spot_max_traffic_percent} % of traffic, one"
+        f" {'zone of a class' if any(o.zones > 1 for o in spot) else 'class of it'} at most"
         f" {100 - effective.survive_loss_percent} %, beside {effective.min_on_demand_replicas} replicas on demand"
     ]
 

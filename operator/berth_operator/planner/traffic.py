@@ -7,6 +7,7 @@ from itertools import combinations, islice
 
 from berth_operator.planner.program import PoolProblem, Program, add_pool
 from berth_operator.planner.solver import Assignment, minimise
+from berth_operator.planner.zones import spread as spread_of
 
 _MOST_ROUNDINGS = 5000
 
@@ -78,7 +79,7 @@ class _Rules:
         effective = problem.effective
         self.options = [a.option for a in assignments]
         self.spot_share = effective.spot_max_traffic_percent / 100
-        self.loss_share = 1 - effective.survive_loss_percent / 100
+        self.loss_shares = [_lost_percent(problem, a) / 100 for a in assignments]
         self.vendor_share = effective.max_traffic_percent_per_vendor / 100
         steady = sum(a.replicas for a in assignments if not a.option.spot)
         idle = steady < effective.min_on_demand_replicas
@@ -89,9 +90,7 @@ class _Rules:
         """(placements, share of demand that they carry at most)."""
         spot = {k for k, o in enumerate(self.options) if o.spot}
         found = [(spot, self.spot_share * served)]
-        names = sorted({self.options[k].hardware_class for k in spot})
-        by_class = [{k for k in spot if self.options[k].hardware_class == name} for name in names]
-        found += [(members, self.loss_share * served) for members in by_class]
+        found += [({k}, self.loss_shares[k] * served) for k in sorted(spot)]
         for vendor in self.vendors if self.vendor_share < 1 else ():
             mine = {k for k, o in enumerate(self.options) if o.vendor == vendor}
             found.append((mine, self.vendor_share * served))
@@ -102,9 +101,13 @@ class _Rules:
         steady, on_spot = 0.0, 0.0
         for vendor in self.vendors:
             room = self.vendor_share * served if self.vendor_share < 1 else math.inf
-            own = [(o.spot, level * c) for o, c in zip(self.options, self.carried, strict=True) if o.vendor == vendor]
-            o = min(sum(c for spot, c in own if not spot), room)
-            on_spot += min(sum(min(c, self.loss_share * served) for spot, c in own if spot), room - o)
+            own = [
+                (o.spot, level * c, lost * served)
+                for o, c, lost in zip(self.options, self.carried, self.loss_shares, strict=True)
+                if o.vendor == vendor
+            ]
+            o = min(sum(c for spot, c, _ in own if not spot), room)
+            on_spot += min(sum(min(c, most) for spot, c, most in own if spot), room - o)
             steady += o
         return steady + min(self.spot_share * served, on_spot)
 
@@ -128,7 +131,7 @@ def _even_out(
     what one spot class may carry.
     """
     even = list(shares)
-    alone = sum(shares) * (100 - problem.effective.survive_loss_percent) / 100
+    alone = [sum(shares) * _lost_percent(problem, a) / 100 for a in assignments]
     groups: dict[tuple[str, bool], list[int]] = {}
     for k, assignment in enumerate(assignments):
         groups.setdefault((assignment.option.vendor, assignment.option.spot), []).append(k)
@@ -136,12 +139,21 @@ def _even_out(
         rest, open_members = sum(shares[k] for k in members), list(members)
         while open_members:
             level = rest / sum(carried[k] for k in open_members)
-            full = [k for k in open_members if spot and carried[k] * level > alone + 1e-12]
+            full = [k for k in open_members if spot and carried[k] * level > alone[k] + 1e-12]
             for k in full or open_members:
-                even[k] = alone if full else carried[k] * level
+                even[k] = alone[k] if full else carried[k] * level
                 rest -= even[k]
                 open_members = [m for m in open_members if m != k]
     return even
+
+
+def _lost_percent(problem: PoolProblem, assignment: Assignment) -> float:
+    """Of the traffic, that a spot placement may carry so that losing its class, or its fullest zone, loses no more
+    than may be lost."""
+    option = assignment.option
+    return (100 - problem.effective.survive_loss_percent) * spread_of(
+        assignment.nodes, option.zones, option.replicas_per_node
+    )
 
 
 def percents(problem: PoolProblem, assignments: Sequence[Assignment], shares: Sequence[float]) -> list[int]:
@@ -171,7 +183,7 @@ def _share_limits(problem: PoolProblem, assignments: Sequence[Assignment]) -> li
     effective, options = problem.effective, [a.option for a in assignments]
     spot = [i for i, o in enumerate(options) if o.spot]
     groups = [(spot, effective.spot_max_traffic_percent)]
-    groups += [([i], 100 - effective.survive_loss_percent) for i in spot]
+    groups += [([i], int(_lost_percent(problem, assignments[i]) + _EPSILON)) for i in spot]
     for vendor in sorted({o.vendor for o in options}):
         members = [i for i, o in enumerate(options) if o.vendor == vendor]
         groups.append((members, effective.max_traffic_percent_per_vendor))

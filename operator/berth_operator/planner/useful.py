@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes
+from berth_operator.planner.zones import ROUNDS
 
 _HUGE: Final = 1e30
 
@@ -33,7 +34,7 @@ def useful_nodes(lanes: Lanes, lane: Ints, node_price: Floats, penalty: Floats, 
     wide = np.maximum(share, 1e-12)
     density = np.where(usable, node_price / wide, _HUGE)
     steady = np.minimum(np.where(spot, _HUGE, density).min(1), penalty)  # value of a unit carried by steady nodes
-    a, s = lanes.loss_share[lane][:, None], lanes.spot_share[lane]
+    a, s = lanes.most_lost(lane), lanes.spot_share[lane]
     order = np.argsort(np.where(spot, density, _HUGE), axis=1)
     room = np.take_along_axis(np.where(spot & usable, np.minimum(a, available * share), 0.0), order, 1)
     sorted_density = np.take_along_axis(np.where(spot, density, _HUGE), order, 1)
@@ -42,6 +43,8 @@ def useful_nodes(lanes: Lanes, lane: Ints, node_price: Floats, penalty: Floats, 
     last = np.take_along_axis(sorted_density, at[:, None], 1)[:, 0]
     marginal = np.minimum(np.where(filled[:, -1] >= s, last, steady), steady)
     useful = np.ceil(np.where(spot, np.minimum(a, 1.0), 1.0) / wide - 1e-9)
+    if lanes.spread_out:
+        useful = np.where(lanes.spread[lane] > 0, _useful_rounds(lanes, lane, wide, available), useful)
     floor = np.maximum(lanes.least[lane], np.where(uses_spot(lanes, lane), lanes.floor[lane], 0))
     useful = np.maximum(useful, -(-floor[:, None] // lanes.per_node[lane]))
     most = np.minimum(useful, available)
@@ -61,3 +64,14 @@ def useful_nodes(lanes: Lanes, lane: Ints, node_price: Floats, penalty: Floats, 
     room_for = np.floor(np.minimum(slack[:, None] / np.maximum(each, 1e-15), 1e9))
     times = np.where(each > 0, np.minimum(most, room_for), most)
     return np.where(usable, times, 0).astype(np.int64)
+
+
+def _useful_rounds(lanes: Lanes, lane: Ints, wide: Floats, available: Ints) -> Floats:
+    """[lane, option] nodes from which more carry no more, where they lie in several zones.
+
+    As many in each zone as may be lost of one; not known where several replicas share a node, nor beyond `ROUNDS`.
+    """
+    rounds = np.ceil(lanes.loss_share[lane][:, None] / wide - 1e-9)
+    zones = lanes.zones[lane]
+    known = (lanes.per_node[lane] == 1) & (rounds <= ROUNDS)
+    return np.where(known, rounds * zones, available)

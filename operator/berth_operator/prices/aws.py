@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
-from berth_operator.api import CapacityType, HardwareClass
+from berth_operator.api import Capacity, CapacityType, HardwareClass
+from berth_operator.api.names import ZONE_LABEL
 from berth_operator.prices.quotes import Key, Quote
 
 INSTANCE_TYPE: Final = "node.kubernetes.io/instance-type"
-ZONE: Final = "topology.kubernetes.io/zone"
 _EC2_TYPE: Final = re.compile(r"[a-z][a-z0-9-]*\.[a-z0-9-]+")
 _PRICE_LIST_REGION: Final = "us-east-1"
 """The price list of every region is served from this one."""
@@ -70,7 +70,7 @@ class AwsPrices:
             if item.key[1] is CapacityType.ON_DEMAND:
                 quote = on_demand.get(item.instance_type)
             else:
-                quote = _cheapest(spot.get(item.instance_type, {}), item.zone)
+                quote = _in_zones(spot.get(item.instance_type, {}), item.zones)
             if quote:
                 out[item.key] = quote
         return out, failures
@@ -132,13 +132,14 @@ class _Wanted:
 
     key: Key
     instance_type: str
-    zone: str | None
+    zones: tuple[str, ...]
+    """That the class is bound to; nothing: any."""
 
 
 def _wanted(classes: Iterable[HardwareClass]) -> list[_Wanted]:
     """Capacities on demand and spot whose selector names one instance type of EC2."""
     return [
-        _Wanted((hardware.metadata.name, capacity.type), selector[INSTANCE_TYPE], selector.get(ZONE))
+        _Wanted((hardware.metadata.name, capacity.type), selector[INSTANCE_TYPE], _zones(capacity))
         for hardware in classes
         for capacity in hardware.spec.capacity
         if capacity.type is not CapacityType.RESERVED
@@ -146,10 +147,17 @@ def _wanted(classes: Iterable[HardwareClass]) -> list[_Wanted]:
     ]
 
 
-def _cheapest(by_zone: Mapping[str, Quote], zone: str | None) -> Quote | None:
-    """The zone that the class is bound to, or the cheapest, where an autoscaler would go."""
-    if zone is not None:
-        return by_zone.get(zone)
+def _zones(capacity: Capacity) -> tuple[str, ...]:
+    selected = (capacity.selector or {}).get(ZONE_LABEL)
+    return (selected,) if selected else tuple(capacity.zones or ())
+
+
+def _in_zones(by_zone: Mapping[str, Quote], zones: tuple[str, ...]) -> Quote | None:
+    """The dearest of the zones that a class is bound to, over which it is spread; else the cheapest of all, where an
+    autoscaler would go."""
+    bound = [by_zone[zone] for zone in zones if zone in by_zone]
+    if zones:
+        return max(bound, key=lambda quote: (quote.usd_per_hour, quote.source), default=None)
     return min(by_zone.values(), key=lambda quote: (quote.usd_per_hour, quote.source), default=None)
 
 

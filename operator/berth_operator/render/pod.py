@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from berth_operator.api import CapacityType, HardwareClass, InferencePool, Quantization, RuntimeName
-from berth_operator.api.names import EMBEDDED_MODEL, MANAGED_BY, MANAGED_BY_LABEL
+from berth_operator.api import Capacity, CapacityType, HardwareClass, InferencePool, Quantization, RuntimeName, resolve
+from berth_operator.api.names import EMBEDDED_MODEL, MANAGED_BY, MANAGED_BY_LABEL, ZONE_LABEL
 from berth_operator.planner import Placement
 from berth_operator.render.settings import RenderSettings
 
@@ -48,15 +48,11 @@ def pod_spec(
             "fsGroup": 65532,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": placement.replicas_per_node,  # zones get whole nodes: less would buy more of them
-                "topologyKey": "topology.kubernetes.io/zone",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": dict(identity)},
-            }
-        ],
-        "affinity": _alone_on_its_node() if placement.resources is None else _beside_others(identity),
+        "topologySpreadConstraints": [_spread(pool, placement, capacity, identity)],
+        "affinity": {
+            **(_alone_on_its_node() if placement.resources is None else _beside_others(identity)),
+            **_in_zones(capacity),
+        },
         "containers": [_container(pool, placement, hardware, settings, grace, mounts)],
         "volumes": volumes,
     }
@@ -73,6 +69,36 @@ def pod_spec(
         if template.image_pull_secrets:
             spec["imagePullSecrets"] = [secret.to_api() for secret in template.image_pull_secrets]
     return spec
+
+
+def _spread(
+    pool: InferencePool, placement: Placement, capacity: Capacity | None, identity: Mapping[str, str]
+) -> Manifest:
+    """Over zones as evenly as whole nodes can be; without fail where the plan counts on losing one zone at a time.
+
+    Zones get whole nodes: a smaller skew would buy more of them.  `minDomains` counts zones that have no node yet as
+    empty ones, so that the first pods do not fill the only zone there is.
+    """
+    zones = len(capacity.zones or ()) if capacity else 0
+    spread: Manifest = {
+        "maxSkew": placement.replicas_per_node,
+        "topologyKey": ZONE_LABEL,
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": dict(identity)},
+    }
+    survives = resolve(pool.spec).survive_loss_percent > 0
+    if zones > 1 and placement.capacity_type is CapacityType.SPOT and survives:
+        spread |= {"whenUnsatisfiable": "DoNotSchedule", "minDomains": zones}
+    return spread
+
+
+def _in_zones(capacity: Capacity | None) -> Manifest:
+    """Only in the zones that a class states."""
+    zones = capacity.zones if capacity else None
+    if not zones:
+        return {}
+    term = {"matchExpressions": [{"key": ZONE_LABEL, "operator": "In", "values": sorted(zones)}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
 
 
 def _alone_on_its_node() -> Manifest:

@@ -146,6 +146,9 @@ def _interrupt(fleets: Mapping[str, PoolFleet], market: Market, step: int, now: 
     total = 0
     for resource in resources:
         keys = sorted(fleets)
+        for key in keys:
+            if lost := market.reclaimed(resource[0], step, fleets[key].nodes(resource, now)):
+                total += fleets[key].interrupt(resource, lost, now)
         counts = [fleets[key].nodes(resource, now) for key in keys]
         lost = market.interrupted(resource[0], step, sum(counts))
         if lost:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from berth_operator.api import CapacityType, HardwareClass
+from berth_operator.planner.zones import fullest
 from berth_operator.simulate.scenario import Scenario
 
 Resource = tuple[str, CapacityType]
@@ -66,6 +67,13 @@ class Market:
         rate = float(self._scenario.spot.interruptions_per_hour if given is None else given)
         chance = 1 - float(np.exp(-rate * self._scenario.step_hours))
         return _binomial_quantile(nodes, chance, float(self._draws[hardware_class][step]))
+
+    def reclaimed(self, hardware_class: str, step: int, nodes: int) -> int:
+        """How many of a pool's so many spot nodes, spread over their zones, go with one zone at the start of a step."""
+        capacity = self._classes[hardware_class].capacity_of(CapacityType.SPOT)
+        begin, end = self._scenario.step * step, self._scenario.step * (step + 1)
+        taken = any(r.hardware_class == hardware_class and begin <= r.at < end for r in self._scenario.spot_reclaims)
+        return fullest(nodes, len(capacity.zones or ()) or 1) if taken and capacity else 0
 
     def limit(self, resource: Resource) -> int | None:
         """Nodes that there are at all; None: no limit."""
@@ -127,6 +135,7 @@ def _binomial_quantile(count: int, chance: float, draw: float) -> int:
 
 def unknown_classes(scenario: Scenario, names: Iterable[str]) -> list[str]:
     """Classes that the scenario's events name and that are not there."""
-    events = [*(m.hardware_class for m in scenario.price_moves), *(o.hardware_class for o in scenario.stock_outs)]
+    every = (scenario.price_moves, scenario.stock_outs, scenario.spot_reclaims)
+    events = [event.hardware_class for events in every for event in events]
     known = set(names)
     return sorted({name for name in events if name not in known})

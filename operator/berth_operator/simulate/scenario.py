@@ -72,6 +72,14 @@ class StockOut(ApiModel):
     """Unset: all."""
 
 
+class SpotReclaim(ApiModel):
+    """All spot nodes of a class in one zone are taken at once: those of each pool's fullest, or all of them where the
+    class states no zones."""
+
+    at: Duration
+    hardware_class: str
+
+
 class Starts(ApiModel):
     """Time from asking for a node to a worker that serves: provisioning, pulling images, loading the model."""
 
@@ -106,6 +114,7 @@ class Scenario(ApiModel):
     spot: SpotMarket = SpotMarket()
     price_moves: list[PriceMove] = Field(default_factory=list)
     stock_outs: list[StockOut] = Field(default_factory=list)
+    spot_reclaims: list[SpotReclaim] = Field(default_factory=list)
     starts: Starts = Starts()
     watts_per_vcpu: DecimalString = Decimal("2.34")
     """Of CPU nodes that state no power: a news figure of 150 W for the 64 cores of a Graviton3."""
