@@ -92,6 +92,11 @@ class Lanes:
         """Whether any spot class lies in several zones."""
         return len(self.spreads) > 1
 
+    def spread_of(self, lane: Ints, option: Ints, nodes: Ints) -> Floats:
+        """[entry] spread of so many nodes of options; of more than can be of use, that of as many as can."""
+        kind = self.spread[lane, option]
+        return np.asarray(self.spreads[kind, np.where(kind > 0, np.minimum(nodes, self.spreads.shape[1] - 1), 0)])
+
     def most_lost(self, lane: Ints) -> Floats:
         """[lane, option] share of traffic that its spot nodes may carry at the most, however many."""
         return np.asarray(self.loss_share[lane][:, None] * self.spreads.max(1)[self.spread[lane]])
@@ -247,8 +252,7 @@ def unserved_by(lanes: Lanes, lane: Ints, replicas: Ints) -> Floats:
     carried = count * lanes.share[of, option] / lanes.per_node[of, option]
     alone = lanes.loss_share[of]
     if lanes.spread_out:
-        kind, nodes = lanes.spread[of, option], -(-count // lanes.per_node[of, option])
-        alone = alone * lanes.spreads[kind, np.where(kind > 0, nodes, 0)]
+        alone = alone * lanes.spread_of(of, option, -(-count // lanes.per_node[of, option]))
     unserved = np.zeros(len(lane))
     shared = lanes.vendor_share[lane] < 1
     for group, vendors in ((~shared, 1), (shared, max(2, int(lanes.vendor.max(initial=0)) + 1))):

@@ -39,9 +39,7 @@ def guesses(lanes: Lanes, which: Ints, node_price: Floats) -> list[Ints]:
         nodes = np.where(use, np.ceil(most / np.maximum(share[rows, k], 1e-12) - 1e-9), 0)
         nodes = np.clip(nodes, 0, lanes.most[which][rows, k]).astype(np.int64)
         if lanes.spread_out:
-            kind = lanes.spread[which, k]
-            spread = lanes.spreads[kind, np.where(kind > 0, nodes, 0)]
-            most = np.minimum(most, lanes.loss_share[which] * spread)
+            most = np.minimum(most, lanes.loss_share[which] * lanes.spread_of(which, k, nodes))
         spot_nodes = spot_nodes.copy()
         spot_nodes[rows, k] += nodes
         carried = carried + np.minimum(nodes * share[rows, k], np.maximum(most, 0.0))
