@@ -21,6 +21,9 @@ _PASSING_TAINTS: Final = (
 FROM_ZERO_ANNOTATION: Final = "berth.dev/scales-from-zero"
 """`true` on a class whose nodes an autoscaler makes that we cannot see: no node need be there."""
 
+Taints = Sequence[Mapping[str, Any]]
+"""Of one node, as its spec has them."""
+
 
 @dataclass(frozen=True, slots=True)
 class NodesThere:
@@ -46,25 +49,25 @@ class NodesThere:
 
 def nodes_there(
     classes: Iterable[HardwareClass],
-    a_node: Callable[[Capacity], Mapping[str, Any] | None],
+    taints_of: Callable[[Capacity], Sequence[Taints]],
     node_pools: Sequence[Mapping[str, Any]],
 ) -> NodesThere:
-    """What is there and what could come, by capacity.  `a_node`: one that has the labels of a capacity, if any has."""
+    """What is there and what could come, by capacity.  `taints_of`: of each node that has a capacity's labels."""
     pools = [read_node_pool(item) for item in node_pools]
     present, possible, tolerated = {}, {}, {}
     for hardware in classes:
         for capacity in hardware.spec.capacity:
-            where, node = (hardware.metadata.name, capacity.type), a_node(capacity)
-            present[where] = node is not None
+            where, nodes = (hardware.metadata.name, capacity.type), taints_of(capacity)
+            present[where] = bool(nodes)
             possible[where] = (
-                node is not None or _scales_from_zero(hardware) or any(_may_make(pool, capacity) for pool in pools)
+                bool(nodes) or _scales_from_zero(hardware) or any(_may_make(pool, capacity) for pool in pools)
             )
-            if node is not None:
-                tolerated[where] = tolerates(capacity.tolerations or (), node["spec"].get("taints") or ())
+            if nodes:
+                tolerated[where] = any(tolerates(capacity.tolerations or (), taints) for taints in nodes)
     return NodesThere(present, possible, tolerated, asking=True)
 
 
-def tolerates(tolerations: Sequence[Toleration], taints: Iterable[Mapping[str, Any]]) -> bool:
+def tolerates(tolerations: Sequence[Toleration], taints: Taints) -> bool:
     """Whether all taints are tolerated that keep pods off a node for good."""
     keeping = (t for t in taints if t.get("effect") != "PreferNoSchedule" and not t["key"].startswith(_PASSING_TAINTS))
     return all(any(_matches(toleration, taint) for toleration in tolerations) for taint in keeping)
