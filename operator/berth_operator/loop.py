@@ -29,7 +29,7 @@ from berth_operator.load.facts import LoadFacts
 from berth_operator.load.traffic import Traffic
 from berth_operator.memo import Kept, Memo
 from berth_operator.moves import MOST_MOVES, in_turn
-from berth_operator.passes import describe, pool_statuses, render_isolated, snapshot_of, standing_in
+from berth_operator.passes import describe, pool_statuses, render_isolated, snapshot_of, standing_in, unreadable
 from berth_operator.planner import Plan, RunningPlacement, Snapshot
 from berth_operator.prices import Priced, PricePolicy, Quotes, own_prices, plan_priced, price
 from berth_operator.render import LiveDeployment, RenderSettings, activation_slice
@@ -160,6 +160,7 @@ class Loop:
             pools=self._traffic.in_force(seen.pools, now) if self._traffic else seen.pools,
             hardware_classes=priced.classes,
             serving_profiles=sifted.serving_profiles,
+            at_fault=(*sifted.at_fault, *unreadable(seen.invalid)),
         )
         started = time.perf_counter()
         planned = await asyncio.to_thread(plan_priced, snapshot, priced.stale, self._replanner.solve)
@@ -286,11 +287,11 @@ class Loop:
         for hardware in classes:
             name = hardware.metadata.name
             faults = [*sifted.of(name), *([unmatched[name]] if name in unmatched else [])]
-            constrained = short.constrained.get(name, ())
             known = [one for (at, _), one in there.items() if at == name]
             out[name] = hardware_class_status(
-                *(hardware, planned, now, priced, faults, self._settings.prices, constrained),
+                *(hardware, planned, now, priced, faults, self._settings.prices, short.constrained.get(name, ())),
                 matched=any(known) if known else None,
+                avoided=short.avoided.get(name, ()),
             )
         return out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -17,7 +17,7 @@ from berth_operator.cluster.resources import DEPLOYMENTS
 from berth_operator.evacuation import with_stand_ins, without_stand_ins
 from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.memo import Kept, Memo
-from berth_operator.planner import Plan, PoolPlan, RunningPlacement, Snapshot
+from berth_operator.planner import AtFault, Plan, PoolPlan, RunningPlacement, Snapshot
 from berth_operator.render import LiveDeployment, RenderSettings, render
 from berth_operator.status import Trouble, pool_status, rejected_status, settled
 from berth_operator.transition import Steps, next_steps
@@ -53,6 +53,11 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
         running=tuple(running.values()),
         namespace_labels=seen.namespace_labels,
     )
+
+
+def unreadable(invalid: Iterable[Invalid]) -> Iterator[AtFault]:
+    """Classes that do not even parse, as a plan knows them."""
+    return (AtFault(item.name, item.message) for item in invalid if item.kind == "HardwareClass")
 
 
 def render_isolated(

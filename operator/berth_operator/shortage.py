@@ -5,6 +5,9 @@ says that it cannot make one, while replicas are missing.  It is then left alone
 alone for twice as long if that fails; a pod that gets a node in the meantime ends it.  The back-off is forgotten once
 the class has held for the longest one.  All of it stands in HardwareClass status, so that a restart changes nothing.
 
+A capacity type whose nodes take no pod of ours, because its selector or tolerations are wrong, is avoided in the same
+way, until it is mended: it is no shortage, and who has nothing else goes on waiting for it.
+
 Not a shortage: surge pods of a rollout (no replica is missing), pods that wait for a terminating one's node, pods that
 a quota keeps from being made (none waits), selectors that no node has, taints that nobody tolerates, volumes.
 """
@@ -12,11 +15,19 @@ a quota keeps from being made (none waits), selectors that no node has, taints t
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Final, TypeVar
 
-from berth_operator.api import CapacityType, ConstrainedCapacity, HardwareClass, format_duration, format_time
+from berth_operator.api import (
+    AvoidedCapacity,
+    CapacityType,
+    ConstrainedCapacity,
+    HardwareClass,
+    format_duration,
+    format_time,
+)
 from berth_operator.api.quantities import parse_duration
 from berth_operator.catalog.matching import NodesThere
 from berth_operator.cluster.observe import Child, Worker
@@ -26,6 +37,19 @@ from berth_operator.planner.candidates import api_time
 from berth_operator.status import had_nodes
 
 Hardware = tuple[str, CapacityType]
+E = TypeVar("E", bound=ConstrainedCapacity)
+
+OBSTACLES: Final = {
+    Obstacle.SELECTOR: (
+        "NoMatchingNode",
+        "no node has the labels of its capacity's selector, and none could come: correct the HardwareClass",
+    ),
+    Obstacle.TAINT: (
+        "UntoleratedTaint",
+        "its nodes have a taint that its capacity does not tolerate: add the toleration to the HardwareClass",
+    ),
+}
+"""What is wrong with a class that no node takes pods of: reason and words, for conditions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +96,8 @@ class Shortages:
 
     constrained: Mapping[str, tuple[ConstrainedCapacity, ...]] = field(default_factory=dict)
     """By class: what its status is to say.  Entries past their `until` are being tried again."""
+    avoided: Mapping[str, tuple[AvoidedCapacity, ...]] = field(default_factory=dict)
+    """By class, in the same way: what is written so that no node takes its pods."""
     lacks: Mapping[str, tuple[Lack, ...]] = field(default_factory=dict)
     """By pool."""
     due: datetime | None = None
@@ -82,10 +108,12 @@ class Shortages:
         return tuple(self._applied(item) for item in classes)
 
     def _applied(self, item: HardwareClass) -> HardwareClass:
-        entries = list(self.constrained.get(item.metadata.name, ()))
-        if entries == (item.status.constrained or []):
+        name, status = item.metadata.name, item.status
+        entries = list(self.constrained.get(name, ())), list(self.avoided.get(name, ()))
+        if entries == (status.constrained or [], status.avoided or []):
             return item
-        return item.model_copy(update={"status": item.status.model_copy(update={"constrained": entries})})
+        update = {"constrained": entries[0], "avoided": entries[1]}
+        return item.model_copy(update={"status": status.model_copy(update=update)})
 
 
 def shortages(
@@ -100,11 +128,10 @@ def shortages(
     """Judge all classes.  `now` must be timezone-aware; `nodes` tells of capacities whether they have nodes."""
     lacks = _lacks(children, workers, nodes, {item.metadata.name for item in classes if had_nodes(item)})
     freed = Counter((w.hardware_class, w.capacity_type) for w in workers if w.deleting and w.node)
-    short: dict[Hardware, list[Lack]] = defaultdict(list)
-    for lack in lacks:
-        if lack.missing and lack.obstacle is Obstacle.FULL:
-            short[lack.hardware].append(lack)
+    missing = [lack for lack in lacks if lack.missing]
+    short = _grouped(lack for lack in missing if lack.obstacle is Obstacle.FULL)
     short = {h: found for h, found in short.items() if sum(lack.missing for lack in found) > freed[h]}
+    wrong = _grouped(lack for lack in missing if lack.obstacle in OBSTACLES)
     refused: dict[Hardware, Refusal] = {}
     for refusal in sorted(refusals, key=lambda r: r.at):
         refused[refusal.hardware_class, refusal.capacity_type] = refusal
@@ -113,35 +140,51 @@ def shortages(
         if worker.scheduled_at:
             where = (worker.hardware_class, worker.capacity_type)
             got[where] = max(got.get(where, worker.scheduled_at), worker.scheduled_at)
-    constrained, moments = {}, []
-    for item in classes:
-        entries = []
-        for capacity in item.spec.capacity:
-            where = (item.metadata.name, capacity.type)
-            before = next((c for c in item.status.constrained or () if c.type is capacity.type), None)
-            if before is not None:
-                before = _ended_early(before, got.get(where), now, policy)
-            entry = _entry(before, short.get(where, ()), refused.get(where), capacity.type, now, policy)
-            if entry is not None:
-                entries.append(entry)
-                until = api_time(entry.until) or now
-                moments += [until, until + policy.most]
-        if entries:
-            constrained[item.metadata.name] = tuple(entries)
-    moments += [lack.since + policy.grace for found in short.values() for lack in found]
+
+    def constrained_of(item: HardwareClass, kind: CapacityType) -> ConstrainedCapacity | None:
+        where = (item.metadata.name, kind)
+        before = next((c for c in item.status.constrained or () if c.type is kind), None)
+        if before is not None:
+            before = _ended_early(before, got.get(where), now, policy)
+        return _entry(before, short.get(where, ()), refused.get(where), kind, now, policy)
+
+    def avoided_of(item: HardwareClass, kind: CapacityType) -> AvoidedCapacity | None:
+        return _avoided(_unmended(item, kind, nodes), wrong.get((item.metadata.name, kind), ()), kind, now, policy)
+
+    constrained, avoided = _of_each(classes, constrained_of), _of_each(classes, avoided_of)
+    ends = [api_time(entry.until) or now for found in (constrained, avoided) for e in found.values() for entry in e]
+    moments = [moment for end in ends for moment in (end, end + policy.most)]
+    moments += [lack.since + policy.grace for at in (short, wrong) for found in at.values() for lack in found]
     by_pool: dict[str, list[Lack]] = defaultdict(list)
     for lack in lacks:
         by_pool[lack.pool].append(lack)
     return Shortages(
         constrained,
+        avoided,
         {pool: tuple(found) for pool, found in by_pool.items()},
         min((moment for moment in moments if moment > now), default=None),
     )
 
 
-def shortage_news(
-    before: Iterable[ConstrainedCapacity], after: Iterable[ConstrainedCapacity]
-) -> list[tuple[ConstrainedCapacity, bool]]:
+def _grouped(lacks: Iterable[Lack]) -> dict[Hardware, list[Lack]]:
+    out: dict[Hardware, list[Lack]] = defaultdict(list)
+    for lack in lacks:
+        out[lack.hardware].append(lack)
+    return out
+
+
+def _of_each(
+    classes: Iterable[HardwareClass], judge: Callable[[HardwareClass, CapacityType], E | None]
+) -> dict[str, tuple[E, ...]]:
+    """What is said of the capacity types of each class, where anything is."""
+    found = {
+        item.metadata.name: tuple(e for c in item.spec.capacity if (e := judge(item, c.type)) is not None)
+        for item in classes
+    }
+    return {name: entries for name, entries in found.items() if entries}
+
+
+def shortage_news(before: Iterable[E], after: Iterable[E]) -> list[tuple[E, bool]]:
     """Shortages that have begun (True), and such as are over and forgotten (False)."""
     old, new = {entry.type: entry for entry in before}, {entry.type: entry for entry in after}
     begun = [(entry, True) for kind, entry in new.items() if kind not in old]
@@ -177,6 +220,27 @@ def _entry(
         back_off=format_duration(back_off),
         message=refusal.message if told and refusal else _waited(short),
     )
+
+
+def _avoided(
+    before: AvoidedCapacity | None, wrong: Sequence[Lack], kind: CapacityType, now: datetime, policy: ShortagePolicy
+) -> AvoidedCapacity | None:
+    """As `_entry`, of a capacity type whose selector or tolerations are wrong."""
+    entry = _entry(before, wrong, None, kind, now, policy)
+    if entry is None or entry is before:
+        return before if entry else None
+    reason, words = OBSTACLES[min(wrong, key=lambda lack: (lack.since, lack.pool)).obstacle]
+    return AvoidedCapacity(**(entry.model_dump() | {"reason": reason, "message": words}))
+
+
+def _unmended(item: HardwareClass, kind: CapacityType, nodes: NodesThere) -> AvoidedCapacity | None:
+    """What status says is to be avoided, unless the class has been edited since, or a node takes its pods now."""
+    entry = next((e for e in item.status.avoided or () if e.type is kind), None)
+    if entry is None or item.status.observed_generation != item.metadata.generation:
+        return None
+    where = item.metadata.name, kind
+    known = nodes.possible if entry.reason == OBSTACLES[Obstacle.SELECTOR][0] else nodes.tolerated
+    return None if known.get(where) else entry
 
 
 def _ended_early(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from berth_operator import planner
 from berth_operator.api import (
+    AvoidedCapacity,
     CandidateStatus,
     CapacityType,
     Condition,
@@ -36,6 +37,7 @@ from berth_operator.planner.candidates import in_force
 from berth_operator.prices import Priced, PricePolicy, complaint, in_status, own_prices, settled_prices
 
 _DEAD_BAND = 0.02
+_OUT_OF_REACH = {Verdict.CONSTRAINED, Verdict.AT_FAULT}
 _NODES_GONE = "NodesGone"
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+")
@@ -140,7 +142,7 @@ def _situation(
     old = next((c for c in pool.status.conditions or () if c.type == "Progressing"), None)
     new_trouble = trouble is not None and trouble.stuck and (old is None or old.reason != trouble.reason)
     leaving = any(r.replicas for r in running if (r.hardware_class, r.capacity_type) not in ready)
-    short = [c for c in plan.candidates if c.verdict == Verdict.CONSTRAINED or c.limited_until]
+    short = [c for c in plan.candidates if c.verdict in _OUT_OF_REACH or c.limited_until]
     return Situation(
         hardware=[f"{name}/{kind.value}" for name, kind in ready],
         placement=", ".join(_short(p) for p in plan.placements) + f" for {_money(plan.usd_per_hour)} USD/h",
@@ -171,12 +173,13 @@ def hardware_class_status(
     policy: PricePolicy | None = None,
     constrained: Sequence[ConstrainedCapacity] = (),
     matched: bool | None = None,
+    avoided: Sequence[AvoidedCapacity] = (),
 ) -> HardwareClassStatus:
     """The status of a hardware class: prices in force with source and age, faults, and nodes that the plan uses.
 
     `priced` is of all classes (None: each has its own price); `faults` are of this class and its profiles;
     `constrained` is what cannot be had, or could not a while ago; `matched`: whether any node has the labels of any of
-    its capacities (None: not known).
+    its capacities (None: not known); `avoided`: as `constrained`, for what takes no pod because of how it is written.
     """
     used = {
         kind: sum(
@@ -188,11 +191,13 @@ def hardware_class_status(
         )
         for kind in CapacityType
     }
-    short = in_force(constrained, now)
+    short, shunned = in_force(constrained, now), in_force(avoided, now)
     limited = [c for c in hardware.spec.capacity if c.max_nodes is not None and used[c.type] >= c.max_nodes]
     facts: Facts
     if short:
         facts = ("False", "Constrained", "no more nodes for now: " + "; ".join(map(_shortage, short)))
+    elif shunned:
+        facts = ("False", shunned[0].reason, "new placements keep off it: " + "; ".join(map(_shortage, shunned)))
     elif len(limited) == len(hardware.spec.capacity):
         limits = ", ".join(f"{c.type.value} {used[c.type]} of {c.max_nodes}" for c in limited)
         facts = ("True", "AllInUse", f"every node that capacity.maxNodes allows is in use: {limits}")
@@ -217,6 +222,7 @@ def hardware_class_status(
             _condition(kind, fact, old, hardware.metadata.generation, now) for kind, fact in said.items() if fact
         ],
         constrained=list(constrained) or None,
+        avoided=list(avoided) or None,
         prices=settled_prices(hardware.status.prices or (), in_status(found), policy),
         nodes_in_use=sum(used.values()),
     )

@@ -71,9 +71,17 @@ class StatusWriter:
     async def _write_class(self, hardware: HardwareClass, status: HardwareClassStatus, now: datetime) -> bool:
         metadata = hardware.metadata
         about = "HardwareClass", None, metadata.name, metadata.uid
-        for entry, begun in shortage_news(hardware.status.constrained or (), status.constrained or ()):
-            reason = "Constrained" if begun else "Available"
-            what = f"cannot be had: {entry.message}" if begun else "has held since it could be had again"
+        before = hardware.status
+        told = [
+            (entry, begun, "Constrained", f"cannot be had: {entry.message}", "has held since it could be had again")
+            for entry, begun in shortage_news(before.constrained or (), status.constrained or ())
+        ]
+        told += [
+            (entry, begun, entry.reason, f"is avoided: {entry.message}", "is avoided no more")
+            for entry, begun in shortage_news(before.avoided or (), status.avoided or ())
+        ]
+        for entry, begun, begins, why, ended in told:
+            reason, what = (begins, why) if begun else ("Available", ended)
             mark = f"{entry.type.value}-{entry.since}-{reason}".lower().replace(":", "")
             await self._teller.tell(Told(*about, reason, f"{entry.type.value} {what}", begun, format_time(now), mark))
         await self._cluster.write_hardware_class_status(metadata.name, metadata.resource_version, status.to_api())

@@ -15,21 +15,13 @@ from berth_operator.api import format_time
 from berth_operator.cluster.observe import Child, Worker
 from berth_operator.cluster.pod_troubles import Fault, Obstacle
 from berth_operator.planner import Plan
-from berth_operator.shortage import Hardware, Lack, Shortages
+from berth_operator.shortage import OBSTACLES, Hardware, Lack, Shortages
 from berth_operator.status import Trouble
 
 _NOTICE: Final = timedelta(seconds=20)
 """What passes sooner is not worth a write: a node that is just being freed, an image that a second attempt brings."""
 
-_OBSTACLES: Final = {
-    Obstacle.SELECTOR: (
-        "NoMatchingNode",
-        "no node has the labels of its capacity's selector, and none could come: correct the HardwareClass",
-    ),
-    Obstacle.TAINT: (
-        "UntoleratedTaint",
-        "its nodes have a taint that its capacity does not tolerate: add the toleration to the HardwareClass",
-    ),
+_OBSTACLES: Final = OBSTACLES | {
     Obstacle.VOLUME: ("VolumeUnbound", "a volume is missing, not bound, or cannot be mounted there"),
 }
 

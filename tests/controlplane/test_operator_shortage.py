@@ -152,6 +152,35 @@ def test_a_pool_falls_back_to_gpus_while_cpu_nodes_are_short_and_returns_when_th
     assert (available["status"], available["reason"]) == ("True", "Recovering")
 
 
+def test_a_cheap_class_that_no_node_matches_is_given_up_and_taken_once_it_is_mended(
+    fleet: Fleet, operator: OperatorProcess, troubled: str, namespace: str
+) -> None:
+    instance = {"node.kubernetes.io/instance-type": "c8g.4xlarge", "karpenter.sh/capacity-type": "on-demand"}
+    typed = _like(fleet, "graviton4", "typed", usdPerHour="0.100", selector=instance | {"zone": "eu-wset-1a"})
+    typed["spec"]["namespaceSelector"]["matchLabels"] = {"kubernetes.io/metadata.name": namespace}
+    fleet.cluster.apply(typed)
+    try:
+        hardware = {"hardware": {"allow": {"names": ["typed", "graviton4"]}}, "spot": {"maxTrafficPercent": 0}}
+        fleet.pool(namespace, "agents", placement=NO_HESITATION | hardware)
+        given_up = lambda: _class_condition(fleet, "Available", "typed").get("reason") == "NoMatchingNode"  # noqa: E731
+        operator.wait_for("it is given up", given_up, 60)  # and tried again now and then: there is a back-off
+        operator.wait_for("the right class serves", lambda: fleet.nodes(namespace) == ["graviton"], 60)
+        assert _constrained(fleet, "typed") == {}
+        assert fleet.condition(namespace, "agents", "CapacityConstrained")["status"] == "False"
+        assert [d["reason"] for d in fleet.status(namespace, "agents")["history"]] == ["Placed", "FellBack"]
+        typed["spec"]["capacity"][0]["selector"] = instance
+        fleet.cluster.apply(typed)
+        operator.wait_for(
+            "the cheap class serves",
+            lambda: set(fleet.deployments(namespace)) == {"typed/OnDemand"} and fleet.ready(namespace, "agents"),
+            60,
+        )
+        assert "avoided" not in fleet.cluster.get("hardwareclass", "typed")["status"]
+    finally:
+        fleet.cluster.kubectl("delete", "bpool", "agents", f"--namespace={namespace}")
+        fleet.cluster.kubectl("delete", "hardwareclass", "typed")
+
+
 @pytest.mark.parametrize(
     ("pool", "where", "reason", "text"),
     [

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from berth_operator.api import HardwareClass, InferencePool, ServingProfile
-from berth_operator.planner import Plan, PoolPlan, Problem, Verdict
+from berth_operator.planner import AtFault, Plan, PoolPlan, Problem, Verdict
 
 Make = Callable[..., Any]
 
@@ -51,6 +51,27 @@ def test_unknown_hardware_is_named_with_the_classes_there_are(
     assert problem.reason == "UnknownHardware"
     assert f'spec.placement.hardware.{field}.names: "l5"' in problem.message
     assert "graviton4, h100, l4" in problem.message
+
+
+def test_a_class_at_fault_is_named_with_its_fault_and_not_called_unknown(
+    refused: Callable[..., Problem],
+    plan_for: Callable[..., Plan],
+    pool: Make,
+    l4: HardwareClass,
+    fleet: list[HardwareClass],
+) -> None:
+    fault = AtFault("l4", "spec.capacity[0].usdPerHour: found 0: OnDemand nodes cost something", l4)
+    sound = [c for c in fleet if c is not l4]
+    only = pool("bad", placement={"hardware": {"allow": {"names": ["l4"]}}})
+    problem = refused(only, sound, at_fault=(fault,))
+    assert problem.reason == "HardwareAtFault"
+    assert "l4: the HardwareClass is at fault: spec.capacity[0].usdPerHour: found 0" in problem.message
+    unreadable = refused(only, sound, at_fault=(AtFault("l4", "spec.kind: found 3"),))
+    assert (unreadable.reason, "l4: spec.kind: found 3" in unreadable.message) == ("HardwareAtFault", True)
+    both = pool("both", placement={"hardware": {"allow": {"names": ["l4", "h100"]}}})
+    planned = plan_for([both], sound, at_fault=(fault,)).pools[both.key]
+    assert {p.hardware_class for p in planned.placements} == {"h100"}
+    assert {c.verdict for c in planned.candidates if c.hardware_class == "l4"} == {Verdict.AT_FAULT}
 
 
 def test_objective_that_no_hardware_meets_names_the_best_class_and_its_number(

@@ -274,6 +274,28 @@ def test_a_constrained_class_keeps_what_runs_and_the_rest_goes_elsewhere(
     assert {p.hardware_class for p in over.placements} == {"cheap"}
 
 
+def test_a_class_that_no_node_takes_pods_of_is_avoided_by_who_can_be_served_elsewhere(
+    planned: Make, tested: Make, hardware: Make, running: Callable[..., RunningPlacement], now: Any
+) -> None:
+    until = (now + timedelta(minutes=10)).isoformat()
+    entry = {"type": "OnDemand", "since": now.isoformat(), "until": until, "backOff": "10m"}
+    entry |= {"reason": "NoMatchingNode", "message": "no node has its labels"}
+    cheap, dear = hardware("cheap", status={"avoided": [entry]}), hardware("dear", prices={"OnDemand": "2"})
+    fresh = planned([tested()], [cheap, dear]).pools["demo/tested"]
+    assert {p.hardware_class for p in fresh.placements} == {"dear"}
+    said = next(c for c in fresh.candidates if c.hardware_class == "cheap" and c.capacity_type == "OnDemand")
+    assert (said.verdict, said.reason) == (Verdict.AT_FAULT, f"no node has its labels; tried again after {until}")
+    runs = (running("demo/tested", "cheap", replicas=1),)
+    kept = planned([tested()], [cheap, dear], running=runs).pools["demo/tested"]
+    assert _replicas(kept)[("cheap", "OnDemand")] == 1
+    assert kept.unserved_requests_per_second == 0
+    only = planned([tested()], [cheap]).pools["demo/tested"]
+    assert {p.hardware_class for p in only.placements} == {"cheap"}  # nothing else: it waits, and says why
+    mended = hardware("cheap", status={"avoided": [entry | {"until": now.isoformat()}]})
+    again = planned([tested()], [mended, dear]).pools["demo/tested"]
+    assert {p.hardware_class for p in again.placements} == {"cheap"}
+
+
 def test_power_takes_the_frugal_class_and_needs_its_watts(planned: Make, tested: Make, hardware: Make) -> None:
     classes = [
         hardware("cheap", powerWatts=300),

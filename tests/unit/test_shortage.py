@@ -210,6 +210,48 @@ def test_capacity_types_of_a_class_are_judged_apart(hardware: Any) -> None:
     assert entry.type is SPOT
 
 
+# --- Written wrongly -------------------------------------------------------------------------------------------------
+
+
+def _avoided(item: HardwareClass, until: datetime, reason: str, back_off: str = "5m") -> HardwareClass:
+    entry = _entry(until, back_off) | {"reason": reason, "message": "so"}
+    status = {"avoided": [entry], "observedGeneration": item.metadata.generation}
+    return HardwareClass.model_validate(item.to_api() | {"status": status})
+
+
+@pytest.mark.parametrize(
+    ("said", "nodes", "reason"),
+    [
+        (Obstacle.SELECTOR, NodesThere(possible={(CLASS, OD): False}), "NoMatchingNode"),
+        (Obstacle.TAINT, NodesThere(possible={(CLASS, OD): True}, tolerated={(CLASS, OD): False}), "UntoleratedTaint"),
+    ],
+)
+def test_a_class_that_no_node_takes_pods_of_is_avoided_until_it_is_mended(
+    hardware: Any, said: Obstacle, nodes: NodesThere, reason: str
+) -> None:
+    waiting = [_worker(NOW - POLICY.grace, obstacle=said)]
+    found = _judge(hardware(), [_child(1)], waiting, nodes=nodes)
+    (entry,) = found.avoided[CLASS]
+    assert (entry.reason, entry.until, entry.back_off, found.constrained) == (reason, "2026-11-21T12:05:00Z", "5m", {})
+    assert found.due == NOW + timedelta(minutes=5)
+    (item,) = found.applied([hardware()])
+    item = _avoided(item, NOW + timedelta(minutes=5), reason)
+    assert _judge(item, [], [], nodes=nodes).avoided  # it stands though nobody waits for it any more
+    mended = NodesThere(possible={(CLASS, OD): True}, tolerated={(CLASS, OD): True})
+    assert _judge(item, [], [], nodes=mended).avoided == {}
+    edited = item.model_copy(update={"metadata": item.metadata.model_copy(update={"generation": 9})})
+    assert _judge(edited, [], [], nodes=nodes).avoided == {}
+    again = _avoided(hardware(), NOW, reason)
+    assert _judge(again, [_child(1)], waiting, nodes=nodes).avoided[CLASS][0].back_off == "10m"
+
+
+def test_a_class_that_is_written_wrongly_is_tried_within_the_grace_period(hardware: Any) -> None:
+    nowhere = NodesThere(possible={(CLASS, OD): False})
+    since = NOW - POLICY.grace + timedelta(seconds=1)  # an autoscaler that we cannot see may be making a node
+    found = _judge(hardware(), [_child(1)], [_worker(since, obstacle=Obstacle.SELECTOR)], nodes=nowhere)
+    assert (found.avoided, found.due) == ({}, NOW + timedelta(seconds=1))
+
+
 # --- For how long ----------------------------------------------------------------------------------------------------
 
 

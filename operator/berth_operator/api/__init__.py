@@ -6,6 +6,7 @@ Everything here is pure: pydantic models, their class defaults, and the CRDs gen
 from berth_operator.api.effective import Effective, SpecProblem, resolve, spec_problems
 from berth_operator.api.hardware_class import (
     Accelerators,
+    AvoidedCapacity,
     Capacity,
     Compute,
     ConstrainedCapacity,
@@ -54,6 +55,7 @@ __all__ = [
     "GROUP",
     "VERSION",
     "Accelerators",
+    "AvoidedCapacity",
     "CandidateStatus",
     "Capacity",
     "CapacityType",

@@ -134,6 +134,12 @@ class ConstrainedCapacity(ApiModel):
     message: str | None = Field(None, max_length=1024, description="What was found")
 
 
+class AvoidedCapacity(ConstrainedCapacity):
+    """A capacity type that new placements keep off where they can: written so that no node takes its pods."""
+
+    reason: str = Field(description="NoMatchingNode or UntoleratedTaint")
+
+
 class PriceInForce(ApiModel):
     """The price that plans use."""
 
@@ -149,6 +155,7 @@ class HardwareClassStatus(ApiModel):
     observed_generation: int | None = Field(None, json_schema_extra={"format": "int64"})
     conditions: list[Condition] | None = Field(None, max_length=32, json_schema_extra=list_map("type"))
     constrained: list[ConstrainedCapacity] | None = Field(None, max_length=3, json_schema_extra=list_map("type"))
+    avoided: list[AvoidedCapacity] | None = Field(None, max_length=3, json_schema_extra=list_map("type"))
     prices: list[PriceInForce] | None = Field(None, max_length=3, json_schema_extra=list_map("type"))
     nodes_in_use: int | None = None
 

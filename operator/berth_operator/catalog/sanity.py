@@ -14,6 +14,7 @@ from typing import Final
 from berth_operator.api import Capacity, CapacityType, HardwareClass, HardwareKind, ServingProfile, format_decimal
 from berth_operator.catalog.profile_sanity import profile_faults
 from berth_operator.planner.speed import devices
+from berth_operator.planner.types import AtFault
 
 NO_NODE: Final = "NoNodeMatches"
 """Reason of a class that has no node and could get none (`matching`): planned with all the same."""
@@ -69,6 +70,9 @@ class Sifted:
     serving_profiles: tuple[ServingProfile, ...]
     faults: tuple[Fault, ...] = ()
 
+    at_fault: tuple[AtFault, ...] = ()
+    """The classes that cannot be planned with."""
+
     def of(self, hardware_class: str) -> list[Fault]:
         """Faults of a class and of its profiles."""
         return [fault for fault in self.faults if fault.hardware_class == hardware_class]
@@ -78,11 +82,15 @@ def sift(classes: Iterable[HardwareClass], profiles: Iterable[ServingProfile]) -
     """Leave out what cannot be true.  A profile of a class that is at fault, or not there, is not judged."""
     faults: list[Fault] = []
     sound: dict[str, HardwareClass] = {}
+    at_fault: list[AtFault] = []
     kept: list[ServingProfile] = []
     for hardware in classes:
         found = [_of_class(hardware, *fault) for fault in class_faults(hardware)]
         faults += found
-        if not found:
+        if found:
+            words = "; ".join(f"{fault.field}: {fault.message}" for fault in found)
+            at_fault.append(AtFault(hardware.metadata.name, words, hardware))
+        else:
             sound[hardware.metadata.name] = hardware
     for profile in profiles:
         judged = sound.get(profile.spec.hardware_class)
@@ -90,7 +98,7 @@ def sift(classes: Iterable[HardwareClass], profiles: Iterable[ServingProfile]) -
         faults += found
         if not found:
             kept.append(profile)
-    return Sifted(tuple(sound.values()), tuple(kept), tuple(faults))
+    return Sifted(tuple(sound.values()), tuple(kept), tuple(faults), tuple(at_fault))
 
 
 def _of_class(hardware: HardwareClass, reason: str, field: str, message: str) -> Fault:

@@ -141,7 +141,7 @@ def _why(candidates: Sequence[CandidateStatus]) -> Iterator[str]:
             what = "is too slow" if c.verdict == Verdict.TOO_SLOW else "is too small"
             yield f"{c.hardware_class} {what}: {c.reason}."
     for c in candidates:
-        if c.verdict in (Verdict.CONSTRAINED, Verdict.NO_CAPACITY):
+        if c.verdict in (Verdict.CONSTRAINED, Verdict.NO_CAPACITY, Verdict.AT_FAULT):
             yield f"{_named(c)} cannot be had: {c.reason}."
 
 

@@ -15,7 +15,7 @@ from berth_operator.cli.objects import Objects, read_objects
 from berth_operator.cli.problems import InputProblem
 from berth_operator.cluster.observe import Observation
 from berth_operator.load.demand import in_force
-from berth_operator.passes import snapshot_of
+from berth_operator.passes import snapshot_of, unreadable
 from berth_operator.planner import Plan, Snapshot
 from berth_operator.prices import Price, Priced, Quotes, age_text, plan_priced, price
 from berth_operator.prices.quotes import Key
@@ -65,7 +65,12 @@ def gather(
     if nodes.read:
         problems += map(_problem, unmatched(sifted.hardware_classes, among(nodes.nodes), nodes.node_pools))
     priced = price(sifted.hardware_classes, Quotes(), now)
-    snapshot = replace(snapshot, hardware_classes=priced.classes, serving_profiles=sifted.serving_profiles)
+    snapshot = replace(
+        snapshot,
+        hardware_classes=priced.classes,
+        serving_profiles=sifted.serving_profiles,
+        at_fault=(*sifted.at_fault, *unreadable(seen.invalid)),
+    )
     return Inputs(snapshot, tuple(problems), (*remarks, *_live_prices(priced, now)), priced.stale)
 
 

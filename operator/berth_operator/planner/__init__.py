@@ -3,9 +3,10 @@
 from berth_operator.planner.architectures import ARCHITECTURES, Architecture
 from berth_operator.planner.counterfactual import savings_percent
 from berth_operator.planner.planning import Planned, plan, planned
-from berth_operator.planner.replanning import amended, better, replanned
+from berth_operator.planner.replanning import amended, better, carried, replanned
 from berth_operator.planner.restoring import restored
 from berth_operator.planner.types import (
+    AtFault,
     Candidate,
     Placement,
     Plan,
@@ -21,6 +22,7 @@ from berth_operator.planner.types import (
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "AtFault",
     "Candidate",
     "Placement",
     "Plan",
@@ -34,6 +36,7 @@ __all__ = [
     "Verdict",
     "amended",
     "better",
+    "carried",
     "plan",
     "planned",
     "replanned",

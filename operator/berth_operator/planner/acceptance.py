@@ -1,6 +1,7 @@
 """Can a pool's spec work at all?  If not: object, field, what was found and what would be right."""
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from berth_operator.api import (
     Effective,
@@ -13,13 +14,17 @@ from berth_operator.planner.architectures import ARCHITECTURES, closest_names
 from berth_operator.planner.candidates import Candidates, Option
 from berth_operator.planner.capacity import seconds
 from berth_operator.planner.program import MOST_REPLICAS
-from berth_operator.planner.types import Problem, Verdict
+from berth_operator.planner.types import AtFault, Problem, Verdict
 
+AT_FAULT: Final = "HardwareAtFault"
 _MOST_NAMES = 12
 
 
 def spec_problem(
-    effective: Effective, classes: Iterable[HardwareClass], profiles: Iterable[ServingProfile]
+    effective: Effective,
+    classes: Iterable[HardwareClass],
+    profiles: Iterable[ServingProfile],
+    at_fault: Sequence[AtFault] = (),
 ) -> Problem | None:
     """What is wrong before any hardware is looked at; None when nothing is."""
     problems = spec_problems(effective)
@@ -27,12 +32,18 @@ def spec_problem(
         return Problem(problems[0].reason, "; ".join(p.message for p in problems))
     if effective.requests_per_second <= 0:
         return Problem("NoDemand", "spec.workload.demand comes to 0 requests/s: declare more than none")
-    return unknown_hardware(effective, classes) or unknown_model(effective, profiles) or context_too_long(effective)
+    named = [*(c.metadata.name for c in classes), *(one.name for one in at_fault)]
+    return (
+        unknown_hardware(effective, named)
+        or unreadable_hardware(effective, at_fault)
+        or unknown_model(effective, profiles)
+        or context_too_long(effective)
+    )
 
 
-def unknown_hardware(effective: Effective, classes: Iterable[HardwareClass]) -> Problem | None:
-    """A name in the allow or deny list that no HardwareClass has."""
-    known = sorted(c.metadata.name for c in classes)
+def unknown_hardware(effective: Effective, classes: Iterable[str]) -> Problem | None:
+    """A name in the allow or deny list that no HardwareClass has.  `classes`: names of all that there are."""
+    known = sorted(classes)
     for field, match in (("allow", effective.allow), ("deny", effective.deny)):
         for name in (match.names if match else None) or []:
             if name not in known:
@@ -42,6 +53,16 @@ def unknown_hardware(effective: Effective, classes: Iterable[HardwareClass]) -> 
                     f" {_listed(known) or 'none'}",
                 )
     return None
+
+
+def unreadable_hardware(effective: Effective, at_fault: Iterable[AtFault]) -> Problem | None:
+    """An allow list of nothing but classes that do not even parse: no candidate can tell of them."""
+    unreadable = {one.name: one.message for one in at_fault if one.hardware is None}
+    names = (effective.allow.names if effective.allow else None) or []
+    if not names or (effective.allow and effective.allow.selector) or any(name not in unreadable for name in names):
+        return None
+    said = [f"{name}: {unreadable[name]}" for name in names]
+    return Problem(AT_FAULT, f"no hardware class that it may use can be read ({_listed(said, 4, '; ')}): correct it")
 
 
 def unknown_model(effective: Effective, profiles: Iterable[ServingProfile]) -> Problem | None:
@@ -96,6 +117,7 @@ def hardware_problem(effective: Effective, candidates: Candidates) -> Problem | 
             f" {seconds(best.too_slow.predicted)} or allow faster hardware",
         )
     by_reason = [
+        (Verdict.AT_FAULT, AT_FAULT, "no hardware class that is sound can serve it", "correct the class"),
         (Verdict.DOES_NOT_FIT, "ModelTooLarge", "spec.model: fits no hardware class", "add a class with more memory"),
         (Verdict.NOT_COMPARABLE, "NoServingProfile", "no hardware class can be judged", "supply a ServingProfile"),
         (Verdict.NOT_ALLOWED, "NoHardwareAllowed", "policy allows no hardware class", "allow one"),
@@ -128,7 +150,7 @@ def budget_problem(effective: Effective, options: Sequence[Option]) -> Problem |
     """A budget to shed by that does not pay for one node of anything that may carry traffic alone."""
     if effective.max_usd_per_hour is None or effective.on_exceeded != "Shed":
         return None
-    usable = [o for o in options if _may_carry_alone(effective, o)] or list(options)
+    usable = [o for o in options if may_carry_alone(effective, o)] or list(options)
     if not usable:
         return None
     cheapest = min(usable, key=lambda o: (o.node_usd_per_hour, o.hardware_class, o.capacity_type.value))
@@ -142,7 +164,8 @@ def budget_problem(effective: Effective, options: Sequence[Option]) -> Problem |
     )
 
 
-def _may_carry_alone(effective: Effective, option: Option) -> bool:
+def may_carry_alone(effective: Effective, option: Option) -> bool:
+    """Whether the pool's rules let an option serve without any other."""
     if not option.spot:
         return True
     alone = effective.spot_max_traffic_percent == 100 and effective.survive_loss_percent == 0

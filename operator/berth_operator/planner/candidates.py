@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import TypeVar
 
 from berth_operator.api import (
     Capacity,
@@ -38,6 +39,8 @@ from berth_operator.planner.speed import (
     usable_bytes,
 )
 from berth_operator.planner.types import ReplicaCapacity, Verdict
+
+E = TypeVar("E", bound=ConstrainedCapacity)
 
 Resource = tuple[str, CapacityType]
 """What pools share: nodes of a class and capacity type."""
@@ -237,7 +240,7 @@ def matches(match: HardwareMatch, hardware: HardwareClass) -> bool:
     return bool(selector) and all(hardware.metadata.labels.get(k) == v for k, v in selector.items())
 
 
-def in_force(entries: Iterable[ConstrainedCapacity] | None, now: datetime) -> list[ConstrainedCapacity]:
+def in_force(entries: Iterable[E] | None, now: datetime) -> list[E]:
     """The capacity types that cannot be had now; those whose back-off has ended are tried again."""
     return [entry for entry in entries or () if (until := api_time(entry.until)) and until > now]
 

@@ -4,15 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import Final
 
 from berth_operator.api import HardwareClass, InferencePool, ServingProfile, format_decimal, resolve
 from berth_operator.planner import fleet
-from berth_operator.planner.acceptance import placement_problem, spec_problem
+from berth_operator.planner.acceptance import may_carry_alone, placement_problem, spec_problem
 from berth_operator.planner.candidates import Candidates, PoolContext, Resource, api_time, candidates_of
 from berth_operator.planner.churn import Decision, Incumbent, decide
 from berth_operator.planner.counterfactual import Comparison, gpu_only_usd_per_hour
 from berth_operator.planner.explanation import Outcome, Usage, explain, per_million
+from berth_operator.planner.faulty import avoided_of, avoiding, with_faulty
 from berth_operator.planner.judging import judge_all
 from berth_operator.planner.program import PoolProblem
 from berth_operator.planner.shortfall import shortfall
@@ -166,14 +168,18 @@ def judge_pools(snapshot: Snapshot) -> list[JudgedPool]:
     for placements in running.values():
         placements.sort(key=lambda r: (r.hardware_class, r.capacity_type.value))
     contexts = [_context(p, snapshot, profiles, running.get(p.key, ())) for p in pools]
-    problems = [spec_problem(c.effective, snapshot.hardware_classes, c.profiles) for c in contexts]
+    classes, at_fault = sorted(snapshot.hardware_classes, key=lambda c: c.metadata.name), snapshot.at_fault
+    problems = [spec_problem(c.effective, classes, c.profiles, at_fault) for c in contexts]
     sound = [i for i, problem in enumerate(problems) if problem is None]
     known = dict(zip(sound, judge_all([contexts[i] for i in sound], snapshot.hardware_classes), strict=True))
-    judged = []
-    classes = sorted(snapshot.hardware_classes, key=lambda c: c.metadata.name)
+    judged, avoided = [], avoided_of(classes, snapshot.now)
     for i, (pool, context, problem) in enumerate(zip(pools, contexts, problems, strict=True)):
         with_known = replace(context, judged=known.get(i, {}))
-        candidates = Candidates() if problem else candidates_of(classes, with_known)
+        candidates = Candidates()
+        if problem is None:
+            alone = partial(may_carry_alone, context.effective)
+            candidates = avoiding(candidates_of(classes, with_known), avoided, context, alone)
+            candidates = with_faulty(candidates, at_fault, context)
         found = problem or placement_problem(context.effective, candidates)
         own = tuple(running.get(pool.key, ()))
         incumbent = Incumbent(own, api_time(pool.status.last_move_time)) if own else None

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from berth_operator.api import HardwareClass, InferencePool
+from berth_operator.api import ConstrainedCapacity, HardwareClass, InferencePool
 from berth_operator.planner import fleet
-from berth_operator.planner.candidates import Resource, api_time
+from berth_operator.planner.candidates import Resource, api_time, in_force
 from berth_operator.planner.explanation import Usage
 from berth_operator.planner.planning import (
     JudgedPool,
@@ -31,6 +31,8 @@ from berth_operator.planner.program import Program, add_pool, cost_terms
 from berth_operator.planner.solver import minimise_roughly, nodes_used
 from berth_operator.planner.types import Plan, PoolPlan, RunningPlacement, Snapshot
 
+MOST_FORCED: Final = 50
+"""Pools that `carried` plans at once because their hardware is gone: about half a second's work."""
 MOST_CHANGED: Final = 0.02
 """Share of the pools that may have changed for `replanned`."""
 WIDER: Final = 1e-3
@@ -80,6 +82,45 @@ def amended(last: Planned, snapshot: Snapshot) -> Planned | None:
     return _of_changed(last, snapshot, difference) if difference else last
 
 
+def carried(last: Planned, snapshot: Snapshot) -> Planned | None:
+    """The plan of a large fleet under other classes or profiles, until all is planned afresh.
+
+    Planned anew are the pools that differ, and those whose hardware is gone or lacks nodes for what they should run;
+    all others keep their places, whatever these cost now, and no gap is known.  None where too much has gone.
+    """
+    forced = _forced(last.plan, snapshot) if last.large else set()
+    if not last.large or len(forced) > MOST_FORCED:
+        return None
+    found = _pools_that_differ(last, snapshot)
+    changed = {p.key for p in found.changed}
+    more = (p for p in snapshot.pools if p.key in forced and p.key not in changed)
+    unproven = replace(last, plan=replace(last.plan, gap=math.nan), bound=math.nan, pool_bounds={}, duals={})
+    return _of_changed(unproven, snapshot, replace(found, changed=(*found.changed, *more)))
+
+
+def _forced(plan: Plan, snapshot: Snapshot) -> set[str]:
+    """Pools that cannot stay where they are: it is gone, or short and without a node for some of their pods."""
+    there = {(c.metadata.name, capacity.type) for c in snapshot.hardware_classes for capacity in c.spec.capacity}
+    short = {
+        (c.metadata.name, entry.type)
+        for c in snapshot.hardware_classes
+        for entry in in_force(_out_of_reach(c), snapshot.now)
+    }
+    placed: dict[tuple[str, Resource], int] = {}
+    for one in snapshot.running:
+        resource = one.hardware_class, one.capacity_type
+        if resource in short:
+            scheduled = one.ready_replicas if one.scheduled_replicas is None else one.scheduled_replicas
+            placed[one.pool, resource] = placed.get((one.pool, resource), 0) + scheduled
+    return {
+        key
+        for key, pool in plan.pools.items()
+        for p in pool.placements
+        for resource in [(p.hardware_class, p.capacity_type)]
+        if resource not in there or (resource in short and placed.get((key, resource), 0) < p.replicas)
+    }
+
+
 def _outgrown(last: Planned, difference: Difference) -> bool:
     """Whether a small fleet becomes a large one, as far as its pools tell how many options the new ones have."""
     pools = last.plan.pools.values()
@@ -92,19 +133,23 @@ def difference_of(last: Planned, snapshot: Snapshot) -> Difference | None:
     before = last.snapshot
     same = (
         before.serving_profiles == snapshot.serving_profiles
+        and before.at_fault == snapshot.at_fault
         and [_of_class(c) for c in before.hardware_classes] == [_of_class(c) for c in snapshot.hardware_classes]
         and not _constraint_ended(snapshot.hardware_classes, before.now, snapshot.now)
     )
-    if not same:
-        return None
-    short = {(c.metadata.name, x.type) for c in snapshot.hardware_classes for x in c.status.constrained or ()}
+    return _pools_that_differ(last, snapshot) if same else None
+
+
+def _pools_that_differ(last: Planned, snapshot: Snapshot) -> Difference:
+    before = last.snapshot
+    short = {(c.metadata.name, x.type) for c in snapshot.hardware_classes for x in _out_of_reach(c)}
     ran, runs = _running(before.running, short), _running(snapshot.running, short)
     old = {p.key: p for p in before.pools}
     changed = [
         p
         for p in snapshot.pools
         if not _same_pool(old.get(p.key), p)
-        or (ran.get(p.key) != runs.get(p.key) and not (last.large and _carried_out(last, p.key, runs)))
+        or (ran.get(p.key) != runs.get(p.key) and not (last.large and _carried_out(last, p.key, runs, short)))
         or before.namespace_labels.get(_namespace(p)) != snapshot.namespace_labels.get(_namespace(p))
         or _cooled_down(last.plan.pools.get(p.key), p, snapshot.now)
     ]
@@ -139,11 +184,16 @@ def _dollars(plan: Plan) -> float:
 
 def _of_class(hardware: HardwareClass) -> object:
     """What of a class bears on a plan: the rest of its status says what came of plans."""
-    return hardware.metadata.name, hardware.spec, hardware.status.constrained or None
+    return hardware.metadata.name, hardware.spec, _out_of_reach(hardware)
+
+
+def _out_of_reach(hardware: HardwareClass) -> list[ConstrainedCapacity]:
+    """What cannot be had, or is to be avoided, for a while."""
+    return [*(hardware.status.constrained or ()), *(hardware.status.avoided or ())]
 
 
 def _constraint_ended(classes: Iterable[HardwareClass], before: datetime, now: datetime) -> bool:
-    ends = (api_time(c.until) for hardware in classes for c in hardware.status.constrained or ())
+    ends = (api_time(c.until) for hardware in classes for c in _out_of_reach(hardware))
     return any(end is not None and before < end <= now for end in ends)
 
 
@@ -160,11 +210,16 @@ def _running(
     return {key: frozenset(found) for key, found in out.items()}
 
 
-def _carried_out(last: Planned, pool: str, runs: Mapping[str, frozenset[tuple[Resource, str | None, int]]]) -> bool:
+def _carried_out(
+    last: Planned,
+    pool: str,
+    runs: Mapping[str, frozenset[tuple[Resource, str | None, int]]],
+    short: set[Resource],
+) -> bool:
     """Whether what runs is what was planned: in a large fleet that is no reason to plan the pool again."""
     plan = last.plan.pools.get(pool)
-    placements = plan.placements if plan else ()
-    return runs.get(pool) == frozenset(((p.hardware_class, p.capacity_type), p.quantization, 0) for p in placements)
+    wanted = (((p.hardware_class, p.capacity_type), p) for p in (plan.placements if plan else ()))
+    return runs.get(pool) == frozenset((at, p.quantization, p.replicas if at in short else 0) for at, p in wanted)
 
 
 def _same_pool(old: InferencePool | None, new: InferencePool) -> bool:

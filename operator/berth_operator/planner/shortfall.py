@@ -137,7 +137,7 @@ def _out_of_reach(short: _Short) -> list[str]:
     for candidate in short.explained:
         resource = candidate.hardware_class, candidate.capacity_type
         name = f"{candidate.hardware_class} {candidate.capacity_type.value}"
-        if candidate.verdict in {Verdict.NO_CAPACITY, Verdict.CONSTRAINED}:
+        if candidate.verdict in {Verdict.NO_CAPACITY, Verdict.CONSTRAINED, Verdict.AT_FAULT}:
             reasons.append(f"{name}: {candidate.reason}")
         elif resource in used and used[resource].nodes >= short.left.get(resource, math.inf):
             reasons.append(f"{name}: no more than the {used[resource].nodes} nodes in use can be had (maxNodes)")

@@ -36,6 +36,17 @@ class RunningPlacement:
 
 
 @dataclass(frozen=True, slots=True)
+class AtFault:
+    """A class that is there, and that no plan may use: what it says cannot be true."""
+
+    name: str
+    message: str
+    """Field, what was found, what would be right."""
+    hardware: HardwareClass | None = None
+    """None: it does not even parse."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything a plan depends on. Same snapshot, same plan."""
 
@@ -46,6 +57,8 @@ class Snapshot:
     running: tuple[RunningPlacement, ...] = ()
     namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By namespace, for `HardwareClass.spec.namespaceSelector`."""
+    at_fault: tuple[AtFault, ...] = ()
+    """Classes that are none of `hardware_classes`."""
 
 
 class Verdict(StrEnum):
@@ -60,6 +73,7 @@ class Verdict(StrEnum):
     CONSTRAINED = "Constrained"
     LIMITED_BY_POLICY = "LimitedByPolicy"
     NOT_COMPARABLE = "NotComparable"
+    AT_FAULT = "AtFault"
 
 
 @dataclass(frozen=True, slots=True)
