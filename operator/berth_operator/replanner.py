@@ -4,7 +4,8 @@ A small fleet is solved to its optimum whenever anything that bears on the plan 
 Snapshot alone.  A large one takes seconds, and near-optimal plans differ in many places for next to nothing.  So there
 the plan in force counts as well, which is no state of ours: pools' statuses hold it, and a new leader restores it from
 them.  How far it may fall behind is bounded: every few minutes, if anything has changed, all is planned afresh beside
-the passes, and that plan is taken where it serves more or saves a stated share.
+the passes, and that plan is taken where it serves more or saves a stated share.  Where classes, prices or profiles have
+changed, that is done at once, and the plan is taken: until then all but the pools that cannot stay go on as they were.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from berth_operator.planner import Plan, Planned, Snapshot, amended, better, planned, restored
+from berth_operator.planner import Plan, Planned, Snapshot, amended, better, carried, planned, restored
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class Replanner:
     clock: Callable[[], float] = time.monotonic
     _last: Planned | None = None
     _amended: bool = False
+    _behind: bool = False
+    """Whether the plan in force is of other classes, prices or profiles than there are now."""
     _unserved: float = 0.0
     """Requests per second, in the last plan made afresh."""
     _fresh_at: float = field(default=-math.inf)
@@ -43,10 +46,14 @@ class Replanner:
         """The plan of a snapshot."""
         last = self._last or restored(snapshot)
         found = amended(last, snapshot) if last else None
+        behind = carried(last, snapshot) if last and found is None else None
         with self._lock:
-            if found is None:
+            if behind is not None:
+                found, self._amended, self._behind = behind, True, True
+            elif found is None:
                 found = planned(snapshot)
-                self._amended, self._unserved, self._fresh_at = False, _unserved(found.plan), self.clock()
+                self._amended = self._behind = False
+                self._unserved, self._fresh_at = _unserved(found.plan), self.clock()
             elif found is not self._last:
                 self._amended = True
             self._last = found
@@ -62,6 +69,8 @@ class Replanner:
         """Whether it is time to plan afresh beside the passes."""
         if not self._amended or self._last is None:
             return False
+        if self._behind:
+            return True
         shorter = _unserved(self._last.plan) > self._unserved + 1e-6
         return self.clock() - self._fresh_at >= (SHORT_REFRESH_SECONDS if shorter else REFRESH_SECONDS)
 
@@ -70,13 +79,15 @@ class Replanner:
         present = self._last
         if present is None:
             return False
+        behind = self._behind
         fresh = planned(present.snapshot)
-        taken = better(fresh.plan, present.plan)
+        taken = behind or better(fresh.plan, present.plan)
         with self._lock:
             self._fresh_at, self._unserved = self.clock(), _unserved((fresh if taken else present).plan)
             if taken:
-                log.info("planned afresh: serves more, or saves a share worth its moves")
-                self._amended = self._last is not present
+                why = "classes, prices or profiles have changed" if behind else "serves more, or saves enough"
+                log.info("planned afresh: %s", why)
+                self._amended, self._behind = self._last is not present, False
                 self._last = fresh
             elif self._last is present:
                 self._amended = False

@@ -1,13 +1,25 @@
 """Does a large fleet stand still when nothing changes, and does a new leader go on from the plan in force?"""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from berth_operator.api import InferencePool, InferencePoolStatus
-from berth_operator.planner import Plan, RunningPlacement, Snapshot, amended, better, fleet, plan, planned, restored
+from berth_operator.api import HardwareClass, InferencePool, InferencePoolStatus, format_time
+from berth_operator.planner import (
+    Plan,
+    Planned,
+    RunningPlacement,
+    Snapshot,
+    amended,
+    better,
+    fleet,
+    plan,
+    planned,
+    restored,
+)
 from berth_operator.replanner import REFRESH_SECONDS, Replanner
 from berth_operator.status import pool_status
 
@@ -156,12 +168,92 @@ def test_the_plan_made_afresh_is_taken_where_it_saves_a_share_and_not_for_less(s
     assert after.gap < 0.2
 
 
-def test_a_price_that_changed_is_planned_with_at_once(snapshot: Snapshot, hardware: Make) -> None:
+def _without(snapshot: Snapshot, *names: str, instead: Sequence[HardwareClass] = ()) -> Snapshot:
+    kept = (c for c in snapshot.hardware_classes if c.metadata.name not in names)
+    return replace(snapshot, hardware_classes=(*instead, *kept))
+
+
+def test_a_price_that_changed_is_planned_with_beside_the_passes(snapshot: Snapshot, hardware: Make, pool: Make) -> None:
+    replanner = Replanner()
+    before = replanner.solve(snapshot)
+    dear = hardware("a", prices={"OnDemand": "5.00", "Spot": "2.00"}, max_nodes={"OnDemand": 9, "Spot": 4})
+    changed = _without(snapshot, "a", instead=[dear])
+    meanwhile = replanner.solve(changed)
+    assert _untouched(before, meanwhile)
+    assert math.isnan(meanwhile.gap)  # nothing is known of how far it is from the best at these prices
+    new = pool("new", "4", model="tested-model", shape=SHAPE)
+    more = replace(changed, pools=(*changed.pools, new))
+    assert replanner.solve(more).pools[new.key].placements  # others' changes do not wait
+    assert replanner.refresh_due
+    assert replanner.refresh()
+    assert not replanner.refresh_due
+    assert replanner.solve(more) == plan(more)
+
+
+def test_changes_of_classes_while_all_is_planned_are_planned_with_thereafter(
+    snapshot: Snapshot, hardware: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replanner = Replanner()
     replanner.solve(snapshot)
-    dear = hardware("a", prices={"OnDemand": "5.00", "Spot": "2.00"}, max_nodes={"OnDemand": 9, "Spot": 4})
-    changed = replace(snapshot, hardware_classes=(dear, *snapshot.hardware_classes[1:]))
-    assert replanner.solve(changed) == plan(changed)
+    first, second = (
+        _without(snapshot, "a", instead=[hardware("a", prices={"OnDemand": usd, "Spot": usd})])
+        for usd in ("5.00", "9.00")
+    )
+    replanner.solve(first)
+
+    def disturbed(taken: Snapshot) -> Planned:
+        if taken is first:
+            replanner.solve(second)
+        return planned(taken)
+
+    monkeypatch.setattr("berth_operator.replanner.planned", disturbed)
+    assert replanner.refresh()
+    replanner.solve(second)
+    assert replanner.refresh_due
+    assert replanner.refresh()
+    assert replanner.solve(second) == plan(second)
+    assert not replanner.refresh_due
+
+
+def test_pools_whose_hardware_is_gone_are_planned_at_once_and_no_others(snapshot: Snapshot) -> None:
+    replanner = Replanner()
+    before = replanner.solve(snapshot)
+    on_a = {key for key, one in before.pools.items() if any(p.hardware_class == "a" for p in one.placements)}
+    assert 0 < len(on_a) < len(before.pools)
+    after = replanner.solve(_without(snapshot, "a"))
+    assert {key for key in before.pools if after.pools[key] is not before.pools[key]} == on_a
+    assert all(one.placements and one.unserved_requests_per_second == 0 for one in after.pools.values())
+    assert {p.hardware_class for one in after.pools.values() for p in one.placements} <= {"b", "c", "d"}
+
+
+def test_where_much_is_gone_all_is_planned_at_once(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("berth_operator.planner.replanning.MOST_FORCED", 0)
+    replanner = Replanner()
+    replanner.solve(snapshot)
+    gone = _without(snapshot, "a")
+    assert replanner.solve(gone) == plan(gone)
+    assert not replanner.refresh_due
+
+
+def test_of_pools_on_hardware_that_is_short_those_are_planned_at_once_that_lack_nodes(
+    snapshot: Snapshot, hardware: Make
+) -> None:
+    replanner = Replanner()
+    settled = _carried_out(snapshot, replanner.solve(snapshot))
+    before = replanner.solve(settled)
+    on_a = sorted(key for key, one in before.pools.items() if any(p.hardware_class == "a" for p in one.placements))
+    running = tuple(
+        replace(r, ready_replicas=0, scheduled_replicas=0) if (r.pool, r.hardware_class) == (on_a[0], "a") else r
+        for r in settled.running
+    )
+    limits = {"OnDemand": 9, "Spot": 4}
+    until = format_time(settled.now + timedelta(minutes=5))
+    entries = [{"type": kind, "since": until, "until": until, "backOff": "5m", "message": "none"} for kind in limits]
+    short = hardware("a", prices={"OnDemand": "0.50", "Spot": "0.20"}, max_nodes=limits)
+    short = HardwareClass.model_validate(short.to_api() | {"status": {"constrained": entries}})
+    after = replanner.solve(replace(_without(settled, "a", instead=[short]), running=running))
+    assert {key for key in before.pools if after.pools[key] is not before.pools[key]} == {on_a[0]}
+    assert not any(p.hardware_class == "a" for p in after.pools[on_a[0]].placements)
 
 
 def _pool(snapshot: Snapshot, key: str) -> InferencePool:
