@@ -6,11 +6,10 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-import kopf
-
 import berth_operator.handlers  # noqa: F401 - registers the handlers
 from berth_operator import logs, settings
 from berth_operator.cluster.kube import ApiError
+from berth_operator.kopf_import import kopf
 from berth_operator.prices.aws import AwsPriceError
 from berth_operator.process import Operator
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import kopf
+from berth_operator.kopf_import import kopf
 
 
 class Operator(Protocol):

@@ -10,12 +10,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from berth_operator.api import HardwareClass, HardwareClassStatus, InferencePoolStatus
+from berth_operator.api import HardwareClass, HardwareClassSpec, HardwareClassStatus, InferencePool, InferencePoolStatus
 from berth_operator.api.meta import Facts
 from berth_operator.catalog.matching import NodesThere
 from berth_operator.catalog.sanity import Fault, Sifted, sift
@@ -49,6 +49,8 @@ Manifest = dict[str, Any]
 _STUCK_SECONDS: Final = 300.0
 _RETRY_SECONDS: Final = (1.0, 30.0)
 _QUIET_SECONDS: Final = 0.2
+_ARRIVALS_SECONDS: Final = 5.0
+"""For which a pass waits at most while ever more pools are made or edited: planned together, none is planned twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,10 @@ class LoopSettings:
     """How eager the loop is, and what it renders with."""
 
     debounce_s: float = 1.0
-    """Wait at most so long after the first change for others to join it: until none has come for a moment."""
+    """Wait at most so long after the first change for others to join it: until none has come for a moment.
+
+    Not for what workers do, where somebody waits for a pool that was made or edited.
+    """
     interval_s: float = 30.0
     """A pass at least this often, for what depends on time alone, such as a cooldown's end."""
     render: RenderSettings = field(default_factory=RenderSettings)
@@ -112,6 +117,8 @@ class Loop:
         self._replanner = Replanner()
         self._refreshing: asyncio.Task[None] | None = None
         self._classes: Kept[str, HardwareClass] = Kept()
+        self._specs: Kept[str, HardwareClassSpec] = Kept()
+        self._edits: frozenset[tuple[str, int]] = frozenset()
         self._running: Kept[str, tuple[RunningPlacement, ...]] = Kept()
         self._live: Kept[str, tuple[LiveDeployment, ...]] = Kept()
         self._also: Kept[str, dict[str, Facts]] = Kept()
@@ -148,13 +155,16 @@ class Loop:
         """Look at everything and write what differs.  Raises NotLeaderError when writes may no longer be."""
         now = datetime.now(UTC)
         seen = self._cluster.observe()
+        self._edits = _edits(seen.pools)
         seen = replace(seen, children=belonging(seen.children, seen.pools))
         short = self._shortages(seen, now)
         sifted = sift(short.applied(seen.hardware_classes), seen.serving_profiles)
         priced = self._priced(sifted.hardware_classes, now)
-        priced = replace(
-            priced, classes=tuple(self._classes.same((c.metadata.name, c) for c in priced.classes).values())
-        )
+        specs = self._specs.same(
+            (c.metadata.name, c.spec) for c in priced.classes
+        )  # rendered from, whatever status says
+        classes = (c.model_copy(update={"spec": specs[c.metadata.name]}) for c in priced.classes)
+        priced = replace(priced, classes=tuple(self._classes.same((c.metadata.name, c) for c in classes).values()))
         snapshot = replace(
             snapshot_of(seen, now),
             pools=self._traffic.in_force(seen.pools, now) if self._traffic else seen.pools,
@@ -326,15 +336,19 @@ class Loop:
         self._dirty.clear()
 
     async def _wait_quiet(self) -> None:
-        """Return when nothing has changed for a moment, or the debounce time is over."""
-        end = time.monotonic() + self._settings.debounce_s
-        while (left := end - time.monotonic()) > 0:
+        """Return when nothing has changed for a moment, or no more pools are edited, or the debounce time is over."""
+        now = began = time.monotonic()
+        end, edits = now + self._settings.debounce_s, self._edits
+        last = began + max(self._settings.debounce_s, _ARRIVALS_SECONDS)
+        while now < end:
             self._dirty.clear()
-            try:
-                async with asyncio.timeout(min(left, _QUIET_SECONDS)):
-                    await self._dirty.wait()
-            except TimeoutError:
+            await asyncio.sleep(min(end - now, _QUIET_SECONDS))
+            before, edits = edits, _edits(self._cluster.known_pools())
+            if not self._dirty.is_set() or (edits == before != self._edits):
                 return
+            now = time.monotonic()
+            if len(edits - before) > 1:
+                end = min(last, now + self._settings.debounce_s)
 
     async def _pass_guarded(self) -> None:
         self._running_since = time.monotonic()
@@ -364,3 +378,8 @@ class Loop:
             if self._said.get(key) != line:
                 log.info("%s: %s", key, line)
         self._said = lines
+
+
+def _edits(pools: Iterable[InferencePool]) -> frozenset[tuple[str, int]]:
+    """Which pools there are, as they are written."""
+    return frozenset((pool.metadata.uid, pool.metadata.generation) for pool in pools)

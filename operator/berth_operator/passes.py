@@ -80,7 +80,9 @@ def render_isolated(
             continue
         try:
             alone = replace(planned, pools={key: planned.pools[key]})
-            used = [classes.get(p.hardware_class) for p in planned.pools[key].placements]
+            used = [
+                classes[p.hardware_class].spec for p in planned.pools[key].placements if p.hardware_class in classes
+            ]
             only = replace(snapshot, pools=(pool,))
             inputs = (pool, planned.pools[key], settings, live.get(key), *used)
             out[key] = memo.get(key, inputs, partial(render, alone, only, settings, live))

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-import kopf
 import prometheus_client
 
 from berth_operator.api import InferencePool
@@ -17,6 +16,7 @@ from berth_operator.cluster.kube import Kube
 from berth_operator.cluster.lease import Lease
 from berth_operator.cluster.observe import Worker
 from berth_operator.evacuator import Evacuator
+from berth_operator.kopf_import import kopf
 from berth_operator.load.activator import Activator
 from berth_operator.load.scrape import Scraper
 from berth_operator.load.traffic import Traffic

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 from berth_operator.cluster.attempts import Attempts, ForeignObjectError, Result
+from berth_operator.cluster.connection import Configuration
 from berth_operator.cluster.kube import ApiError, Kube, NotLeaderError, load_configuration
 from berth_operator.cluster.resources import DEPLOYMENTS, POOLS, SERVICES
-from kubernetes_asyncio.client import Configuration
 
 Answers = list[tuple[int, Any]]
 

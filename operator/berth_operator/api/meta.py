@@ -10,6 +10,8 @@ from berth_operator.api.names import API_VERSION
 API_DEFAULT: Final = "x-berth-default"
 """Schema extra of the rare field whose default the API server fills in; all others are resolved by `resolve`."""
 
+_FIELDS_SET: Final[dict[frozenset[str], set[str]]] = {}
+
 
 class ApiModel(BaseModel):
     """Base of every API object: camelCase outside, snake_case inside, immutable.
@@ -21,6 +23,11 @@ class ApiModel(BaseModel):
     model_config = ConfigDict(
         alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, frozen=True, extra="ignore"
     )
+
+    def model_post_init(self, _context: Any, /) -> None:
+        """Which fields were set is the same of thousands of objects: kept once (a set takes more than a candidate)."""
+        fields = self.__pydantic_fields_set__
+        object.__setattr__(self, "__pydantic_fields_set__", _FIELDS_SET.setdefault(frozenset(fields), fields))
 
     def to_api(self) -> dict[str, Any]:
         """The object as JSON data under its API names, without unset fields."""

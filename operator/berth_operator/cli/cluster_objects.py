@@ -7,10 +7,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from kubernetes_asyncio import config
-
 from berth_operator.api import HardwareClass, InferencePool, ServingProfile
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL
+from berth_operator.cluster.connection import config
 from berth_operator.cluster.kube import ApiError, Kube
 from berth_operator.cluster.observe import (
     Invalid,

@@ -12,7 +12,7 @@ from berth_operator.api import HardwareClass, InferencePool, ServingProfile
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from berth_operator.cluster.apply import Applier
 from berth_operator.cluster.discovery import Discovery
-from berth_operator.cluster.kube import Kube
+from berth_operator.cluster.kube import PAGE, Kube
 from berth_operator.cluster.neighbours import decode_autoscaler
 from berth_operator.cluster.node_watch import NodeWatch
 from berth_operator.cluster.observe import (
@@ -43,6 +43,8 @@ from berth_operator.cluster.resources import (
 T = TypeVar("T")
 
 _AUTOSCALERS_SECONDS: Final = 3.0
+_POOLS_PAGE: Final = 50
+"""A pool's status is long: some 50 KB once it is parsed."""
 _OURS = f"{MANAGED_BY_LABEL}={MANAGED_BY},{POOL_LABEL}"
 
 
@@ -66,13 +68,18 @@ class Cluster:
         """
 
         def follow(
-            resource: Resource, decode: Callable[[Object], T], labels: str = "", *, everywhere: bool = False
+            resource: Resource,
+            decode: Callable[[Object], T],
+            labels: str = "",
+            *,
+            everywhere: bool = False,
+            page: int = PAGE,
         ) -> Reflector[T]:
             scopes = () if everywhere else namespaces
-            return Reflector(kube, resource, decode, namespaces=scopes, labels=labels, on_change=on_change)
+            return Reflector(kube, resource, decode, namespaces=scopes, labels=labels, on_change=on_change, page=page)
 
         self.kube = kube
-        self.pools = follow(POOLS, decode_pool)
+        self.pools = follow(POOLS, decode_pool, page=_POOLS_PAGE)
         self.hardware_classes = follow(HARDWARE_CLASSES, decode_hardware_class, everywhere=True)
         self.serving_profiles = follow(SERVING_PROFILES, decode_serving_profile, everywhere=True)
         self.namespaces = follow(NAMESPACES, decode_namespace)

@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import aiohttp
-from kubernetes_asyncio import config
-from kubernetes_asyncio.client import Configuration
-from kubernetes_asyncio.client.rest import RESTClientObject
 
 from berth_operator.api.names import FIELD_MANAGER
+from berth_operator.cluster.connection import Configuration, RESTClientObject, config
 from berth_operator.cluster.resources import Object, Resource
 
 log = logging.getLogger(__name__)

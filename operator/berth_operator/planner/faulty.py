@@ -10,18 +10,28 @@ from dataclasses import replace
 from datetime import datetime
 
 from berth_operator.api import AvoidedCapacity, HardwareClass
-from berth_operator.planner.candidates import Candidates, Option, PoolContext, Resource, Unfit, in_force, not_allowed
+from berth_operator.planner.candidates import (
+    Candidates,
+    Option,
+    PoolContext,
+    Resource,
+    Unfit,
+    in_force,
+    matches,
+    not_allowed,
+)
 from berth_operator.planner.types import AtFault, Verdict
 
 
 def with_faulty(candidates: Candidates, at_fault: Iterable[AtFault], context: PoolContext) -> Candidates:
-    """The candidates, and what no plan may use, each with its fault in its own words."""
+    """The candidates, and what the pool asks for by name or label and no plan may use, with its fault's own words."""
     found = tuple(unfit for one in at_fault for unfit in _unfit(one, context))
     return replace(candidates, unfit=(*candidates.unfit, *found)) if found else candidates
 
 
 def _unfit(one: AtFault, context: PoolContext) -> Iterator[Unfit]:
-    if one.hardware is None:
+    allow = context.effective.allow
+    if one.hardware is None or allow is None or not matches(allow, one.hardware):
         return
     objection = not_allowed(one.hardware, context)
     for capacity in sorted(one.hardware.spec.capacity, key=lambda c: c.type.value):
