@@ -99,6 +99,11 @@ class HardwareClassSpec(ApiModel):
                 "accelerators is required unless kind is CPU",
             ),
             ("self.kind != 'CPU' || !has(self.accelerators)", "accelerators must be unset when kind is CPU"),
+            (
+                "!has(self.maxNodesPerReplica) || self.maxNodesPerReplica == 1 || self.runtime.name != 'Berth'",
+                "maxNodesPerReplica above 1 needs a runtime whose replica can span nodes: VLLM or Custom; runtime Berth"
+                " serves from one node",
+            ),
         )
     )
     vendor: str = Field(max_length=63)
@@ -121,6 +126,19 @@ class HardwareClassSpec(ApiModel):
     capacity: list[Capacity] = Field(min_length=1, max_length=3, json_schema_extra=list_map("type"))
     namespace_selector: NamespaceSelector | None = None
     runtime: Runtime
+    max_nodes_per_replica: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Nodes that one replica of a model too large for a node may span, by LeaderWorkerSet. Default 1",
+    )
+    interconnect_gbps: int | None = Field(
+        None,
+        alias="interconnectGbps",
+        ge=1,
+        le=100_000,
+        description="Gbit/s between two nodes of a replica, each way, for estimates. Default 10",
+    )
     source: str | None = Field(None, max_length=512, description="Where the figures come from, with a date")
 
 

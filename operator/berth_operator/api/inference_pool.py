@@ -342,11 +342,12 @@ class InferencePoolSpec(ApiModel):
 
 
 class PlacementStatus(ApiModel):
-    """Replicas of the pool on one hardware class and capacity type: one Deployment."""
+    """Replicas of the pool on one hardware class and capacity type: one Deployment, or one LeaderWorkerSet."""
 
     hardware_class: str
     capacity_type: CapacityType
     replicas: int
+    nodes_per_replica: int | None = Field(None, description="Nodes that each of them spans, where more than one")
     ready_replicas: int = 0
     usd_per_hour: str
     traffic_percent: int

@@ -56,7 +56,21 @@ class ServingProfileSpec(ApiModel):
                 "self.points.all(p, self.points.exists_one(q,"
                 " q.concurrency == p.concurrency && q.contextTokens == p.contextTokens))",
                 "points must be unique by concurrency and contextTokens",
-            )
+            ),
+            (
+                "!has(self.nodesPerReplica) || self.nodesPerReplica == 1"
+                " || !has(self.replicasPerNode) || self.replicasPerNode == 1",
+                "nodesPerReplica and replicasPerNode exclude each other: a replica spans nodes, or several share one",
+            ),
+            (
+                "!has(self.nodesPerReplica) || self.nodesPerReplica == 1 || !has(self.resources)",
+                "resources must be unset where nodesPerReplica is above 1: such a replica takes whole nodes",
+            ),
+            (
+                "!has(self.nodesPerReplica) || self.nodesPerReplica == 1 || self.runtime != 'Berth'",
+                "nodesPerReplica above 1 needs a runtime whose replica can span nodes: VLLM or Custom; runtime Berth"
+                " serves from one node",
+            ),
         )
     )
     model: DnsName
@@ -65,6 +79,9 @@ class ServingProfileSpec(ApiModel):
     runtime: RuntimeName
     resources: ReplicaResources | None = Field(None, description="Per replica; unset: a whole node")
     replicas_per_node: int | None = Field(None, ge=1, le=1000, description="Default 1")
+    nodes_per_replica: int | None = Field(
+        None, ge=1, le=64, description="Nodes that one replica spans; at most the class's maxNodesPerReplica. Default 1"
+    )
     points: list[ServingPoint] = Field(min_length=1, max_length=32)
     prefill_tokens_per_second: PositiveDecimalString
     kv_cache_tokens: int = Field(ge=1, description="Tokens of context that one replica can hold in all")
