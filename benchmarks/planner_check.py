@@ -78,7 +78,7 @@ def _of_pool(pool: PoolPlan, vendors: dict[str, str], zones: dict[str, int]) -> 
     shares = defaultdict(int)
     for p in placements:
         shares[vendors[p.hardware_class]] += p.traffic_percent
-        if p.nodes != -(-p.replicas // p.replicas_per_node):
+        if p.nodes != -(-p.replicas // p.replicas_per_node) * p.nodes_per_replica:
             found.append(f"{p.replicas} replicas on {p.nodes} nodes")
         carried = p.replicas * p.capacity.turns_per_second
         if pool.served_requests_per_second * (p.traffic_percent - 1) / 100 > carried * (1 + 1e-6):

@@ -91,6 +91,7 @@ def pool_status(
                 ready_replicas=ready[p.hardware_class, p.capacity_type],
                 usd_per_hour=_money(p.usd_per_hour),
                 traffic_percent=p.traffic_percent,
+                nodes_per_replica=p.nodes_per_replica if p.nodes_per_replica > 1 else None,
             )
             for p in plan.placements
         ],

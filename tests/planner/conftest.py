@@ -102,9 +102,15 @@ def _profile(hardware_class: str, **changes: Any) -> ServingProfile:
 
 
 def _option(
-    hardware_class: str, capacity_type: CapacityType, vendor: str, rate: float, cents: int, per_node: int = 1
+    hardware_class: str,
+    capacity_type: CapacityType,
+    vendor: str,
+    rate: float,
+    cents: int,
+    per_node: int = 1,
+    span: int = 1,
 ) -> Option:
-    """An option of the program: a replica carries `rate` turns/s, a node costs `cents` an hour."""
+    """An option of the program: a replica carries `rate` turns/s and spans `span` nodes, each of `cents` an hour."""
     reserved = capacity_type is CapacityType.RESERVED
     return Option(
         hardware_class=hardware_class,
@@ -119,6 +125,7 @@ def _option(
         list_usd_per_hour=Decimal(cents) / 100,
         node_watts=None,
         unloaded_turn_seconds=1.0,
+        nodes_per_replica=span,
     )
 
 

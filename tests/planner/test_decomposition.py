@@ -63,7 +63,7 @@ def _fleet(seed: int, option: Make, pools: int, *, plain: bool = False) -> tuple
     names = [f"c{i}" for i in range(6)]
     vendors = {name: rng.choice(["u", "v", "w"]) for name in names}
     kinds = [(n, t) for n in names for t in (CapacityType.ON_DEMAND, CapacityType.SPOT)]
-    size = {name: rng.choice([1, 1, 2]) for name in names}
+    size = {name: rng.choice([(1, 1), (1, 1), (2, 1), (1, 2)]) for name in names}
     base = {name: rng.randint(20, 300) for name in names}
     apart = random.Random(-seed - 1)  # noqa: S311
     zones = {name: apart.choice([1, 2, 3]) for name in names}
@@ -77,7 +77,7 @@ def _fleet(seed: int, option: Make, pools: int, *, plain: bool = False) -> tuple
                 vendors[n],
                 rng.uniform(1, 6),
                 max(1, round(base[n] * (0.4 if t is CapacityType.SPOT else 1))),
-                size[n],
+                *size[n],
             )
             for n, t in chosen
         )
@@ -155,7 +155,7 @@ def test_no_rule_of_a_pool_is_broken(option: Make, seed: int) -> None:
         assert replicas + got.missing_replicas >= e.min_replicas
         assert e.max_replicas is None or replicas <= e.max_replicas
         for a in got.assignments:
-            assert a.nodes == -(-a.replicas // a.option.replicas_per_node)
+            assert a.nodes == -(-a.replicas // a.option.replicas_per_node) * a.option.nodes_per_replica
         if e.max_usd_per_hour is not None and e.on_exceeded == "Shed":
             assert sum(a.nodes * a.option.node_usd_per_hour for a in got.assignments) <= e.max_usd_per_hour
         held = replace(p, options=tuple(a.option for a in got.assignments))
@@ -276,7 +276,7 @@ def test_what_a_pattern_serves_is_what_the_flat_program_serves_with_its_nodes(op
         replicas, _ = most_replicas_on(lanes, np.array([lane]), nodes)
         if not served.allowed[0] or (replicas < nodes * lanes.per_node[lane]).any():
             continue  # maxReplicas leaves a choice of which replicas to leave out
-        within = {p.options[k].resource: int(nodes[0, k]) for k in picked}
+        within = {p.options[k].resource: int(nodes[0, k] * lanes.span[lane, k]) for k in picked}
         held = replace(p, options=tuple(p.options[k] for k in sorted(picked)))
         flat = solve([held], within).pools[p.key].unserved
         assert flat == pytest.approx(served.unserved[0], abs=2e-5)

@@ -31,7 +31,17 @@ def scenario(hardware: Make, pool: Make, profile: Make, running: Make) -> Callab
                 prices["Spot"] = f"{price * rng.uniform(0.2, 0.8):.3f}"
             limits = {t: rng.randint(0, 6) for t in prices if rng.random() < 0.4}
             kind = rng.choice(["CPU", "GPU"])
-            classes.append(hardware(name, kind=kind, vendor=rng.choice(["A", "B"]), prices=prices, max_nodes=limits))
+            size = rng.choice([{}, {"replicasPerNode": 2}, {"nodesPerReplica": 2 if kind == "GPU" else 1}])
+            classes.append(
+                hardware(
+                    name,
+                    kind=kind,
+                    vendor=rng.choice(["A", "B"]),
+                    prices=prices,
+                    max_nodes=limits,
+                    maxNodesPerReplica=2 if kind == "GPU" else 1,
+                )
+            )
             speed = rng.uniform(40, 300)
             points = [
                 {
@@ -47,7 +57,7 @@ def scenario(hardware: Make, pool: Make, profile: Make, running: Make) -> Callab
                     name,
                     runtime="Berth" if kind == "CPU" else "VLLM",
                     points=points,
-                    replicasPerNode=rng.choice([1, 1, 2]),
+                    **size,
                 )
             )
         pools = [_random_pool(rng, pool, f"p{i}") for i in range(rng.randint(1, 4))]
@@ -144,7 +154,7 @@ def _check_pool(scene: Mapping[str, Any], one: PoolPlan) -> None:
     assert e.max_replicas is None or replicas <= e.max_replicas
     assert replicas >= e.min_replicas or one.shortfall is not None
     for p in one.placements:
-        assert p.nodes == -(-p.replicas // p.replicas_per_node)
+        assert p.nodes == -(-p.replicas // p.replicas_per_node) * p.nodes_per_replica
         # A whole percent may round traffic up, by less than 1 % of what is served.
         carried = p.replicas * p.capacity.turns_per_second
         assert served * (p.traffic_percent - 1) / 100 <= carried * (1 + 1e-6)

@@ -21,6 +21,8 @@ from berth_operator.planner.solver import Solution, nodes_used, solve
 
 Make = Callable[..., Option]
 MOST_REPLICAS = 4
+SIZES = ((1, 1), (1, 1), (2, 1), (1, 2), (1, 3))
+"""(replicas of a node, nodes of a replica)"""
 BASE = resolve(
     InferencePoolSpec.model_validate(
         {
@@ -37,7 +39,7 @@ def _random_options(rng: random.Random, option: Make) -> tuple[Option, ...]:
     kinds = [(n, t) for n in names for t in (CapacityType.ON_DEMAND, CapacityType.SPOT)]
     chosen = sorted(rng.sample(kinds, rng.randint(1, 3)))
     return tuple(
-        option(n, t, vendors[n], rng.randint(1, 6), rng.randint(10, 400), rng.choice([1, 1, 2])) for n, t in chosen
+        option(n, t, vendors[n], rng.randint(1, 6), rng.randint(10, 400), *rng.choice(SIZES)) for n, t in chosen
     )
 
 
@@ -151,7 +153,10 @@ def _choices(problem: PoolProblem) -> list[Choice]:
     for replicas in product(range(MOST_REPLICAS + 1), repeat=len(problem.options)):
         if e.max_replicas is not None and sum(replicas) > e.max_replicas:
             continue
-        nodes = {o.resource: -(-r // o.replicas_per_node) for r, o in zip(replicas, problem.options, strict=True)}
+        nodes = {
+            o.resource: -(-r // o.replicas_per_node) * o.nodes_per_replica
+            for r, o in zip(replicas, problem.options, strict=True)
+        }
         cost = sum((nodes[o.resource] * o.node_usd_per_hour for o in problem.options), Decimal(0))
         if e.max_usd_per_hour is not None and e.on_exceeded == "Shed" and cost > e.max_usd_per_hour:
             continue
@@ -271,3 +276,7 @@ def test_no_option_is_given_more_replicas_than_could_be_of_use(option: Make) -> 
     assert most_replicas(problem, pair, {}) == 3
     assert most_replicas(problem, pair, {pair.resource: 1}) == 2
     assert most_replicas(problem, replace(pair, own_replica_limit=1), {}) == 1
+    wide = option("a", CapacityType.ON_DEMAND, "v", 2, 100, 1, 3)
+    problem = PoolProblem("p", replace(BASE, requests_per_second=Decimal(5), min_replicas=0), (wide,))
+    assert most_replicas(problem, wide, {}) == 3
+    assert most_replicas(problem, wide, {wide.resource: 8}) == 2, "two nodes are left over"

@@ -28,6 +28,7 @@ _STRANGE: Final = 1.25
 
 def profile_faults(spec: ServingProfileSpec, hardware: HardwareClass) -> Iterator[Found]:
     """(reason, field, message) of everything in a profile that cannot be true on its class."""
+    yield from _span_faults(spec, hardware)
     yield from _share_faults(spec, hardware)
     yield from _gap_faults(spec)
     yield from shape_faults(spec.points)
@@ -38,14 +39,31 @@ def profile_faults(spec: ServingProfileSpec, hardware: HardwareClass) -> Iterato
         yield from _memory_faults(spec, hardware, architecture)
 
 
+def _nodes(spec: ServingProfileSpec) -> int:
+    """Nodes whose bandwidth, compute and memory one replica has."""
+    return spec.nodes_per_replica or 1
+
+
+def _span_faults(spec: ServingProfileSpec, hardware: HardwareClass) -> Iterator[Found]:
+    most = hardware.spec.max_nodes_per_replica or 1
+    if _nodes(spec) > most:
+        yield (
+            "SpansTooManyNodes",
+            "spec.nodesPerReplica",
+            f"found {_nodes(spec)}: HardwareClass {hardware.metadata.name} allows maxNodesPerReplica {most}: raise"
+            " that, or measure a replica on fewer nodes",
+        )
+
+
 def _decode_faults(spec: ServingProfileSpec, hardware: HardwareClass, architecture: Architecture) -> Iterator[Found]:
     quantization = Quantization(spec.quantization)
     weights = architecture.streamed_bytes(quantization, spec.runtime)
     kv = _least_kv_bytes(architecture)
-    bandwidth = hardware.spec.memory_bandwidth_gbps * 1e9
+    gbps = hardware.spec.memory_bandwidth_gbps * _nodes(spec)
+    bandwidth = gbps * 1e9
     tokens_a_read = _SPECULATED_TOKENS if _speculates(spec, hardware) else 1
     flops = 2.0 * architecture.active_parameters
-    peak = _peak(hardware, quantization)
+    peak = _peak(hardware, quantization, _nodes(spec))
     for index, point in enumerate(spec.points):
         field = f"spec.points[{index}].decodeTokensPerSecond"
         said, b = float(point.decode_tokens_per_second), point.concurrency
@@ -57,7 +75,7 @@ def _decode_faults(spec: ServingProfileSpec, hardware: HardwareClass, architectu
                 "AboveRoofline",
                 field,
                 f"found {said:g}: {b} requests{each} a read of {read / 1e9:.3g} GB (weights {weights / 1e9:.3g} GB,"
-                f" KV {(read - weights) / 1e9:.3g} GB) at {hardware.spec.memory_bandwidth_gbps} GB/s make at most"
+                f" KV {(read - weights) / 1e9:.3g} GB) at {gbps} GB/s make at most"
                 f" {most:.4g} tokens/s: correct it, or memoryBandwidthGBps of HardwareClass {hardware.metadata.name}",
             )
         elif peak is not None and said * flops > peak * _ROUNDING:
@@ -70,7 +88,7 @@ def _decode_faults(spec: ServingProfileSpec, hardware: HardwareClass, architectu
 
 
 def _prefill_faults(spec: ServingProfileSpec, hardware: HardwareClass, architecture: Architecture) -> Iterator[Found]:
-    peak = _peak(hardware, Quantization(spec.quantization))
+    peak = _peak(hardware, Quantization(spec.quantization), _nodes(spec))
     flops = 2.0 * architecture.layer_parameters  # logits are computed for the last position alone
     said = float(spec.prefill_tokens_per_second)
     if peak is not None and said * flops > peak * _ROUNDING:
@@ -85,14 +103,14 @@ def _prefill_faults(spec: ServingProfileSpec, hardware: HardwareClass, architect
 def _memory_faults(spec: ServingProfileSpec, hardware: HardwareClass, architecture: Architecture) -> Iterator[Found]:
     weights = architecture.resident_bytes(Quantization(spec.quantization), spec.runtime)
     kv = spec.kv_cache_tokens * _least_kv_bytes(architecture)
-    replicas, node = spec.replicas_per_node or 1, hardware.spec.memory_gib * GIB
-    if replicas * (weights + kv) > node * _ROUNDING:
+    replicas, gib = spec.replicas_per_node or 1, hardware.spec.memory_gib * _nodes(spec)
+    if replicas * (weights + kv) > gib * GIB * _ROUNDING:
         yield (
             "KvTooLarge",
             "spec.kvCacheTokens",
             f"found {spec.kv_cache_tokens}: {replicas} replicas x (weights {weights / GIB:.1f} GiB + KV"
             f" {kv / GIB:.1f} GiB) = {replicas * (weights + kv) / GIB:.1f} GiB, and HardwareClass"
-            f" {hardware.metadata.name} has {hardware.spec.memory_gib} GiB: correct it, or replicasPerNode",
+            f" {hardware.metadata.name} has {gib} GiB{_on(spec)}: correct it, or replicasPerNode",
         )
 
 
@@ -196,15 +214,19 @@ def _least_kv_bytes(architecture: Architecture) -> float:
     return float(architecture.kv_bytes_per_token(RuntimeName.BERTH))
 
 
-def _peak(hardware: HardwareClass, quantization: Quantization) -> float | None:
-    """FLOP/s by the class's own figures; None where it states none, because defaults err on the low side."""
+def _on(spec: ServingProfileSpec) -> str:
+    return f" on {_nodes(spec)} nodes" if _nodes(spec) > 1 else ""
+
+
+def _peak(hardware: HardwareClass, quantization: Quantization, nodes: int) -> float | None:
+    """FLOP/s of so many nodes by the class's own figures; None where it states none: defaults err on the low side."""
     compute = hardware.spec.compute
     if compute is None:
         return None
     stated = [figure for figure in (compute.bf16_tflops, compute.int8_tops) if figure is not None]
     if not stated:
         return None
-    return max(peak_flops(hardware.spec, quantization), max(stated) * 1e12)
+    return max(peak_flops(hardware.spec, quantization), max(stated) * 1e12) * nodes
 
 
 def _speculates(spec: ServingProfileSpec, hardware: HardwareClass) -> bool:

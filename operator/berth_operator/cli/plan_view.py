@@ -133,6 +133,7 @@ def _placement_data(placement: Placement) -> dict[str, Any]:
         "capacityType": placement.capacity_type.value,
         "replicas": placement.replicas,
         "nodes": placement.nodes,
+        **({"nodesPerReplica": placement.nodes_per_replica} if placement.nodes_per_replica > 1 else {}),
         "usdPerHour": money(placement.usd_per_hour),
         "watts": placement.watts,
         "trafficPercent": placement.traffic_percent,
@@ -257,8 +258,9 @@ def _placement_line(placement: Placement, classes: Mapping[str, HardwareClass]) 
     carried, nodes = placement.capacity, "node" if placement.nodes == 1 else "nodes"
     chip = classes[placement.hardware_class].spec.chip if placement.hardware_class in classes else ""
     how = "estimated" if carried.estimated else "profiled"
+    each = f", {placement.nodes_per_replica} a replica" if placement.nodes_per_replica > 1 else ""
     return (
-        f"{_short(placement)} ({chip}): {placement.nodes} {nodes}, {money(placement.usd_per_hour)} USD/h,"
+        f"{_short(placement)} ({chip}): {placement.nodes} {nodes}{each}, {money(placement.usd_per_hour)} USD/h,"
         f" {placement.traffic_percent}% of traffic; one replica carries {carried.turns_per_second:.3g} requests/s"
         f" with first token {_seconds(carried.time_to_first_token_p99)}, between tokens"
         f" {_seconds(carried.inter_token_latency_p99)}, turn {_seconds(carried.turn_latency_p99)} ({how})"

@@ -15,14 +15,14 @@ Costs are of generated tokens: the price of prompts is in them.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import numpy as np
 
 from berth_operator.api import CapacityType, Effective, HardwareClass, Quantization, RuntimeName, ServingProfile
 from berth_operator.planner.architectures import ARCHITECTURES
-from berth_operator.planner.candidates import too_large
+from berth_operator.planner.candidates import too_large, widths
 from berth_operator.planner.capacity import Load, TooSlow, replica_capacity
 from berth_operator.planner.speed import Speed, best_profile, estimable, profile_speed, roofline_speed
 
@@ -146,12 +146,16 @@ def crossover(
             left_out.append(LeftOut(name, reason))
             continue
         for way in ways:
-            price, per_node = float(way.usd_per_hour), speed.replicas_per_node
+            span, per_node = speed.nodes_per_replica, speed.replicas_per_node
+            price = float(way.usd_per_hour) * span
             points = tuple(
                 Point(
                     n,
-                    busy.cost(n, load, per_node, price),
-                    _idle_cost(_demand(effective, n), idle.turns_per_second, load, per_node, price / utilisation),
+                    _over(span, busy.cost(n, load, per_node, price)),
+                    _over(
+                        span,
+                        _idle_cost(_demand(effective, n), idle.turns_per_second, load, per_node, price / utilisation),
+                    ),
                 )
                 for n in at
             )
@@ -164,10 +168,11 @@ def crossover(
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """How fast one replica is, and how many share a node."""
+    """How fast one replica is, and how many share a node or how many nodes it spans."""
 
     speed: Speed
     replicas_per_node: int
+    nodes_per_replica: int = 1
 
 
 def speed_of(
@@ -179,15 +184,20 @@ def speed_of(
     if profile is not None:
         if load.context_tokens > profile.spec.kv_cache_tokens:
             return f"one request of {load.context_tokens} tokens exceeds kvCacheTokens {profile.spec.kv_cache_tokens}"
-        return Served(profile_speed(profile, load.mean_context_tokens), profile.spec.replicas_per_node or 1)
+        speed = profile_speed(profile, load.mean_context_tokens)
+        return Served(speed, profile.spec.replicas_per_node or 1, profile.spec.nodes_per_replica or 1)
     architecture = ARCHITECTURES.get(model)
     if architecture is None:
         return f"no ServingProfile of {model} on it, and the model is not in the catalogue"
     if objection := estimable(hardware.spec):
         return objection
+    over = [1]
     if arithmetic := too_large(hardware.spec, architecture, quantization, load.context_tokens):
-        return arithmetic
-    return Served(roofline_speed(hardware.spec, architecture, quantization, load.mean_context_tokens), 1)
+        over = widths(hardware.spec, architecture, quantization, load.context_tokens)
+        if not over:
+            return arithmetic
+    nodes = over[0]
+    return Served(roofline_speed(hardware.spec, architecture, quantization, load.mean_context_tokens, nodes), 1, nodes)
 
 
 # --- Busy -----------------------------------------------------------------------------------------------------------
@@ -245,6 +255,11 @@ def _idle_cost(rate: float, carried: float, load: Load, per_node: int, usd_per_h
 
 def _cost(nodes: int, usd_per_hour: float, tokens_per_second: float) -> Cost:
     return Cost(nodes * usd_per_hour / (tokens_per_second * SECONDS_AN_HOUR) * PER_MILLION, nodes, tokens_per_second)
+
+
+def _over(span: int, cost: Cost) -> Cost:
+    """The cost of replicas, in all the nodes that they span."""
+    return replace(cost, nodes=cost.nodes * span)
 
 
 # --- Where lines cross ----------------------------------------------------------------------------------------------

@@ -58,6 +58,12 @@ class Architecture:
         matrix, table = _bytes_per_parameter(quantization, runtime)
         return self.layer_parameters * matrix + (1 if self.tied else 2) * self.embedding_parameters * table
 
+    def stage_bytes(self, quantization: Quantization, runtime: RuntimeName, share: float) -> float:
+        """Bytes of weights on a node that holds a share of the layers: beside them a vocabulary table, as at both ends
+        of a pipeline."""
+        matrix, table = _bytes_per_parameter(quantization, runtime)
+        return self.layer_parameters * matrix * share + self.embedding_parameters * table
+
     def streamed_bytes(self, quantization: Quantization, runtime: RuntimeName) -> float:
         """Weight bytes that one decode step reads: the layers and the output projection, once for the whole batch."""
         matrix, table = _bytes_per_parameter(quantization, runtime)

@@ -24,6 +24,7 @@ from berth_operator.api import (
     ServingProfile,
 )
 from berth_operator.api.inference_pool import HardwareMatch
+from berth_operator.planner import spans
 from berth_operator.planner.architectures import ARCHITECTURES, Architecture
 from berth_operator.planner.capacity import Load, TooSlow, replica_capacity, unloaded_turn_seconds
 from berth_operator.planner.speed import (
@@ -38,6 +39,7 @@ from berth_operator.planner.speed import (
     roofline_speed,
     usable_bytes,
 )
+from berth_operator.planner.stages import stage_share
 from berth_operator.planner.types import ReplicaCapacity, Verdict
 
 E = TypeVar("E", bound=ConstrainedCapacity)
@@ -69,6 +71,18 @@ class Option:
     own_replica_limit: int | None = None
     """Replicas that this pool may have of it: what runs now, while the class is constrained."""
     constrained_until: str | None = None
+    nodes_per_replica: int = 1
+    """Above 1, `replicas_per_node` is 1 and `resources` None."""
+    spans_because: str = ""
+    """The arithmetic, where a replica spans nodes."""
+
+    def nodes_for(self, replicas: int) -> int:
+        """Whole nodes that so many replicas take."""
+        return -(-replicas // self.replicas_per_node) * self.nodes_per_replica
+
+    def replicas_on(self, nodes: int) -> int:
+        """The most replicas that so many nodes hold."""
+        return nodes // self.nodes_per_replica * self.replicas_per_node
 
     @property
     def resource(self) -> Resource:
@@ -110,6 +124,8 @@ class Fit:
     replicas_per_node: int
     resources: ReplicaResources | None
     unloaded_turn_seconds: float
+    nodes_per_replica: int = 1
+    spans_because: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +160,10 @@ class PoolContext:
     """Replicas of the pool that have a node now: what a constrained class keeps."""
     judged: Mapping[tuple[str, Quantization], Judgement] = field(default_factory=dict)
     """By class name and quantization, what was judged beforehand with that of other pools."""
+    spanning: bool = True
+    """Whether replicas may span nodes."""
+    running_nodes: Mapping[str, int] = field(default_factory=dict)
+    """By class name, the nodes that each of the pool's replicas spans there now."""
 
 
 def candidates_of(classes: Iterable[HardwareClass], context: PoolContext) -> Candidates:
@@ -173,10 +193,11 @@ def _judge(hardware: HardwareClass, capacity: Capacity, context: PoolContext) ->
     if not fitting:
         best = min((j for j in judged if isinstance(j, NoFit)), key=lambda j: _CLOSENESS[j.verdict])
         return unfit(best.verdict, best.reason, estimated=best.estimated, slow=best.slow)
-    if capacity.max_nodes == 0:
-        return unfit(
-            Verdict.NO_CAPACITY, f"maxNodes of {capacity.type.value} is 0", estimated=fitting[0].capacity.estimated
-        )
+    least = min(fit.nodes_per_replica for fit in fitting)
+    if capacity.max_nodes is not None and capacity.max_nodes < least:
+        short = f": a replica spans {least}" if least > 1 else ""
+        reason = f"maxNodes of {capacity.type.value} is {capacity.max_nodes}{short}"
+        return unfit(Verdict.NO_CAPACITY, reason, estimated=fitting[0].capacity.estimated)
     until = constrained_until(hardware, capacity.type, context.now)
     own_limit = context.scheduled.get((hardware.metadata.name, capacity.type), 0) if until else None
     if own_limit == 0:
@@ -200,8 +221,11 @@ def _judge(hardware: HardwareClass, capacity: Capacity, context: PoolContext) ->
             zones=len(capacity.zones or ()) or 1 if capacity.type is CapacityType.SPOT else 1,
             own_replica_limit=own_limit,
             constrained_until=until,
+            nodes_per_replica=fit.nodes_per_replica,
+            spans_because=fit.spans_because,
         )
         for fit in fitting
+        if capacity.max_nodes is None or fit.nodes_per_replica <= capacity.max_nodes
     ]
 
 
@@ -287,7 +311,7 @@ def _judge_alone(hardware: HardwareClass, quantization: Quantization, context: P
     name, runtime = hardware.metadata.name, hardware.spec.runtime.name
     profile = best_profile(context.profiles, model, quantization, name, runtime)
     if profile:
-        return _judge_profile(profile, quantization, load)
+        return _judge_profile(profile, quantization, load, hardware, context)
     pair = f"model {model}, quantization {quantization.value}, hardwareClass {name} and runtime {runtime.value}"
     architecture = ARCHITECTURES.get(model)
     if architecture is None:
@@ -297,7 +321,11 @@ def _judge_alone(hardware: HardwareClass, quantization: Quantization, context: P
     if objection := estimable(hardware.spec):
         return NoFit(Verdict.NOT_COMPARABLE, f"{objection}: supply a ServingProfile for {pair}", True)
     if arithmetic := too_large(hardware.spec, architecture, quantization, load.context_tokens):
-        return NoFit(Verdict.DOES_NOT_FIT, arithmetic, True)
+        fits = {}
+        for nodes in widths(hardware.spec, architecture, quantization, load.context_tokens):
+            speed = roofline_speed(hardware.spec, architecture, quantization, load.mean_context_tokens, nodes)
+            fits[nodes] = replica_capacity(speed, load), unloaded_turn_seconds(speed, load)
+        return span_fit(hardware, architecture, quantization, context, arithmetic, fits)
     speed = roofline_speed(hardware.spec, architecture, quantization, load.mean_context_tokens)
     capacity, unloaded = replica_capacity(speed, load), unloaded_turn_seconds(speed, load)
     if isinstance(capacity, TooSlow):
@@ -305,16 +333,61 @@ def _judge_alone(hardware: HardwareClass, quantization: Quantization, context: P
     return Fit(quantization, capacity, 1, None, unloaded)
 
 
-def _judge_profile(profile: ServingProfile, quantization: Quantization, load: Load) -> Fit | NoFit:
-    speed = judge_profile(profile, load)
+def widths(
+    spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, context_tokens: int
+) -> list[int]:
+    """Numbers of nodes, above 1, over which a replica fits and may go."""
+    most = min(spans.most_nodes(spec), architecture.layers)
+    return [n for n in range(2, most + 1) if roofline_kv_tokens(spec, architecture, quantization, n) >= context_tokens]
+
+
+def span_fit(
+    hardware: HardwareClass,
+    architecture: Architecture,
+    quantization: Quantization,
+    context: PoolContext,
+    too_large_for_one: str,
+    judged: Mapping[int, tuple[ReplicaCapacity | TooSlow, float]],
+) -> Fit | NoFit:
+    """Whether a replica that does not fit a node fits several.  `judged`: by number of nodes, what was found."""
+    spec, load = hardware.spec, Load.of(context.effective)
+    if not judged:
+        most = spans.most_nodes(spec)
+        rest = too_large(spec, architecture, quantization, load.context_tokens, most) if most > 1 else None
+        return NoFit(
+            Verdict.DOES_NOT_FIT, f"{too_large_for_one}; over {most} nodes {rest}" if rest else too_large_for_one, True
+        )
+    least = min(judged)
+    if not context.spanning:
+        reason = f"{too_large_for_one}; {least} nodes a replica would hold it, but {spans.NOT_INSTALLED}"
+        return NoFit(Verdict.DOES_NOT_FIT, reason, True)
+    able = {n: capacity for n, (capacity, _) in judged.items() if isinstance(capacity, ReplicaCapacity)}
+    if not able:
+        slow = next(found for found, _ in judged.values() if isinstance(found, TooSlow))
+        return NoFit(Verdict.TOO_SLOW, f"over {least} nodes {slow.reason}", True, slow)
+    demand, percent = float(context.effective.requests_per_second), context.effective.min_savings_percent
+    nodes = spans.chosen(able, demand, context.running_nodes.get(hardware.metadata.name), percent)
+    share = stage_share(architecture.layers, nodes)
+    weights = architecture.stage_bytes(quantization, spec.runtime.name, share) / GIB
+    kv = able[nodes].kv_cache_tokens * architecture.kv_bytes_per_token(spec.runtime.name) * share / GIB
+    because = f"{too_large_for_one}; over {nodes}, weights {weights:.1f} GiB + KV {kv:.1f} GiB each"
+    return Fit(quantization, able[nodes], 1, None, judged[nodes][1], nodes, because)
+
+
+def _judge_profile(
+    profile: ServingProfile, quantization: Quantization, load: Load, hardware: HardwareClass, context: PoolContext
+) -> Fit | NoFit:
+    speed = judge_profile(profile, load, hardware, context)
     if isinstance(speed, NoFit):
         return speed
     return profile_fit(profile, quantization, replica_capacity(speed, load), unloaded_turn_seconds(speed, load))
 
 
-def judge_profile(profile: ServingProfile, load: Load) -> Speed | NoFit:
+def judge_profile(profile: ServingProfile, load: Load, hardware: HardwareClass, context: PoolContext) -> Speed | NoFit:
     """A profile's speed at a load's context, where it allows one request of it."""
     name, spec = profile.metadata.name, profile.spec
+    if objection := spans.objection(hardware, spec.nodes_per_replica or 1, spanning=context.spanning):
+        return NoFit(Verdict.DOES_NOT_FIT, f"by ServingProfile {name} {objection}", False)
     longest = min(spec.kv_cache_tokens, spec.max_context_tokens or spec.kv_cache_tokens)
     if load.context_tokens > longest:
         reason = (
@@ -334,18 +407,27 @@ def profile_fit(
     """What a profile's replica carries, in the form of a judgement."""
     if isinstance(capacity, TooSlow):
         return NoFit.too_slow(capacity, estimated=profile.spec.provenance.method is ProvenanceMethod.ESTIMATED)
-    return Fit(quantization, capacity, profile.spec.replicas_per_node or 1, profile.spec.resources, unloaded)
+    nodes = profile.spec.nodes_per_replica or 1
+    because = f"by ServingProfile {profile.metadata.name}" if nodes > 1 else ""
+    per_node, resources = profile.spec.replicas_per_node or 1, profile.spec.resources
+    return Fit(quantization, capacity, per_node, resources, unloaded, nodes, because)
 
 
 def too_large(
-    spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, context_tokens: int
+    spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, context_tokens: int, nodes: int = 1
 ) -> str | None:
-    """The arithmetic when weights and the KV of one request exceed a node's memory; None when they fit."""
+    """The arithmetic when weights and the KV of one request exceed a node's memory; None when they fit.
+
+    Of several nodes a replica, that of the fullest.
+    """
     runtime: RuntimeName = spec.runtime.name
-    if roofline_kv_tokens(spec, architecture, quantization) >= context_tokens:
+    if roofline_kv_tokens(spec, architecture, quantization, nodes) >= context_tokens:
         return None
+    share = stage_share(architecture.layers, nodes)
     weights = architecture.resident_bytes(quantization, runtime) / GIB
-    kv = architecture.kv_bytes_per_token(runtime) * context_tokens / GIB
+    if nodes > 1:
+        weights = architecture.stage_bytes(quantization, runtime, share) / GIB
+    kv = architecture.kv_bytes_per_token(runtime) * share * context_tokens / GIB
     kept = efficiency_of(spec)
     overhead = f"{1 - kept.usable_memory:.0%}".replace("%", " %")
     if kept.reserve_gib_per_device:

@@ -26,10 +26,14 @@ class Pairs:
 
 
 def roofline_pairs(
-    spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, loads: Sequence[Load]
+    spec: HardwareClassSpec,
+    architecture: Architecture,
+    quantization: Quantization,
+    loads: Sequence[Load],
+    nodes: int = 1,
 ) -> Pairs:
-    """Estimates of one class for many loads."""
-    speeds = roofline_speeds(spec, architecture, quantization, np.array([x.mean_context_tokens for x in loads]))
+    """Estimates of one class for many loads, each replica on `nodes` nodes."""
+    speeds = roofline_speeds(spec, architecture, quantization, np.array([x.mean_context_tokens for x in loads]), nodes)
     turns = np.tile(np.concatenate([[0.0], speeds.concurrency]), (len(loads), 1))
     needed = np.array([[x.context_tokens] for x in loads])
     replicas = Replicas(

@@ -177,7 +177,8 @@ class Decomposition:
 
     def prices(self, duals: Floats) -> Prices:
         """Node prices with the duals of the rows they take."""
-        return Prices(self.lanes.price + np.append(duals, 0.0)[self.lanes.row], self.unserved, self.missing)
+        paid = np.append(duals, 0.0)[self.lanes.row] * self.lanes.span
+        return Prices(self.lanes.price + paid, self.unserved, self.missing)
 
     def price(self, duals: Floats, *, finally_: bool = False) -> float:
         """Price all pools, add what is found, return Lagrange's bound; `finally_`: as tightly as can be."""
@@ -302,7 +303,7 @@ class Decomposition:
     def _first_most(self) -> Floats:
         """[row] what duals start below."""
         most = np.zeros(len(self.lanes.rows) + 1)
-        np.maximum.at(most, self.lanes.row, self.lanes.price)
+        np.maximum.at(most, self.lanes.row, self.lanes.price / self.lanes.span)
         return np.maximum(most[:-1] * FIRST_MOST, 1e-3)
 
     def _whole(self, weight: Floats, duals: Floats, target: float, answers: int, *, widen: bool) -> Ints:
@@ -379,7 +380,7 @@ class Decomposition:
         own = np.zeros((self.pools, len(left)))
         own[:, :-1] = columns.use[chosen]
         room = (left[None, :] + own)[self.lanes.pool[which]]
-        limited = np.take_along_axis(room, self.lanes.row[which], 1)
+        limited = np.take_along_axis(room, self.lanes.row[which], 1) // self.lanes.span[which]
         most = self.lanes.most.copy()
         free = self.lanes.row[which] == len(self.lanes.rows)
         most[which] = np.where(free, most[which], np.minimum(most[which], limited)).astype(np.int64)

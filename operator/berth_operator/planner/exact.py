@@ -29,7 +29,8 @@ def exact_pattern(lanes: Lanes, lane: int, prices: Prices, ceiling: float) -> tu
     columns = add_pool(program, problem, lanes.limits)
     terms = cost_terms(problem, columns)
     for at, k in zip(columns.nodes, kept, strict=True):
-        terms[at] = terms.get(at, 0.0) + float(prices.node[lane, k] - lanes.price[lane, k])
+        dearer = float(prices.node[lane, k] - lanes.price[lane, k]) / float(lanes.span[lane, k])
+        terms[at] = terms.get(at, 0.0) + dearer
     terms[columns.unserved] = float(prices.unserved[lane])
     if columns.missing is not None:
         terms[columns.missing] = prices.missing

@@ -107,7 +107,7 @@ def explain(outcome: Outcome) -> list[Candidate]:
 
 def usd_per_million_tokens(outcome: Outcome, option: Option) -> Decimal:
     """Price of a million generated tokens on full nodes of an option, each replica at its capacity."""
-    per_node = option.capacity.turns_per_second * option.replicas_per_node
+    per_node = option.capacity.turns_per_second * option.replicas_per_node / option.nodes_per_replica
     return per_million(option.node_usd_per_hour, per_node * outcome.problem.effective.output_tokens)
 
 
@@ -140,6 +140,8 @@ def _of_chosen(outcome: Outcome, assignment: Assignment) -> Candidate:
         f"{_count(assignment.replicas, 'replica')} on {_count(assignment.nodes, 'node')} at"
         f" ${format_decimal(option.node_usd_per_hour)}/h can carry {carries:.3g} turns/s within objectives"
     )
+    if option.nodes_per_replica > 1:
+        reason += f"; a replica spans {option.nodes_per_replica} nodes ({option.spans_because})"
     if option.constrained_until:
         reason += f"; no more of it can be had until {option.constrained_until}"
     return _candidate(outcome, option, Verdict.CHOSEN, reason)
@@ -158,9 +160,12 @@ Finding = tuple[Verdict, str] | None
 
 def _no_nodes_left(outcome: Outcome, option: Option, _: Sequence[Option]) -> Finding:
     most = outcome.limits.get(option.resource)
-    if most is None or outcome.left[option.resource] > 0:
+    if most is None or outcome.left[option.resource] >= option.nodes_per_replica:
         return None
     names = outcome.usage.others(option.resource, outcome.problem.key)
+    if left := outcome.left[option.resource]:
+        spans = f"a replica spans {option.nodes_per_replica}"
+        return Verdict.NO_CAPACITY, f"{left} of {_count(most, 'node')} (maxNodes) are left by {names}: {spans}"
     return Verdict.NO_CAPACITY, f"all {_count(most, 'node')} (maxNodes) are taken by {names}"
 
 
@@ -258,7 +263,7 @@ def _nodes_alone(outcome: Outcome, option: Option, share: float = 1.0) -> int:
     replicas = max(
         1, math.ceil(served / option.capacity.turns_per_second - 1e-9), outcome.problem.effective.min_replicas
     )
-    return math.ceil(replicas / option.replicas_per_node)
+    return option.nodes_for(replicas)
 
 
 def break_even(outcome: Outcome, option: Option) -> float | None:

@@ -87,8 +87,8 @@ def penalties(lanes: Lanes) -> tuple[Floats, float]:
     levels = np.array([lanes.problems[i].effective.priority for i in lanes.pool])
     ranks = np.searchsorted(np.unique(levels), levels)
     step = min(LEVEL, MOST_LEVELS ** (1 / max(int(ranks.max(initial=0)), 1)))
-    each = np.where(usable, lanes.price / lanes.per_node, np.inf).min(1)
-    missing = 3.0 * max(float(np.where(np.isfinite(each), each, 0.0).max(initial=0.0)), 1.0)
+    each = np.where(usable, lanes.price / lanes.per_node, 0.0)  # the dearest: limits may leave only that
+    missing = 3.0 * max(float(each.max(initial=0.0)), 1.0)
     return base * step**ranks, missing
 
 
@@ -118,7 +118,8 @@ def _read(part: Decomposition, chosen: Ints) -> dict[str, PoolSolution]:
         problem = lanes.problems[lanes.pool[lane[row]]]
         options = lanes.options[lane[row]]
         assignments = tuple(
-            Assignment(options[k], int(replicas[row, k]), int(nodes[row, k])) for k in np.flatnonzero(nodes[row])
+            Assignment(options[k], int(replicas[row, k]), int(nodes[row, k] * lanes.span[lane[row], k]))
+            for k in np.flatnonzero(nodes[row])
         )
         unserved = float(columns.unserved[column])
         pools[problem.key] = PoolSolution(

@@ -12,30 +12,40 @@ from berth_operator.planner.candidates import (
     judge_profile,
     profile_fit,
     quantizations,
+    span_fit,
     too_large,
+    widths,
 )
 from berth_operator.planner.capacities import Pairs, judged, profiled_pairs, roofline_pairs
-from berth_operator.planner.capacity import Load, TooSlow
+from berth_operator.planner.capacity import Judged, Load, TooSlow
 from berth_operator.planner.speed import Speed, best_profile, estimable, roofline_kv_tokens
-from berth_operator.planner.types import Verdict
 
 Judgements = dict[tuple[str, Quantization], Judgement]
 _Key = tuple[str, Quantization]
-_Asked = list[tuple[int, _Key, ServingProfile | None]]
-"""Of each pair: context, what it is judged for, and the profile that it is judged by."""
+_Asked = list[tuple[int, _Key, "ServingProfile | int"]]
+"""Of each pair: context, what it is judged for, and by which profile, or over how many nodes."""
 
 
 def judge_all(contexts: Sequence[PoolContext], classes: Iterable[HardwareClass]) -> list[Judgements]:
     """[context] by class name and quantization, whether a pool's replica fits there and what it carries."""
+    classes = {c.metadata.name: c for c in classes}
     found: list[Judgements] = [{} for _ in contexts]
-    for asked, results in judged(_pairs(contexts, classes, found)):
-        for (i, key, profile), (capacity, unloaded) in zip(asked, results, strict=True):
-            if profile is not None:
-                found[i][key] = profile_fit(profile, key[1], capacity, unloaded)
+    over: dict[tuple[int, _Key], dict[int, Judged]] = {}
+    for asked, results in judged(_pairs(contexts, classes.values(), found)):
+        for (i, key, by), (capacity, unloaded) in zip(asked, results, strict=True):
+            if isinstance(by, ServingProfile):
+                found[i][key] = profile_fit(by, key[1], capacity, unloaded)
+            elif by > 1:
+                over.setdefault((i, key), {})[by] = capacity, unloaded
             elif isinstance(capacity, TooSlow):
                 found[i][key] = NoFit.too_slow(capacity, estimated=True)
             else:
                 found[i][key] = Fit(key[1], capacity, 1, None, unloaded)
+    for (i, key), by_nodes in over.items():
+        hardware, context = classes[key[0]], contexts[i]
+        model, tokens = ARCHITECTURES[context.effective.model], Load.of(context.effective).context_tokens
+        arithmetic = too_large(hardware.spec, model, key[1], tokens) or ""
+        found[i][key] = span_fit(hardware, model, key[1], context, arithmetic, by_nodes)
     return found
 
 
@@ -58,10 +68,10 @@ def _pairs(
             key = name, quantization
             profile = best_profile(profiles[model], model, quantization, name, runtime)
             if profile is None:
-                yield from _estimates(hardware, model, key, wanted, found)
+                yield from _estimates(hardware, model, key, wanted, contexts, found)
                 continue
             for i, load in wanted:
-                speed = judge_profile(profile, load)
+                speed = judge_profile(profile, load, hardware, contexts[i])
                 if isinstance(speed, NoFit):
                     found[i][key] = speed
                 else:
@@ -76,6 +86,7 @@ def _estimates(
     model: str,
     key: _Key,
     wanted: Sequence[tuple[int, Load]],
+    contexts: Sequence[PoolContext],
     found: Sequence[Judgements],
 ) -> Iterator[tuple[_Asked, Pairs]]:
     spec, quantization = hardware.spec, key[1]
@@ -83,12 +94,15 @@ def _estimates(
     if architecture is None or estimable(spec):
         return  # a reason that needs no arithmetic: `candidates` words it
     kv = roofline_kv_tokens(spec, architecture, quantization)
-    fitting: list[tuple[int, Load]] = []
+    fitting: dict[int, list[tuple[int, Load]]] = {}
     for i, load in wanted:
         if kv >= load.context_tokens:
-            fitting.append((i, load))
+            fitting.setdefault(1, []).append((i, load))
+        elif over := widths(spec, architecture, quantization, load.context_tokens):
+            for nodes in over:
+                fitting.setdefault(nodes, []).append((i, load))
         elif arithmetic := too_large(spec, architecture, quantization, load.context_tokens):
-            found[i][key] = NoFit(Verdict.DOES_NOT_FIT, arithmetic, True)
-    if fitting:
-        asked: _Asked = [(i, key, None) for i, _ in fitting]
-        yield asked, roofline_pairs(spec, architecture, quantization, [load for _, load in fitting])
+            found[i][key] = span_fit(hardware, architecture, quantization, contexts[i], arithmetic, {})
+    for nodes, able in sorted(fitting.items()):
+        asked: _Asked = [(i, key, nodes) for i, _ in able]
+        yield asked, roofline_pairs(spec, architecture, quantization, [load for _, load in able], nodes)

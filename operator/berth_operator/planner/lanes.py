@@ -1,7 +1,8 @@
 """What can a pool be given?  Pools and their options as arrays, and what a given number of nodes of each serves.
 
 A lane is a pool in one quantization: what a pool of quantization Any could serve in several formats becomes several
-lanes, of which one is taken.  A pattern is a number of nodes of each option of a lane.  With C_k the share of demand
+lanes, of which one is taken.  A pattern is a number of nodes of each option of a lane; where a replica spans nodes,
+those of one replica count as one here, at the price of all of them.  With C_k the share of demand
 that the nodes of option k carry, spot share s, loss share a = 1 - surviveLossPercent and vendor share m, patterns serve
 the greatest S for which
 
@@ -81,6 +82,8 @@ class Lanes:
     rows: tuple[Resource, ...]
     caps: Floats
     """[row] nodes."""
+    span: Ints
+    """[lane, option] nodes that count as one: those of a replica that spans several."""
 
     @property
     def count(self) -> int:
@@ -114,21 +117,22 @@ def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
     share, price, usd = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     per_node, most = np.ones(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     vendor, spot = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
-    zones = np.ones(shape, dtype=np.int64)
+    zones, span = np.ones(shape, dtype=np.int64), np.ones(shape, dtype=np.int64)
     for lane, (index, options) in enumerate(members):
         problem = problems[index]
         demand, effective = problem.demand, problem.effective
         for k, o in enumerate(options):
             share[lane, k] = o.replicas_per_node * o.capacity.turns_per_second / demand
             per_node[lane, k] = o.replicas_per_node
-            price[lane, k] = node_cost(o, effective)
-            usd[lane, k] = float(o.node_usd_per_hour)
+            span[lane, k] = o.nodes_per_replica
+            price[lane, k] = node_cost(o, effective) * o.nodes_per_replica
+            usd[lane, k] = float(o.node_usd_per_hour) * o.nodes_per_replica
             most[lane, k] = -(-most_replicas(problem, o, limits) // o.replicas_per_node)
             vendor[lane, k] = vendors[o.vendor]
             spot[lane, k] = o.spot
             zones[lane, k] = o.zones
     spread, spread_table = _spreads(members, problems, most)
-    resources, caps, row = _rows(members, most, limits, shape)
+    resources, caps, row = _rows(members, most * span, limits, shape)
     rules = [problems[index].effective for index, _ in members]
     return Lanes(
         problems=tuple(problems),
@@ -161,6 +165,7 @@ def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
         odd=np.array([e.objective == "Latency" for e in rules], dtype=np.bool_),
         rows=resources,
         caps=caps,
+        span=span,
     )
 
 
@@ -180,7 +185,7 @@ def _spreads(
 
 
 def _rows(
-    members: Sequence[tuple[int, tuple[Option, ...]]], most: Ints, limits: Limits, shape: tuple[int, int]
+    members: Sequence[tuple[int, tuple[Option, ...]]], nodes: Ints, limits: Limits, shape: tuple[int, int]
 ) -> tuple[tuple[Resource, ...], Floats, Ints]:
     """Limits that the pools together could exceed, and which of them each option belongs to."""
     wanted: dict[Resource, dict[int, int]] = {}
@@ -188,7 +193,7 @@ def _rows(
         for k, o in enumerate(options):
             if o.resource in limits:
                 by_pool = wanted.setdefault(o.resource, {})
-                by_pool[index] = max(by_pool.get(index, 0), int(most[lane, k]))
+                by_pool[index] = max(by_pool.get(index, 0), int(nodes[lane, k]))
     tight = tuple(sorted(r for r, by_pool in wanted.items() if sum(by_pool.values()) > limits[r]))
     number: Mapping[Resource, int] = {r: i for i, r in enumerate(tight)}
     row = np.full(shape, len(tight), dtype=np.int64)

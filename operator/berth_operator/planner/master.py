@@ -66,8 +66,9 @@ class Columns:
         at, rows = slice(first, first + number), np.array(fresh)
         self._lane[at], self._nodes[at] = lane[rows], nodes[rows]
         self._cost[at], self._unserved[at], self._missing[at] = cost[rows], unserved[rows], missing[rows]
+        taken = nodes * self.lanes.span[lane]
         use = np.zeros((number, len(self.lanes.rows) + 1), dtype=np.int32)
-        np.add.at(use, (np.arange(number)[:, None], self.lanes.row[lane[rows]]), nodes[rows].astype(np.int32))
+        np.add.at(use, (np.arange(number)[:, None], self.lanes.row[lane[rows]]), taken[rows].astype(np.int32))
         self._use[at] = use[:, :-1]
         self.count += number
         return np.arange(first, first + number)

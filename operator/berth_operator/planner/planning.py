@@ -206,6 +206,8 @@ def _context(
             else r.scheduled_replicas
             for r in running
         },
+        spanning=snapshot.spanning,
+        running_nodes={r.hardware_class: r.nodes_per_replica for r in running},
     )
 
 
@@ -299,6 +301,7 @@ def placements_of(
             capacity=a.option.capacity,
             resources=a.option.resources,
             replicas_per_node=a.option.replicas_per_node,
+            nodes_per_replica=a.option.nodes_per_replica,
         )
         for a, percent in zip(assignments, traffic, strict=True)
     )
@@ -329,8 +332,7 @@ def _standing(judged: JudgedPool, failure: str) -> PoolPlan:
     for running in judged.incumbent.placements if judged.incumbent else ():
         option = by_resource.get((running.hardware_class, running.capacity_type))
         if option and running.replicas:
-            nodes = -(-running.replicas // option.replicas_per_node)
-            assignments.append(Assignment(option, running.replicas, nodes))
+            assignments.append(Assignment(option, running.replicas, option.nodes_for(running.replicas)))
     carried = [a.replicas * a.option.capacity.turns_per_second / judged.program.demand for a in assignments]
     total = sum(carried)
     shares = [c / max(total, 1.0) for c in carried]

@@ -3,7 +3,7 @@
 For pool p and option k (demand D_p turns/s, one replica carries L_k):
 
     x_k  share of the pool's demand sent to k, 0..1      r_k  replicas (integer)
-    n_k  nodes (integer; r_k itself where a replica takes a whole node)
+    n_k  nodes (integer; r_k itself where a replica takes a whole node; s_k r_k where it spans s_k)
     u    share of demand unserved                        v    replicas missing to minReplicas
 
 Lexicographic: unserved demand, priority by priority; missing replicas; then cost.  Everything but the limits is soft
@@ -116,11 +116,11 @@ def most_replicas(problem: PoolProblem, option: Option, limits: Limits) -> int:
         bounds.append(effective.max_replicas)
     budget = effective.max_usd_per_hour
     if budget is not None and effective.on_exceeded == "Shed" and option.node_usd_per_hour > 0:
-        bounds.append(int(budget // option.node_usd_per_hour) * option.replicas_per_node)
+        bounds.append(option.replicas_on(int(budget // option.node_usd_per_hour)))
     if option.own_replica_limit is not None:
         bounds.append(option.own_replica_limit)
     if option.resource in limits:
-        bounds.append(limits[option.resource] * option.replicas_per_node)
+        bounds.append(option.replicas_on(limits[option.resource]))
     return max(0, min(bounds))
 
 
@@ -137,8 +137,14 @@ def carry_traffic(program: Program, problem: PoolProblem, columns: PoolColumns) 
 
 
 def fill_nodes(program: Program, problem: PoolProblem, columns: PoolColumns) -> None:
-    """r_k <= m_k n_k: whole nodes are paid for."""
+    """r_k <= m_k n_k: whole nodes are paid for.  n_k = s_k r_k: and all that a replica spans."""
     for k, option in enumerate(problem.options):
+        if option.nodes_per_replica > 1:
+            span = float(option.nodes_per_replica)
+            node = program.column(span * program.upper[columns.replicas[k]])
+            program.row({node: 1.0, columns.replicas[k]: -span}, at_least=0.0, at_most=0.0)
+            columns.nodes.append(node)
+            continue
         if option.replicas_per_node == 1:
             columns.nodes.append(columns.replicas[k])
             continue
@@ -290,7 +296,7 @@ def components(problems: Iterable[PoolProblem], limits: Limits) -> list[list[Poo
     wanted: dict[Resource, int] = {}
     for problem in problems:
         for option in problem.options:
-            nodes = math.ceil(most_replicas(problem, option, limits) / option.replicas_per_node)
+            nodes = option.nodes_for(most_replicas(problem, option, limits))
             wanted[option.resource] = wanted.get(option.resource, 0) + nodes
     tight = {resource for resource, nodes in wanted.items() if resource in limits and nodes > limits[resource]}
     groups: list[tuple[list[PoolProblem], set[Resource]]] = []

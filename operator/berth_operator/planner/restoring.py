@@ -106,9 +106,10 @@ def _assignments(status: InferencePoolStatus, judged: JudgedPool) -> Sequence[As
     out = []
     for placed in status.placements or ():
         found = options.get((placed.hardware_class, placed.capacity_type.value))
-        if found is None or found.own_replica_limit is not None:
+        spans = placed.nodes_per_replica or 1
+        if found is None or found.own_replica_limit is not None or found.nodes_per_replica != spans:
             return ()
-        out.append(Assignment(found, placed.replicas, -(-placed.replicas // found.replicas_per_node)))
+        out.append(Assignment(found, placed.replicas, found.nodes_for(placed.replicas)))
     return out
 
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from berth_operator.api import format_decimal
 from berth_operator.planner.candidates import Candidates
 from berth_operator.planner.program import Limits, PoolProblem
-from berth_operator.planner.solver import PoolSolution
+from berth_operator.planner.solver import Assignment, PoolSolution
 from berth_operator.planner.types import Candidate, Problem, Verdict
 
 
@@ -130,6 +130,11 @@ _RULES: tuple[Callable[[_Short], Problem | None], ...] = (
 )
 
 
+def _full(assignment: Assignment, most: float) -> bool:
+    """Whether `most` nodes hold no replica more."""
+    return assignment.nodes + assignment.option.nodes_per_replica > most
+
+
 def _out_of_reach(short: _Short) -> list[str]:
     """Candidates that would serve, or serve more, but cannot be had."""
     used = {(a.option.hardware_class, a.option.capacity_type): a for a in short.solution.assignments}
@@ -139,7 +144,7 @@ def _out_of_reach(short: _Short) -> list[str]:
         name = f"{candidate.hardware_class} {candidate.capacity_type.value}"
         if candidate.verdict in {Verdict.NO_CAPACITY, Verdict.CONSTRAINED, Verdict.AT_FAULT}:
             reasons.append(f"{name}: {candidate.reason}")
-        elif resource in used and used[resource].nodes >= short.left.get(resource, math.inf):
+        elif resource in used and _full(used[resource], short.left.get(resource, math.inf)):
             reasons.append(f"{name}: no more than the {used[resource].nodes} nodes in use can be had (maxNodes)")
         elif resource in used and used[resource].replicas >= (used[resource].option.own_replica_limit or math.inf):
             reasons.append(f"{name}: constrained to the {used[resource].replicas} replicas that run")

@@ -259,7 +259,7 @@ def read_pool(problem: PoolProblem, columns: PoolColumns, values: Sequence[float
     for k, option in enumerate(problem.options):
         replicas = round(values[columns.replicas[k]])
         if replicas:
-            assignments.append(Assignment(option, replicas, -(-replicas // option.replicas_per_node)))
+            assignments.append(Assignment(option, replicas, option.nodes_for(replicas)))
     unserved = values[columns.unserved]
     cost = sum(c * values[column] for column, c in cost_terms(problem, columns).items())
     missing = values[columns.missing] if columns.missing is not None else 0.0

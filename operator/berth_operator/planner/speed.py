@@ -20,6 +20,7 @@ from berth_operator.api import (
     ServingProfile,
 )
 from berth_operator.planner.architectures import Architecture
+from berth_operator.planner.stages import hop_seconds, sent_seconds, slowest, stage_share
 
 GIB: Final = float(1 << 30)
 
@@ -214,10 +215,18 @@ def usable_bytes(spec: HardwareClassSpec) -> float:
     return (spec.memory_gib * efficiency.usable_memory - devices(spec) * efficiency.reserve_gib_per_device) * GIB
 
 
-def roofline_kv_tokens(spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization) -> int:
-    """Tokens of KV that fit beside the weights; negative when the weights alone are too large."""
-    room = usable_bytes(spec) - architecture.resident_bytes(quantization, spec.runtime.name)
-    return int(room // architecture.kv_bytes_per_token(spec.runtime.name))
+def roofline_kv_tokens(
+    spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, nodes: int = 1
+) -> int:
+    """Tokens of KV that fit beside the weights; negative when the weights alone are too large.
+
+    Of a replica of several nodes, those of the node with the most layers.
+    """
+    runtime, share = spec.runtime.name, stage_share(architecture.layers, nodes)
+    weights = architecture.resident_bytes(quantization, runtime)
+    if nodes > 1:
+        weights = architecture.stage_bytes(quantization, runtime, share)
+    return int((usable_bytes(spec) - weights) // (architecture.kv_bytes_per_token(runtime) * share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +251,9 @@ def roofline_speeds(
     architecture: Architecture,
     quantization: Quantization,
     context_tokens: npt.NDArray[np.float64],
+    nodes: int = 1,
 ) -> Speeds:
-    """Estimate one replica on a whole node (Williams et al. 2009, "Roofline"):
+    """Estimate one replica on a whole node, or several (Williams et al. 2009, "Roofline"):
 
         step(b) = max((weights + b x context x KV) / bandwidth, b x FLOPs a token / peak)
                   + layers x layer overhead + b x request overhead
@@ -253,6 +263,11 @@ def roofline_speeds(
     with 2 FLOPs per active parameter and token plus attention.  A row of a prefill chunk is a row like one more
     request's, so chunks ride in `idle` (Agrawal et al. 2024, "Sarathi-Serve").  Requires `estimable(spec) is None`
     and room for one request.
+
+    Over n nodes (`stages`), with b/n requests in a stage at once and all of it at the pace of the fullest stage, a
+    step is that of b/n requests on one node that held the whole model, and the way between stages on top.  A chunk of
+    a prompt passes all stages before the next one: that chunks of several prompts could follow each other is not
+    counted, and a measured profile may say better.
     """
     runtime, efficiency = spec.runtime.name, efficiency_of(spec)
     parallel = TENSOR_PARALLEL_EFFICIENCY if devices(spec) > 1 else 1.0
@@ -260,30 +275,37 @@ def roofline_speeds(
     peak = peak_flops(spec, quantization) * efficiency.compute * parallel
     context = context_tokens[:, None]
     flops = 2.0 * architecture.active_parameters + architecture.attention_flops_per_token(1.0) * context
-    kv_tokens = roofline_kv_tokens(spec, architecture, quantization)
+    kv_tokens = roofline_kv_tokens(spec, architecture, quantization, nodes)
     limit = np.minimum(MAX_CONCURRENCY, kv_tokens // context_tokens).astype(np.int64)
     grid = np.array(concurrency_grid(int(limit.max(initial=1))), dtype=np.float64)
     kv = architecture.kv_bytes_per_token(runtime)
-    read = architecture.streamed_bytes(quantization, runtime) + grid * context * kv
-    arithmetic = grid * flops / peak
-    busy = np.maximum(read / bandwidth, arithmetic)
-    step = busy + architecture.layers * efficiency.layer_overhead_seconds + grid * efficiency.request_overhead_seconds
+    pace, sent = slowest(architecture.layers, nodes), sent_seconds(spec, architecture, nodes)
+    in_stage = np.maximum(grid / nodes, 1.0)
+    read = architecture.streamed_bytes(quantization, runtime) + in_stage * context * kv
+    arithmetic = in_stage * flops / peak * pace
+    busy = np.maximum(read / bandwidth * pace, arithmetic)
+    step = busy + architecture.layers * efficiency.layer_overhead_seconds * pace
+    step += grid * efficiency.request_overhead_seconds + hop_seconds(nodes) + in_stage * sent
     return Speeds(
         concurrency=grid,
         limit=limit,
         step=step,
         gap_p99=step * efficiency.gap_p99_over_mean,
         idle=busy - arithmetic,
-        prefill_tokens_per_second=(peak / flops)[:, 0],
+        prefill_tokens_per_second=(peak / (flops * pace + sent * peak))[:, 0],
         kv_cache_tokens=kv_tokens,
     )
 
 
 def roofline_speed(
-    spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, context_tokens: float
+    spec: HardwareClassSpec,
+    architecture: Architecture,
+    quantization: Quantization,
+    context_tokens: float,
+    nodes: int = 1,
 ) -> Speed:
     """`roofline_speeds` at one context length."""
-    found = roofline_speeds(spec, architecture, quantization, np.array([context_tokens], dtype=np.float64))
+    found = roofline_speeds(spec, architecture, quantization, np.array([context_tokens], dtype=np.float64), nodes)
     count = int((found.concurrency <= found.limit[0]).sum())
     return Speed(
         concurrency=tuple(int(b) for b in found.concurrency[:count]),

@@ -33,6 +33,7 @@ class RunningPlacement:
     """Pods whose node is going away; none of `scheduled_replicas`."""
     quantization: Quantization | None = None
     """What they serve, where known; a pool of quantization Any keeps it as it keeps its hardware."""
+    nodes_per_replica: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Snapshot:
     """By namespace, for `HardwareClass.spec.namespaceSelector`."""
     at_fault: tuple[AtFault, ...] = ()
     """Classes that are none of `hardware_classes`."""
+    spanning: bool = True
+    """Whether replicas may span nodes: LeaderWorkerSets can be made."""
 
 
 class Verdict(StrEnum):
@@ -94,7 +97,7 @@ class ReplicaCapacity:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Replicas of one pool on one hardware class and capacity type: one Deployment."""
+    """Replicas of one pool on one hardware class and capacity type: one Deployment, or one LeaderWorkerSet."""
 
     pool: str
     hardware_class: str
@@ -110,8 +113,10 @@ class Placement:
     """Int8, Int4 or BF16: never Any."""
     capacity: ReplicaCapacity
     resources: ReplicaResources | None
-    """Of one replica; None: a whole node each."""
+    """Of one replica; None: a whole node each, or several."""
     replicas_per_node: int
+    nodes_per_replica: int = 1
+    """Above 1, `replicas_per_node` is 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,9 +176,12 @@ def _steer(
         limit = market.limit(kind.resource)
         if not market.in_stock(kind.resource, step) and step > 0:
             return 0
-        room = math.inf if limit is None else max(0, limit - used.get(kind.resource, 0)) * kind.replicas_per_node
+        room = math.inf
+        if limit is not None:
+            left = max(0, limit - used.get(kind.resource, 0))
+            room = left // kind.nodes_per_replica * kind.replicas_per_node
         granted = int(min(replicas, room))
-        nodes = math.ceil(granted / kind.replicas_per_node)
+        nodes = kind.nodes(granted)
         used[kind.resource] = used.get(kind.resource, 0) + nodes
         return granted
 

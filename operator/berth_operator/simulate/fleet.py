@@ -21,6 +21,11 @@ class Kind:
     """Within the objectives; 0 where it can never keep them."""
     replicas_per_node: int
     start_hours: float
+    nodes_per_replica: int = 1
+
+    def nodes(self, replicas: int) -> int:
+        """Whole nodes of so many replicas."""
+        return math.ceil(replicas / self.replicas_per_node) * self.nodes_per_replica
 
 
 @dataclass(slots=True)
@@ -69,14 +74,17 @@ class PoolFleet:
     def nodes(self, resource: Resource, now: float) -> int:
         """Nodes in use of a class and capacity type."""
         live = [b for b in self.batches if b.kind.resource == resource and b.end > now]
-        return math.ceil(sum(b.replicas for b in live) / live[0].kind.replicas_per_node) if live else 0
+        return live[0].kind.nodes(sum(b.replicas for b in live)) if live else 0
 
     def resources(self, now: float) -> set[Resource]:
         """Classes and capacity types with replicas, leaving ones included."""
         return {b.kind.resource for b in self.batches if b.end > now}
 
     def interrupt(self, resource: Resource, nodes: int, now: float) -> int:
-        """Take nodes away at once; returns how many there were to take."""
+        """Take nodes away at once; returns how many there were to take, or are given back with them.
+
+        A replica that spans nodes is lost with any of them.
+        """
         live = [b for b in self.batches if b.kind.resource == resource and b.end > now]
         if not live:
             return 0
@@ -129,7 +137,7 @@ class PoolFleet:
                     if batch.ready <= left:
                         capacity += batch.replicas * batch.kind.turns_per_second
             for resource, found in live.items():
-                nodes = math.ceil(sum(b.replicas for b in found) / found[0].kind.replicas_per_node)
+                nodes = found[0].kind.nodes(sum(b.replicas for b in found))
                 node_hours[resource] = node_hours.get(resource, 0.0) + nodes * (right - left)
             seconds = (right - left) * 3600
             turns += demand * seconds

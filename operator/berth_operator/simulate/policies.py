@@ -104,6 +104,7 @@ class Judge:
             option.capacity.turns_per_second,
             option.replicas_per_node,
             start_hours(self.scenario, option.kind),
+            option.nodes_per_replica,
         )
 
 
@@ -247,7 +248,7 @@ class Fixed:
 
 
 def _nodes(option: Option, rate: float) -> int:
-    return math.ceil(math.ceil(rate / option.capacity.turns_per_second - 1e-9) / option.replicas_per_node)
+    return option.nodes_for(math.ceil(rate / option.capacity.turns_per_second - 1e-9))
 
 
 class KarpenterLike:
@@ -323,7 +324,7 @@ class KarpenterLike:
         wanted = pool.effective.quantization
         quantization = Quantization.INT8 if wanted is Quantization.ANY else wanted
         served = speed_of(item, pool.effective.model, quantization, pool.profiles, load)
-        return None if isinstance(served, str) else _full(served.speed, load)
+        return None if isinstance(served, str) or served.nodes_per_replica > 1 else _full(served.speed, load)
 
 
 def _full(speed: Speed, load: Load) -> float:
