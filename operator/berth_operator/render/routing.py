@@ -89,9 +89,8 @@ def weights(backends: Sequence[Backend]) -> dict[str, int]:
     placements on their way out, by their ready replicas, so that a move takes traffic over as fast as it can carry it.
     With nothing ready, the plan's shares stand.
     """
-    out = {
-        b.name: round(b.traffic_percent * min(1.0, b.ready_replicas / b.replicas)) for b in backends if b.replicas > 0
-    }
+    carried = {b.name: b.traffic_percent * min(1.0, b.ready_replicas / b.replicas) for b in backends if b.replicas > 0}
+    out = {name: max(1, round(share)) if share else 0 for name, share in carried.items()}
     missing = sum(b.traffic_percent for b in backends) - sum(out.values())
     leaving = {b.name: b.ready_replicas for b in backends if b.replicas == 0 and b.ready_replicas > 0}
     if missing > 0:
