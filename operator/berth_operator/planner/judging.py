@@ -28,10 +28,10 @@ _Asked = list[tuple[int, _Key, "ServingProfile | int"]]
 
 def judge_all(contexts: Sequence[PoolContext], classes: Iterable[HardwareClass]) -> list[Judgements]:
     """[context] by class name and quantization, whether a pool's replica fits there and what it carries."""
-    classes = {c.metadata.name: c for c in classes}
+    by_name = {c.metadata.name: c for c in classes}
     found: list[Judgements] = [{} for _ in contexts]
     over: dict[tuple[int, _Key], dict[int, Judged]] = {}
-    for asked, results in judged(_pairs(contexts, classes.values(), found)):
+    for asked, results in judged(_pairs(contexts, by_name.values(), found)):
         for (i, key, by), (capacity, unloaded) in zip(asked, results, strict=True):
             if isinstance(by, ServingProfile):
                 found[i][key] = profile_fit(by, key[1], capacity, unloaded)
@@ -42,7 +42,7 @@ def judge_all(contexts: Sequence[PoolContext], classes: Iterable[HardwareClass])
             else:
                 found[i][key] = Fit(key[1], capacity, 1, None, unloaded)
     for (i, key), by_nodes in over.items():
-        hardware, context = classes[key[0]], contexts[i]
+        hardware, context = by_name[key[0]], contexts[i]
         model, tokens = ARCHITECTURES[context.effective.model], Load.of(context.effective).context_tokens
         arithmetic = too_large(hardware.spec, model, key[1], tokens) or ""
         found[i][key] = span_fit(hardware, model, key[1], context, arithmetic, by_nodes)

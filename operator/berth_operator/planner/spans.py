@@ -39,6 +39,6 @@ def chosen(widths: Mapping[int, ReplicaCapacity], demand: float, running: int | 
         return width * max(1, math.ceil(demand / widths[width].turns_per_second - 1e-9))
 
     best = min(widths, key=lambda width: (nodes(width), width))
-    if running in widths and nodes(best) * 100 > nodes(running) * (100 - percent):
+    if running is not None and running in widths and nodes(best) * 100 > nodes(running) * (100 - percent):
         return running
     return best
