@@ -21,7 +21,7 @@ from berth_operator.api import CapacityType, Effective, InferencePool, resolve
 from berth_operator.api.names import PLACEMENT_LABEL, RENDER_HASH_ANNOTATION, SURGE_ANNOTATION
 from berth_operator.cluster.nodes import Fate, Notice
 from berth_operator.cluster.observe import Child, Worker
-from berth_operator.cluster.resources import DEPLOYMENTS
+from berth_operator.cluster.resources import LEADER_WORKER_SETS, WORKLOAD_KINDS, WORKLOADS
 from berth_operator.render import render_hash
 from berth_operator.transition import Steps
 
@@ -147,17 +147,33 @@ def evacuations(pools: Iterable[InferencePool], workers: Iterable[Worker], now: 
 # What the loop's steps make of it
 
 
+def with_those_that_must_stay(
+    surges: Mapping[str, Mapping[str, int]], children: Iterable[Child]
+) -> Mapping[str, Mapping[str, int]]:
+    """Stand-ins by pool and placement, with those that a LeaderWorkerSet keeps until every group is ready.
+
+    It shrinks from its last group, which is the stand-in, and not the one that is being made anew.
+    """
+    out = dict(surges)
+    for child in children:
+        if child.resource == LEADER_WORKER_SETS and child.surge and child.ready_replicas < child.replicas:
+            key = f"{child.namespace}/{child.pool}"
+            own = out.get(key, {})
+            out[key] = {**own, child.placement: max(child.surge, own.get(child.placement, 0))}
+    return out
+
+
 def without_stand_ins(children: Iterable[Child], workers: Iterable[Worker], wanted: Iterable[Manifest]) -> list[Child]:
     """Children as the plan counts them: no stand-ins, and of a wanted Deployment ready only what is on nodes that stay.
 
     So nothing else shrinks, and nothing old goes, while workers on leaving nodes are not replaced.
     """
     leaving = Counter((w.namespace, w.placement) for w in workers if w.notice and w.ready and not w.deleting)
-    names = {_placement(manifest) for manifest in wanted if manifest["kind"] == DEPLOYMENTS.kind}
+    names = {_placement(manifest) for manifest in wanted if manifest["kind"] in WORKLOAD_KINDS}
     out = []
     for child in children:
         gone = leaving[child.namespace, child.placement] if child.placement in names else 0
-        if child.resource == DEPLOYMENTS and (gone or child.surge):
+        if child.resource in WORKLOADS and (gone or child.surge):
             ready = max(0, child.ready_replicas - gone)
             out.append(replace(child, replicas=child.replicas - child.surge, ready_replicas=ready, surge=0))
         else:
@@ -175,12 +191,12 @@ def with_stand_ins(steps: Steps, surge: Mapping[str, int]) -> Steps:
 def unequal(found: Mapping[str, Evacuation], children: Iterable[Child]) -> set[str]:
     """Pools (`namespace/name`) of which a Deployment has more or fewer stand-ins than it should."""
     surges = {(key, placement): more for key, one in found.items() for placement, more in one.surge.items()}
-    there = {(f"{c.namespace}/{c.pool}", c.placement): c.surge for c in children if c.resource == DEPLOYMENTS}
+    there = {(f"{c.namespace}/{c.pool}", c.placement): c.surge for c in children if c.resource in WORKLOADS}
     return {key for key, placement in there if there[key, placement] != surges.get((key, placement), 0)} & found.keys()
 
 
 def _surging(manifest: Manifest, more: int) -> Manifest:
-    if not more or manifest["kind"] != DEPLOYMENTS.kind:
+    if not more or manifest["kind"] not in WORKLOAD_KINDS:
         return manifest
     out: Manifest = manifest | {"spec": manifest["spec"] | {"replicas": manifest["spec"]["replicas"] + more}}
     out["metadata"] = manifest["metadata"] | {

@@ -23,7 +23,7 @@ from berth_operator.cluster.attempts import Result
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import NotLeaderError
 from berth_operator.cluster.observe import Invalid, Observation
-from berth_operator.cluster.resources import DEPLOYMENTS
+from berth_operator.cluster.resources import WORKLOAD_KINDS
 from berth_operator.evacuation import Evacuation, evacuations, unequal
 from berth_operator.load.facts import LoadFacts
 from berth_operator.load.traffic import Traffic
@@ -267,7 +267,7 @@ class Loop:
         surges = {key: one.surge for key, one in found.items()}
         steps = standing_in(planned, snapshot, rendered, children, self._cluster.observed_workers(), surges)
         steps = dict(in_turn(steps, children, self._failed, self._settings.max_moves).steps)
-        manifests = [m for step in steps.values() for m in step.apply if m["kind"] == DEPLOYMENTS.kind]
+        manifests = [m for step in steps.values() for m in step.apply if m["kind"] in WORKLOAD_KINDS]
         await self._cluster.applier.write(manifests, [], more=True)
 
     def _shortages(self, seen: Observation, now: datetime) -> Shortages:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from berth_operator.api.names import RENDER_HASH_ANNOTATION, TEMPLATE_HASH_ANNOTATION
 from berth_operator.cluster.observe import Child
-from berth_operator.cluster.resources import DEPLOYMENTS
+from berth_operator.cluster.resources import TEMPLATE_FIELDS, WORKLOAD_KINDS, WORKLOADS
 from berth_operator.render import render_hash
 from berth_operator.transition import Steps
 
@@ -66,7 +66,7 @@ class _Pool:
 
     @property
     def _deployments(self) -> list[Manifest]:
-        return [m for m in self.steps.apply if m["kind"] == DEPLOYMENTS.kind]
+        return [m for m in self.steps.apply if m["kind"] in WORKLOAD_KINDS]
 
     def _begins(self, manifest: Manifest) -> bool:
         child = self.live.get(manifest["metadata"]["name"])
@@ -84,7 +84,7 @@ def in_turn(
     """
     live: dict[str, dict[str, Child]] = defaultdict(dict)
     for child in children:
-        if child.resource == DEPLOYMENTS and not child.deleting:
+        if child.resource in WORKLOADS and not child.deleting:
             live[f"{child.namespace}/{child.pool}"][child.name] = child
     pools = {key: _Pool(own, live.get(key, {})) for key, own in steps.items()}
     under_way = {key for key, pool in pools.items() if pool.under_way}
@@ -111,19 +111,19 @@ def _without(pool: _Pool, rollouts: Collection[str], arrivals: Collection[str]) 
     apply, told = [], []
     for manifest in pool.steps.apply:
         name = manifest["metadata"]["name"]
-        if manifest["kind"] != DEPLOYMENTS.kind or name not in {*rollouts, *arrivals}:
+        if manifest["kind"] not in WORKLOAD_KINDS or name not in {*rollouts, *arrivals}:
             apply.append(manifest)
         elif name in rollouts:
             apply.append(_as_it_is(manifest, pool.live[name]))
             told.append(f"{pool.live[name]} keeps its pod template until it is its turn")
         else:
-            told.append(f"Deployment {name} is made when it is its turn")
+            told.append(f"{manifest['kind']} {name} is made when it is its turn")
     return replace(pool.steps, apply=tuple(apply), waiting=(*pool.steps.waiting, *told))
 
 
 def _as_it_is(manifest: Manifest, child: Child) -> Manifest:
-    """The same Deployment without a pod template: it keeps the one that it has."""
-    spec = {key: value for key, value in manifest["spec"].items() if key != "template"}
+    """The same workload without a pod template: it keeps the one that it has."""
+    spec = {key: value for key, value in manifest["spec"].items() if key != TEMPLATE_FIELDS[manifest["kind"]]}
     annotations = manifest["metadata"]["annotations"] | {TEMPLATE_HASH_ANNOTATION: child.template_hash}
     out: Manifest = manifest | {"metadata": manifest["metadata"] | {"annotations": annotations}, "spec": spec}
     annotations[RENDER_HASH_ANNOTATION] = render_hash(out)

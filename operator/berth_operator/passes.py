@@ -12,9 +12,10 @@ from typing import Any
 
 from berth_operator.api import CapacityType, InferencePoolStatus
 from berth_operator.api.meta import Facts
+from berth_operator.api.names import LEADER_WORKER_SET
 from berth_operator.cluster.observe import Child, Invalid, Observation, Worker
-from berth_operator.cluster.resources import DEPLOYMENTS
-from berth_operator.evacuation import with_stand_ins, without_stand_ins
+from berth_operator.cluster.resources import WORKLOADS
+from berth_operator.evacuation import with_stand_ins, with_those_that_must_stay, without_stand_ins
 from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.memo import Kept, Memo
 from berth_operator.planner import AtFault, Plan, PoolPlan, RunningPlacement, Snapshot
@@ -34,7 +35,7 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
     leaving = Counter((w.pool, w.hardware_class, w.capacity_type) for w in there if w.notice)
     running: dict[tuple[str, str, CapacityType], RunningPlacement] = {}
     for child in seen.children:
-        if child.resource == DEPLOYMENTS and child.hardware_class and child.capacity_type and not child.deleting:
+        if child.resource in WORKLOADS and child.hardware_class and child.capacity_type and not child.deleting:
             key = (f"{child.namespace}/{child.pool}", child.hardware_class, child.capacity_type)
             other = running.get(key)  # while replicas of another share of a node replace those of this one
             running[key] = RunningPlacement(
@@ -44,6 +45,7 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
                 scheduled_replicas=scheduled[key],
                 leaving_replicas=leaving[key],
                 quantization=child.quantization,
+                nodes_per_replica=child.nodes_per_replica,
             )
     return Snapshot(
         now=now,
@@ -52,6 +54,7 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
         serving_profiles=seen.serving_profiles,
         running=tuple(running.values()),
         namespace_labels=seen.namespace_labels,
+        spanning=LEADER_WORKER_SET in seen.available,
     )
 
 
@@ -125,6 +128,7 @@ def standing_in(
 ) -> dict[str, Steps]:
     """`steps_of` while workers leave: those are counted as gone.  `surges`: stand-ins by pool and placement."""
     wanted = [manifest for manifests in rendered.values() for manifest in manifests or ()]
+    surges = with_those_that_must_stay(surges, children)
     steps = steps_of(planned, snapshot, rendered, without_stand_ins(children, workers, wanted))
     return steps | {key: with_stand_ins(steps[key], surge) for key, surge in surges.items() if key in steps}
 

@@ -32,7 +32,7 @@ from berth_operator.api.quantities import parse_duration
 from berth_operator.catalog.matching import NodesThere
 from berth_operator.cluster.observe import Child, Worker
 from berth_operator.cluster.pod_troubles import Obstacle
-from berth_operator.cluster.resources import DEPLOYMENTS
+from berth_operator.cluster.resources import WORKLOADS
 from berth_operator.planner.candidates import api_time
 from berth_operator.status import had_nodes
 
@@ -270,7 +270,7 @@ def _lacks(
 ) -> list[Lack]:
     wanted: Counter[tuple[str, Hardware]] = Counter()
     for child in children:
-        if child.resource == DEPLOYMENTS and child.hardware_class and child.capacity_type and not child.deleting:
+        if child.resource in WORKLOADS and child.hardware_class and child.capacity_type and not child.deleting:
             wanted[f"{child.namespace}/{child.pool}", (child.hardware_class, child.capacity_type)] += child.replicas
     placed = Counter((w.pool, (w.hardware_class, w.capacity_type)) for w in workers if w.node and not w.deleting)
     waiting: dict[tuple[str, Hardware], list[Worker]] = defaultdict(list)

@@ -15,7 +15,7 @@ from berth_operator.api.meta import Facts
 from berth_operator.api.names import GRPC_ROUTE, HTTP_ROUTE, INFERENCE_EXTENSION_POOL, SCALED_OBJECT
 from berth_operator.cluster.neighbours import Autoscaler
 from berth_operator.cluster.observe import Child
-from berth_operator.cluster.resources import DEPLOYMENTS
+from berth_operator.cluster.resources import WORKLOADS
 from berth_operator.render import LiveDeployment
 
 Manifest = Mapping[str, Any]
@@ -54,7 +54,7 @@ def live_deployments(
     routed = {pool.metadata.uid: pool.key for pool in pools if pool.spec.routing}
     out: dict[str, tuple[LiveDeployment, ...]] = {}
     for child in children:
-        if child.owner_uid in routed and child.resource == DEPLOYMENTS and not child.deleting:
+        if child.owner_uid in routed and child.resource in WORKLOADS and not child.deleting:
             key, placement = routed[child.owner_uid], child.name.rpartition("-")[2]
             live = LiveDeployment(child.name, placement, child.hardware_class, child.ready_replicas)
             out[key] = (*out.get(key, ()), live)
@@ -77,7 +77,7 @@ def conditions(
     owned: dict[str, list[Child]] = {}
     for child in children:
         owned.setdefault(child.owner_uid or "", []).append(child)
-    aims = {(scaler.namespace, scaler.deployment): scaler for scaler in autoscalers}
+    aims = {(scaler.kind, scaler.namespace, scaler.target): scaler for scaler in autoscalers}
     out = {}
     for pool in pools:
         own, manifests = owned.get(pool.metadata.uid, []), rendered.get(pool.key) or ()
@@ -102,16 +102,12 @@ def _applied(manifests: Iterable[Manifest], refused: Mapping[Hashable, tuple[str
 
 
 def _scaled_by_others(
-    pool: InferencePool, own: Iterable[Child], aims: Mapping[tuple[str, str], Autoscaler]
+    pool: InferencePool, own: Iterable[Child], aims: Mapping[tuple[str, str, str], Autoscaler]
 ) -> Facts | None:
-    found = [
-        (aims[child.namespace, child.name].name, child.name)
-        for child in own
-        if (child.namespace, child.name) in aims and child.resource == DEPLOYMENTS
-    ]
+    found = [(aims[child.key].name, f"{child.resource.kind} {child.name}") for child in own if child.key in aims]
     if not found:
         return None
-    pairs = "; ".join(f"HorizontalPodAutoscaler {scaler} aims at Deployment {child}" for scaler, child in sorted(found))
+    pairs = "; ".join(f"HorizontalPodAutoscaler {scaler} aims at {child}" for scaler, child in sorted(found))
     return (
         "True",
         "HorizontalPodAutoscaler",

@@ -169,7 +169,8 @@ def _spending(snapshot: Snapshot, workers: Sequence[Worker]) -> dict[str, float]
     nodes: dict[str, dict[str, float]] = defaultdict(dict)
     for worker in workers:
         if worker.ready and worker.node:
-            nodes[worker.node][worker.pool] = prices.get((worker.hardware_class, worker.capacity_type), 0.0)
+            for node in worker.hosts or (worker.node,):
+                nodes[node][worker.pool] = prices.get((worker.hardware_class, worker.capacity_type), 0.0)
     out: dict[str, float] = defaultdict(float)
     for pools in nodes.values():
         for pool, price in pools.items():

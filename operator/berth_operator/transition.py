@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from berth_operator.cluster.observe import Child
+from berth_operator.cluster.resources import LEADER_WORKER_SETS, WORKLOAD_KINDS
 
 Manifest = dict[str, Any]
-
-_DEPLOYMENT: Final = "Deployment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class Steps:
     moving: bool = False
     """Whether what serves waits to go until something else is ready."""
     put_off: tuple[str, ...] = ()
-    """Deployments that are wanted, but not changed now."""
+    """Workloads that are wanted, but not changed now."""
 
 
 def next_steps(
@@ -42,13 +41,16 @@ def next_steps(
     """
     there = {child.key: child for child in live}
     wanted = {_key(m): m for m in desired}
-    unready = {key for key, m in wanted.items() if key[0] == _DEPLOYMENT and not _ready(m, there.get(key))}
+    unready = {key for key, m in wanted.items() if key[0] in WORKLOAD_KINDS and not _ready(m, there.get(key))}
     apply, delete, waiting, put_off = [], [], [], []
     moving = False
     for key, manifest in wanted.items():
         child = there.get(key)
         others = sorted(name for _, _, name in unready - {key})
-        if key[0] == _DEPLOYMENT and child is not None and _shrinks(manifest, child) and others:
+        if child is not None and _loses_its_last(manifest, child):
+            put_off.append(child.name)
+            waiting.append(f"{child} shrinks once all its {child.replicas} groups are ready: the last ones go first")
+        elif key[0] in WORKLOAD_KINDS and child is not None and _shrinks(manifest, child) and others:
             replicas = manifest["spec"]["replicas"]
             moving = True
             put_off.append(child.name)
@@ -58,8 +60,8 @@ def next_steps(
     for key, child in there.items():
         if key in wanted or child.deleting:
             continue
-        serves = key[0] == _DEPLOYMENT and child.ready_replicas > 0
-        if key[0] == _DEPLOYMENT and not suspended and hold:
+        serves = key[0] in WORKLOAD_KINDS and child.ready_replicas > 0
+        if key[0] in WORKLOAD_KINDS and not suspended and hold:
             waiting.append(f"{child} stays: {hold}")
         elif serves and not suspended and unready:
             names = ", ".join(sorted(name for _, _, name in unready))
@@ -80,6 +82,14 @@ def _ready(manifest: Manifest, child: Child | None) -> bool:
         return False
     replicas: int = manifest["spec"]["replicas"]
     return child.rolled_out and child.ready_replicas >= replicas
+
+
+def _loses_its_last(manifest: Manifest, child: Child) -> bool:
+    """Whether a LeaderWorkerSet would lose ready groups for others that are not: it always gives up the last ones."""
+    if child.resource != LEADER_WORKER_SETS or child.deleting:
+        return False
+    shrinks = manifest["spec"]["replicas"] < child.replicas
+    return bool(shrinks and 0 < child.ready_replicas < child.replicas)
 
 
 def _shrinks(manifest: Manifest, child: Child) -> bool:

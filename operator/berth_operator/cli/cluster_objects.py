@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from berth_operator.api import HardwareClass, InferencePool, ServingProfile
-from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL
+from berth_operator.api.names import LEADER_WORKER_SET, MANAGED_BY, MANAGED_BY_LABEL
 from berth_operator.cluster.connection import config
 from berth_operator.cluster.kube import ApiError, Kube
 from berth_operator.cluster.observe import (
@@ -23,6 +23,7 @@ from berth_operator.cluster.observe import (
 from berth_operator.cluster.resources import (
     DEPLOYMENTS,
     HARDWARE_CLASSES,
+    LEADER_WORKER_SETS,
     NAMESPACES,
     NODES,
     POOLS,
@@ -81,6 +82,16 @@ def namespace_in_context(kubeconfig: Path | None) -> str:
     return str(context.get("namespace") or "default")
 
 
+async def _leader_worker_sets(kube: Kube) -> Sequence[dict[str, Any]] | None:
+    """Ours; None where none can be made, because the kind is not installed or may not be read."""
+    try:
+        return (await kube.list(LEADER_WORKER_SETS, labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}")).items
+    except ApiError as error:
+        if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
+            return None
+        raise
+
+
 async def _read(kubeconfig: Path | None, with_nodes: bool) -> tuple[Observation, ClusterNodes]:
     async with await Kube.connect(str(kubeconfig) if kubeconfig else None) as kube:
 
@@ -94,6 +105,7 @@ async def _read(kubeconfig: Path | None, with_nodes: bool) -> tuple[Observation,
             listed(NAMESPACES),
             listed(DEPLOYMENTS, f"{MANAGED_BY_LABEL}={MANAGED_BY}"),
         )
+        groups = await _leader_worker_sets(kube)
         nodes = await _nodes_if_allowed(kube) if with_nodes else ClusterNodes()
     decoded = (
         [decode_pool(item) for item in pools]
@@ -101,7 +113,7 @@ async def _read(kubeconfig: Path | None, with_nodes: bool) -> tuple[Observation,
         + [decode_serving_profile(item) for item in profiles]
     )
     decoded = [item for item in decoded if isinstance(item, Invalid) or item.metadata.deletion_timestamp is None]
-    decode_child = child_decoder(DEPLOYMENTS)
+    found = [*map(child_decoder(DEPLOYMENTS), deployments), *map(child_decoder(LEADER_WORKER_SETS), groups or ())]
     spaces = {item["metadata"]["name"]: decode_namespace(item) for item in namespaces}
     ending = {name for name, namespace in spaces.items() if namespace.terminating}
     observed = Observation(
@@ -109,7 +121,8 @@ async def _read(kubeconfig: Path | None, with_nodes: bool) -> tuple[Observation,
         hardware_classes=tuple(item for item in decoded if isinstance(item, HardwareClass)),
         serving_profiles=tuple(item for item in decoded if isinstance(item, ServingProfile)),
         invalid=tuple(item for item in decoded if isinstance(item, Invalid)),
-        children=tuple(decode_child(item) for item in deployments),
+        children=tuple(found),
+        available=frozenset() if groups is None else frozenset({LEADER_WORKER_SET}),
         namespace_labels={name: namespace.labels for name, namespace in spaces.items()},
     )
     return observed, nodes

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from berth_operator.api import HardwareClass, InferencePool, PriceInForce
 from berth_operator.api.meta import Resource
+from berth_operator.api.names import LEADER_WORKER_SET
 from berth_operator.catalog.matching import among, unmatched
 from berth_operator.catalog.sanity import Fault, sift
 from berth_operator.cli.cluster_objects import ClusterNodes, namespace_in_context, read_cluster
@@ -53,7 +54,7 @@ def gather(
     """
     namespace = namespace or target_namespace(from_cluster=from_cluster, kubeconfig=kubeconfig)
     objects, problems = read_objects(files, namespace)
-    seen, nodes = Observation(), ClusterNodes()
+    seen, nodes = Observation(available=frozenset({LEADER_WORKER_SET})), ClusterNodes()
     if from_cluster:
         seen, nodes = read_cluster(kubeconfig, nodes=check_nodes)
     now = datetime.now(UTC)

@@ -21,7 +21,7 @@ from berth_operator.cluster.drift import lost_fields
 from berth_operator.cluster.kube import ApiError, Kube
 from berth_operator.cluster.observe import Child, child_decoder
 from berth_operator.cluster.reflector import Reflector
-from berth_operator.cluster.resources import DEPLOYMENTS, Object, Resource, child_resource
+from berth_operator.cluster.resources import TEMPLATE_FIELDS, Object, Resource, child_resource
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,9 @@ class Applier:
 
     async def _apply(self, manifest: Object, why: str) -> bool:
         resource, child = child_resource(manifest), self._child(manifest)
-        if resource == DEPLOYMENTS and "template" not in manifest["spec"]:
-            manifest = await self._with_its_template(manifest)
+        template = TEMPLATE_FIELDS.get(resource.kind)
+        if template and template not in manifest["spec"]:
+            manifest = await self._with_its_template(resource, manifest)
         if child is None or child.owner_uid != _owner_uid(manifest):
             await self._check_ours(resource, manifest)
         if child is None:
@@ -105,13 +106,13 @@ class Applier:
             log.warning("%s: the cluster does not keep what we set: %s", after, _some(unsettled))
         return True
 
-    async def _with_its_template(self, manifest: Object) -> Object:
-        """A Deployment rendered without a pod template keeps the one that it has.  Raises ApiError (404)."""
-        metadata = manifest["metadata"]
-        there = await self.kube.get(DEPLOYMENTS, metadata["namespace"], metadata["name"])
+    async def _with_its_template(self, resource: Resource, manifest: Object) -> Object:
+        """A workload rendered without a pod template keeps the one that it has.  Raises ApiError (404)."""
+        metadata, field = manifest["metadata"], TEMPLATE_FIELDS[resource.kind]
+        there = await self.kube.get(resource, metadata["namespace"], metadata["name"])
         if there is None:
             raise ApiError(HTTPStatus.NOT_FOUND, "it is gone, and was to keep its pod template")
-        return manifest | {"spec": manifest["spec"] | {"template": there["spec"]["template"]}}
+        return manifest | {"spec": manifest["spec"] | {field: there["spec"][field]}}
 
     async def _delete(self, child: Child) -> bool:
         where = child.resource, child.namespace, child.name

@@ -12,6 +12,7 @@ from berth_operator.api import HardwareClass, InferencePool, ServingProfile
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from berth_operator.cluster.apply import Applier
 from berth_operator.cluster.discovery import Discovery
+from berth_operator.cluster.groups import replicas_of
 from berth_operator.cluster.kube import PAGE, Kube
 from berth_operator.cluster.neighbours import decode_autoscaler
 from berth_operator.cluster.node_watch import NodeWatch
@@ -142,12 +143,12 @@ class Cluster:
         )
 
     def observed_workers(self) -> tuple[Worker, ...]:
-        """Every worker, with the notice of its node."""
+        """Every worker, with the notice of its node; of a replica that spans nodes one, with that of any."""
         workers = (worker for worker in self.workers.values() if worker is not None)
         if self.nodes is None:
-            return tuple(workers)
+            return replicas_of(workers)
         notice = self.nodes.notice
-        return tuple(replace(w, notice=found) if (found := notice(w.node)) else w for w in workers)
+        return replicas_of(replace(w, notice=found) if (found := notice(w.node)) else w for w in workers)
 
     def _hosts(self) -> set[str]:
         return {worker.node for worker in self.workers.values() if worker is not None and worker.node}

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from berth_operator.cluster.resources import Object
+from berth_operator.cluster.resources import WORKLOAD_KINDS, Object
 
 _JUDGED: Final = ("Accepted", "ResolvedRefs")
 
 
 @dataclass(frozen=True, slots=True)
 class Autoscaler:
-    """A HorizontalPodAutoscaler that sets the replicas of a Deployment."""
+    """A HorizontalPodAutoscaler that sets the replicas of a Deployment or LeaderWorkerSet."""
 
     namespace: str
     name: str
-    deployment: str
+    kind: str
+    target: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,11 @@ class Parents:
 
 
 def decode_autoscaler(item: Object) -> Autoscaler | None:
-    """None for one that aims at anything but a Deployment."""
+    """None for one that aims at anything else than what runs workers."""
     metadata, target = item["metadata"], item.get("spec", {}).get("scaleTargetRef", {})
-    if target.get("kind") != "Deployment":
+    if target.get("kind") not in WORKLOAD_KINDS:
         return None
-    return Autoscaler(metadata["namespace"], metadata["name"], target.get("name", ""))
+    return Autoscaler(metadata["namespace"], metadata["name"], target["kind"], target.get("name", ""))
 
 
 def parents_of(status: Mapping[str, Any]) -> Parents:

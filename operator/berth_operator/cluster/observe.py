@@ -39,11 +39,12 @@ from berth_operator.api.names import (
 from berth_operator.cluster.neighbours import Autoscaler, Parents, parents_of
 from berth_operator.cluster.nodes import Notice, parse_time
 from berth_operator.cluster.pod_troubles import Blocked, Failing, blocked, create_error, failing, scheduled_at
-from berth_operator.cluster.resources import Object, Resource
+from berth_operator.cluster.resources import LEADER_WORKER_SETS, Object, Resource
 
 K = TypeVar("K", bound=ApiResource)
 
 _PROBLEMS_SHOWN: Final = 3
+_LWS: Final = "leaderworkerset.sigs.k8s.io"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,8 @@ class Child:
     """Deployments: why the API server refuses their pods, such as a quota."""
     deadline_exceeded: bool = False
     """Deployments: its pods have not become ready within progressDeadlineSeconds."""
+    nodes_per_replica: int = 1
+    """LeaderWorkerSets: pods of a group, each on a node of its own."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -114,6 +117,18 @@ class Child:
 
     def __str__(self) -> str:
         return f"{self.resource.kind} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What a pod is in a group of a LeaderWorkerSet."""
+
+    group: str
+    """Name of the set, and the group's number in it."""
+    index: int
+    """0: the leader."""
+    size: int
+    """Pods of a group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +164,10 @@ class Worker:
     """Why it does not come up on its node."""
     scheduled_at: datetime | None = None
     """When it got its node."""
+    member: Member | None = None
+    """In a replica that spans nodes; None: it is a replica by itself."""
+    hosts: tuple[str, ...] = ()
+    """Nodes of all its pods, where it stands for a replica that spans nodes."""
 
     @property
     def namespace(self) -> str:
@@ -248,6 +267,7 @@ def child_decoder(resource: Resource) -> Callable[[Object], Child]:
             placement=labels.get(PLACEMENT_LABEL, ""),
             surge=_count(metadata.get("annotations", {}).get(SURGE_ANNOTATION)),
             resource_version=metadata.get("resourceVersion", ""),
+            nodes_per_replica=spec["leaderWorkerTemplate"].get("size", 1) if resource == LEADER_WORKER_SETS else 1,
         )
 
     return decode
@@ -280,7 +300,16 @@ def decode_worker(item: Object) -> Worker | None:
         blocked=blocked(item),
         failing=failing(item),
         scheduled_at=scheduled_at(item),
+        member=_member(metadata),
     )
+
+
+def _member(metadata: Mapping[str, Any]) -> Member | None:
+    labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
+    name, group, index = (labels.get(f"{_LWS}/{key}") for key in ("name", "group-index", "worker-index"))
+    if name is None or group is None or index is None:
+        return None
+    return Member(f"{name}-{group}", _count(index), _count(annotations.get(f"{_LWS}/size")))
 
 
 def _ports(pod: Object) -> list[Object]:

@@ -66,6 +66,13 @@ CHILDREN: Final = (DEPLOYMENTS, SERVICES, DISRUPTION_BUDGETS)
 ENDPOINT_SLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
 """... and, while it has no worker, one that may sleep."""
 
+LEADER_WORKER_SETS: Final = Resource("leaderworkerset.x-k8s.io", "v1", "leaderworkersets", "LeaderWorkerSet")
+WORKLOADS: Final = (DEPLOYMENTS, LEADER_WORKER_SETS)
+"""What runs the workers of a placement: one or the other."""
+WORKLOAD_KINDS: Final = frozenset(resource.kind for resource in WORKLOADS)
+TEMPLATE_FIELDS: Final = {DEPLOYMENTS.kind: "template", LEADER_WORKER_SETS.kind: "leaderWorkerTemplate"}
+"""By kind, where a workload's spec has its pods' templates."""
+
 _GATEWAY_API: Final = "gateway.networking.k8s.io"
 OPTIONAL_CHILDREN: Final[Mapping[str, tuple[Resource, ...]]] = {
     "gateway-api": (
@@ -77,6 +84,7 @@ OPTIONAL_CHILDREN: Final[Mapping[str, tuple[Resource, ...]]] = {
         Resource("inference.networking.x-k8s.io", "v1alpha2", "inferenceobjectives", "InferenceObjective"),
     ),
     "pod-monitor": (Resource("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor"),),
+    "leader-worker-set": (LEADER_WORKER_SETS,),
     "keda": (Resource("keda.sh", "v1alpha1", "scaledobjects", "ScaledObject"),),
 }
 """What a pool is rendered to besides, by the integration that allows it, where the API server serves it."""

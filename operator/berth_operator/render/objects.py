@@ -1,5 +1,5 @@
-"""Which children does a pool have?  A Deployment a placement, two Services and a disruption budget a pool, and what of
-other projects' kinds it asks for."""
+"""Which children does a pool have?  A Deployment a placement (a LeaderWorkerSet where replicas span nodes), two
+Services and a disruption budget a pool, and what of other projects' kinds it asks for."""
 
 import hashlib
 import json
@@ -26,6 +26,7 @@ from berth_operator.api.names import (
 from berth_operator.planner import Placement, Plan, PoolPlan, Snapshot
 from berth_operator.render.keda import scaled_object
 from berth_operator.render.monitor import pod_monitor
+from berth_operator.render.multinode import leader_worker_set
 from berth_operator.render.pod import GRPC_PORT, HTTP_PORT, pod_spec
 from berth_operator.render.routing import Backend, LiveDeployment, backends_of, routing_children, speaks_grpc
 from berth_operator.render.settings import RenderSettings
@@ -34,15 +35,20 @@ Manifest = dict[str, Any]
 
 
 def placement_id(
-    pool: str, hardware_class: str, capacity_type: CapacityType, resources: ReplicaResources | None = None
+    pool: str,
+    hardware_class: str,
+    capacity_type: CapacityType,
+    resources: ReplicaResources | None = None,
+    nodes_per_replica: int = 1,
 ) -> str:
-    """Hash of pool (`namespace/name`), hardware class, capacity type and a replica's share of a node: 8 hex digits,
-    valid as a label value.
+    """Hash of pool (`namespace/name`), hardware class, capacity type and a replica's share of a node, or the nodes that
+    it spans: 8 hex digits, valid as a label value.
 
     The share belongs to it because replicas of another share are another Deployment: rolled within one, a Deployment
     that also grows would first grow in its old shape, and take whole nodes for it that nobody planned.
     """
     share = "" if resources is None else f"|{resources.model_dump_json(exclude_none=True)}"
+    share += "" if nodes_per_replica == 1 else f"|{nodes_per_replica} nodes"
     return hashlib.sha256(f"{pool}|{hardware_class}|{capacity_type}{share}".encode()).hexdigest()[:8]
 
 
@@ -90,7 +96,7 @@ def render_pool(
     """The children of one pool."""
     children = [_service(pool), _headless_service(pool), _disruption_budget(pool)]
     placements = [] if plan.effective.suspend else [p for p in plan.placements if p.replicas > 0]
-    children += [_deployment(pool, p, classes[p.hardware_class], settings) for p in placements]
+    children += [_workload(pool, p, classes[p.hardware_class], settings) for p in placements]
     backends = backends_of([_backend(pool, p, classes[p.hardware_class]) for p in placements], live, classes)
     children += routing_children(pool, backends, settings.available, _metadata)
     if POD_MONITOR in settings.available:
@@ -123,7 +129,8 @@ def _metadata(pool: InferencePool, name: str, labels: Mapping[str, str] | None =
 
 
 def _placement_id(pool: InferencePool, placement: Placement) -> str:
-    return placement_id(pool.key, placement.hardware_class, placement.capacity_type, placement.resources)
+    where = placement.hardware_class, placement.capacity_type
+    return placement_id(pool.key, *where, placement.resources, placement.nodes_per_replica)
 
 
 def _backend(pool: InferencePool, placement: Placement, hardware: HardwareClass) -> Backend:
@@ -132,9 +139,7 @@ def _backend(pool: InferencePool, placement: Placement, hardware: HardwareClass)
     return Backend(name, label, speaks_grpc(hardware), placement.traffic_percent, placement.replicas)
 
 
-def _deployment(
-    pool: InferencePool, placement: Placement, hardware: HardwareClass, settings: RenderSettings
-) -> Manifest:
+def _workload(pool: InferencePool, placement: Placement, hardware: HardwareClass, settings: RenderSettings) -> Manifest:
     identity = {
         POOL_LABEL: pool.metadata.name,
         PLACEMENT_LABEL: _placement_id(pool, placement),
@@ -154,19 +159,21 @@ def _deployment(
         pod_metadata["annotations"] = dict(user_annotations)
     template = {"metadata": pod_metadata, "spec": pod_spec(pool, placement, hardware, settings, identity)}
     metadata = _metadata(pool, f"{pool.metadata.name}-{identity[PLACEMENT_LABEL]}", {**identity, **where})
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": metadata | {"annotations": {TEMPLATE_HASH_ANNOTATION: _hash(template)}},
-        "spec": {
+    if placement.nodes_per_replica > 1:
+        out = leader_worker_set(metadata, placement, hardware, template, identity)
+        template = out["spec"]["leaderWorkerTemplate"]
+    else:
+        out = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata}
+        out["spec"] = {
             "replicas": placement.replicas,
             "revisionHistoryLimit": 3,
             "progressDeadlineSeconds": 1800,  # a large model may load for a quarter of an hour
             "selector": {"matchLabels": identity},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": template,
-        },
-    }
+        }
+    metadata["annotations"] = {TEMPLATE_HASH_ANNOTATION: _hash(template)}
+    return out
 
 
 def _ports(*, headless: bool) -> list[Manifest]:

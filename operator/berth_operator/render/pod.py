@@ -6,6 +6,7 @@ from typing import Any, Final
 from berth_operator.api import Capacity, CapacityType, HardwareClass, InferencePool, Quantization, RuntimeName, resolve
 from berth_operator.api.names import EMBEDDED_MODEL, MANAGED_BY, MANAGED_BY_LABEL, ZONE_LABEL
 from berth_operator.planner import Placement
+from berth_operator.render.multinode import parallel_args
 from berth_operator.render.settings import RenderSettings
 
 GRPC_PORT: Final = 9000
@@ -16,6 +17,7 @@ _ENDPOINTS_LAG_SECONDS = 5
 _NODE_CPU_SHARE = 0.9  # what a whole-node replica requests: the rest is the kubelet's and the DaemonSets'
 _NODE_MEMORY_SHARE = 0.85
 _SCRATCH = "scratch"
+_SHARED_MEMORY = "shm"
 _CACHE_PATH = "/var/cache/berth"
 
 Manifest = dict[str, Any]
@@ -33,6 +35,9 @@ def pod_spec(
     template = pool.spec.worker
     grace = _GRACE_SECONDS.get(placement.capacity_type, _DEFAULT_GRACE_SECONDS)
     volumes, mounts = _volumes(pool)
+    if _divided(placement, hardware):  # NCCL's, whose default of 64 MiB is too little
+        volumes.append({"name": _SHARED_MEMORY, "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}})
+        mounts.append({"name": _SHARED_MEMORY, "mountPath": "/dev/shm"})  # noqa: S108 - inside the container
     spec: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -133,6 +138,11 @@ def _beside_others(identity: Mapping[str, str]) -> Manifest:
     }
 
 
+def _divided(placement: Placement, hardware: HardwareClass) -> bool:
+    """Whether vLLM divides the model over devices."""
+    return hardware.spec.runtime.name == RuntimeName.VLLM and bool(parallel_args(placement, hardware))
+
+
 def _volumes(pool: InferencePool) -> tuple[list[Manifest], list[Manifest]]:
     """A scratch volume for caches, and the model's claim where the source is `pvc://CLAIM/PATH`."""
     volumes: list[Manifest] = [{"name": _SCRATCH, "emptyDir": {}}]
@@ -184,7 +194,10 @@ def _container(
             ready, alive = "/readyz", "/healthz"
         case RuntimeName.VLLM:
             container["image"] = runtime.image or settings.vllm_image
-            container["args"] = [*_vllm_args(pool, placement), *extra]
+            container["args"] = [*_vllm_args(pool, placement, hardware), *extra]
+            if placement.nodes_per_replica > 1:
+                container["command"] = ["vllm", "serve"]
+                env.append({"name": "VLLM_HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
             container["ports"] = [http]
             ready, alive = "/health", "/health"
         case RuntimeName.CUSTOM:
@@ -195,6 +208,8 @@ def _container(
                 {"name": "BERTH_MODEL", "value": _source(pool)},
                 {"name": "BERTH_MODEL_NAME", "value": pool.spec.model.name},
             ]
+            if placement.nodes_per_replica > 1:
+                env.append({"name": "BERTH_NODES_PER_REPLICA", "value": str(placement.nodes_per_replica)})
             ready, alive = "/health", "/health"
     if runtime.name != RuntimeName.BERTH:
         # Ours admits for a while after SIGTERM; others refuse at once, while endpoints still send them requests.
@@ -220,18 +235,21 @@ def _berth_args(pool: InferencePool, placement: Placement) -> list[str]:
     ]
 
 
-def _vllm_args(pool: InferencePool, placement: Placement) -> list[str]:
-    """vLLM makes 8-bit weights from a bf16 checkpoint itself only as FP8, so that is what Int8 means on it."""
-    source = _source(pool)
+def _vllm_args(pool: InferencePool, placement: Placement, hardware: HardwareClass) -> list[str]:
+    """vLLM makes 8-bit weights from a bf16 checkpoint itself only as FP8, so that is what Int8 means on it.
+
+    The image's own entry point takes `--model`; `vllm serve`, the model as first argument.
+    """
+    source = _source(pool).removeprefix("hf://")
     args = [
-        f"--model={source.removeprefix('hf://')}",
+        source if placement.nodes_per_replica > 1 else f"--model={source}",
         f"--served-model-name={pool.spec.model.name}",
         f"--max-num-seqs={placement.capacity.concurrency}",
         f"--port={HTTP_PORT}",
     ]
     if placement.quantization == Quantization.INT8:
         args.append("--quantization=fp8")
-    return args
+    return args + parallel_args(placement, hardware)
 
 
 def _resources(placement: Placement, hardware: HardwareClass) -> Manifest:

@@ -9,7 +9,7 @@ class RenderSettings:
     """Images of the runtimes that we render (a hardware class may name its own), and which optional kinds we may."""
 
     worker_image: str = "berth-worker:0.1.0"
-    vllm_image: str = "vllm/vllm-openai:v0.11.0"
+    vllm_image: str = "vllm/vllm-openai:v0.12.0"
     image_pull_policy: str = "IfNotPresent"
     pod_monitor_labels: Mapping[str, str] = field(default_factory=dict)
     """By which a Prometheus selects PodMonitors."""

@@ -1,0 +1,52 @@
+"""Which pods are one worker?  Those of a LeaderWorkerSet's group, which is one replica over several nodes.
+
+Decisions are about replicas, so a group is one worker: its leader, which alone serves, with what happens to any of its
+pods.  It has a node once all of them have one, and its node goes away as soon as one of theirs does.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from berth_operator.cluster.observe import Worker
+
+LEADER: Final = 0
+
+
+def replicas_of(pods: Iterable[Worker]) -> tuple[Worker, ...]:
+    """One worker for each pod that is a replica, and for each group with a leader."""
+    out: list[Worker] = []
+    groups: dict[tuple[str, str], list[Worker]] = defaultdict(list)
+    for pod in pods:
+        if pod.member is None:
+            out.append(pod)
+        else:
+            groups[pod.namespace, pod.member.group].append(pod)
+    for members in groups.values():
+        leader = next((pod for pod in members if pod.member and pod.member.index == LEADER), None)
+        if leader is not None:
+            out.append(_as_one(leader, members))
+    return tuple(out)
+
+
+def _as_one(leader: Worker, members: Sequence[Worker]) -> Worker:
+    size = leader.member.size if leader.member else 1
+    hosts = tuple(sorted({pod.node for pod in members if pod.node and not pod.deleting}))
+    placed = len([pod for pod in members if pod.node and not pod.deleting]) >= size
+    blocked = sorted((pod.blocked for pod in members if pod.blocked), key=lambda b: (b.since, b.detail))
+    notices = [pod.notice for pod in members if pod.notice]
+    times = [pod.scheduled_at for pod in members if pod.scheduled_at]
+    return replace(
+        leader,
+        node=leader.node if placed else None,
+        hosts=hosts,
+        unschedulable=any(pod.unschedulable for pod in members),
+        deleting=any(pod.deleting for pod in members),  # the others follow
+        blocked=blocked[0] if blocked else None,
+        failing=leader.failing or next((pod.failing for pod in members if pod.failing), None),
+        notice=leader.notice or (notices[0] if notices else None),
+        scheduled_at=max(times) if placed and times else None,
+    )
