@@ -11,6 +11,7 @@ SWITCHES = {
     "inferenceExtension": "inference-extension",
     "podMonitor": "pod-monitor",
     "keda": "keda",
+    "leaderWorkerSet": "leader-worker-set",
 }
 POD_MONITOR_API = ("--api-versions", "monitoring.coreos.com/v1/PodMonitor")
 

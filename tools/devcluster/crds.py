@@ -46,6 +46,11 @@ SOURCES: Mapping[str, Source] = {
         "h1:GjqvOHLjl2+OXM0ti5VEZSQuvcitB0pETd8zdChXEtI=",
         ("pkg/apis/crds/karpenter.sh_nodeclaims.yaml",),
     ),
+    "leader-worker-set": Source(
+        "sigs.k8s.io/lws@v0.9.0",
+        "h1:DcJCgxjjoGOx//QHZkeKpyiblxYq70aCRZNYSfykWyI=",
+        ("config/crd/bases/leaderworkerset.x-k8s.io_leaderworkersets.yaml",),
+    ),
     "pod-monitor": Source(
         "github.com/prometheus-operator/prometheus-operator@v0.85.0",
         "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",

@@ -43,6 +43,7 @@ app.kubernetes.io/part-of: berth
 {{- if .Values.integrations.inferenceExtension.enabled }}{{ $on = append $on "inference-extension" }}{{ end }}
 {{- if .Values.integrations.podMonitor.enabled }}{{ $on = append $on "pod-monitor" }}{{ end }}
 {{- if .Values.integrations.karpenter.enabled }}{{ $on = append $on "karpenter" }}{{ end }}
+{{- if .Values.integrations.leaderWorkerSet.enabled }}{{ $on = append $on "leader-worker-set" }}{{ end }}
 {{- if .Values.integrations.keda.enabled }}{{ $on = append $on "keda" }}{{ end }}
 {{- join "," $on }}
 {{- end }}
@@ -84,6 +85,11 @@ app.kubernetes.io/part-of: berth
 {{- if .Values.integrations.podMonitor.enabled }}
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
+{{- if .Values.integrations.leaderWorkerSet.enabled }}
+- apiGroups: [leaderworkerset.x-k8s.io]
+  resources: [leaderworkersets]
   verbs: [get, list, watch, create, patch, delete]
 {{- end }}
 {{- if .Values.integrations.keda.enabled }}
