@@ -20,17 +20,18 @@ from devcluster.processes import die_with_parent
 OPERATOR_NAMESPACE = "berth-system"
 
 Manifest = dict[str, Any]
+_BUILT = {"operator_kubeconfig": "helm", "groups": "lws"}
+"""Fixture -> the tool that it runs."""
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Build Helm before the first test that installs the chart, where no test's time limit counts it."""
-    if not session.config.option.collectonly and any(
-        "operator_kubeconfig" in getattr(item, "fixturenames", ()) for item in session.items
-    ):
-        ensure(["helm"])
+    """Build what tests will ask for before the first of them, where no test's time limit counts it."""
+    if not session.config.option.collectonly:
+        asked = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+        ensure([tool for fixture, tool in _BUILT.items() if fixture in asked])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from berth_operator.api import InferencePool
-from berth_operator.planner import Planned, Snapshot, fleet, planned, replanned
+from berth_operator.planner import Planned, Snapshot, amended, fleet, planned, replanned
 
 Make = Callable[..., Any]
 
@@ -54,6 +54,13 @@ def test_only_the_changed_pool_is_planned_anew_and_the_gap_stays_proven(snapshot
     if after.bound != afresh.bound:  # not planned afresh: the others are where they were
         others = {k: v for k, v in after.plan.pools.items() if k != key}
         assert others == {k: v for k, v in last.plan.pools.items() if k != key}
+
+
+@pytest.mark.usefixtures("decomposed")
+def test_what_lets_replicas_span_nodes_makes_a_plan_afresh(snapshot: Snapshot) -> None:
+    last = planned(snapshot)
+    assert amended(last, snapshot) is last
+    assert amended(last, replace(snapshot, spanning=False)) is None
 
 
 @pytest.mark.usefixtures("decomposed")

@@ -196,6 +196,15 @@ def test_replicas_that_do_not_fit_the_node_are_refused(
     assert says in fault.message
 
 
+def test_a_profile_of_more_nodes_than_its_class_allows_is_refused() -> None:
+    of_two = profile((1, 1000, "60", "40ms"), runtime="VLLM", nodesPerReplica=2)
+    assert faults(vllm(maxNodesPerReplica=2), of_two) == (), "two nodes feed twice the tokens"
+    fault = only(faults(vllm(), of_two))
+    assert (fault.reason, fault.field) == ("SpansTooManyNodes", "spec.nodesPerReplica")
+    assert "found 2: HardwareClass" in fault.message
+    assert "allows maxNodesPerReplica 1" in fault.message
+
+
 def test_what_is_at_fault_is_left_out_and_the_rest_kept(make_class: Make) -> None:
     bad = make_class("bad", capacity=[{"type": "OnDemand", "usdPerHour": "0"}])
     sifted = sift([bad, make_class("c")], [profile(), profile(hardwareClass="bad"), profile(kvCacheTokens=10**7)])

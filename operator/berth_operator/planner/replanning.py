@@ -134,6 +134,7 @@ def difference_of(last: Planned, snapshot: Snapshot) -> Difference | None:
     same = (
         before.serving_profiles == snapshot.serving_profiles
         and before.at_fault == snapshot.at_fault
+        and before.spanning == snapshot.spanning
         and [_of_class(c) for c in before.hardware_classes] == [_of_class(c) for c in snapshot.hardware_classes]
         and not _constraint_ended(snapshot.hardware_classes, before.now, snapshot.now)
     )
