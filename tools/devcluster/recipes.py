@@ -103,6 +103,7 @@ FAMILIES = (
         {"kwok": "sigs.k8s.io/kwok/cmd/kwok"},
         {"sigs.k8s.io/kwok/pkg/consts.Version": "v{version}"},
     ),
+    Family("lws", "sigs.k8s.io/lws", {"lws": "sigs.k8s.io/lws/cmd"}),
     Family(
         "kubeconform",
         "github.com/yannh/kubeconform",
