@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from devcluster.controlplane import ControlPlane
 from devcluster.recipes import ToolError
@@ -85,4 +86,14 @@ def install(cluster: ControlPlane, *names: str) -> None:
     """Install the CRDs of these sources, and wait until the API server serves them."""
     files = [f"--filename={path}" for name in names for path in crd_files(name)]
     cluster.kubectl("apply", "--server-side", "--force-conflicts", *files)
-    cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", *files)
+    cluster.wait_for(f"{', '.join(names)} is served", lambda: all(map(_established, _items(cluster.get(*files)))))
+
+
+def _items(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(found.get("items", [found]))
+
+
+def _established(crd: dict[str, Any]) -> bool:
+    """`kubectl wait` fails on the null that some files have for conditions, until the API server has filled it in."""
+    conditions = crd.get("status", {}).get("conditions") or ()
+    return any((c["type"], c["status"]) == ("Established", "True") for c in conditions)
