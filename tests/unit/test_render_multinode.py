@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from berth_operator.api import HardwareClass, InferencePool
+from berth_operator.api import CapacityType, HardwareClass, InferencePool
 from berth_operator.api.names import POOL_LABEL, TEMPLATE_HASH_ANNOTATION, TRAFFIC_LABEL
 from berth_operator.planner import Placement, Plan, PoolPlan, Snapshot
 from berth_operator.render import RenderSettings, placement_id, render
@@ -37,9 +37,16 @@ def children(
     p5: HardwareClass,
     now: datetime,
 ) -> Callable[..., list[Manifest]]:
-    def make(hardware: HardwareClass = p5, *, span: int = 2, **spec: Any) -> list[Manifest]:
+    def make(
+        hardware: HardwareClass = p5,
+        *,
+        span: int = 2,
+        capacity_type: CapacityType = CapacityType.ON_DEMAND,
+        **spec: Any,
+    ) -> list[Manifest]:
         pool = make_pool(**({"model": MODEL} | spec))
-        placement = make_placement(hardware_class="p5", replicas=3, nodes=3 * span, nodes_per_replica=span)
+        where = {"hardware_class": "p5", "capacity_type": capacity_type}
+        placement = make_placement(**where, replicas=3, nodes=3 * span, nodes_per_replica=span)
         plan = make_plan(pool, placements=(placement,))
         snapshot = Snapshot(now=now, pools=(pool,), hardware_classes=(hardware,))
         return render(Plan({pool.key: plan}, 0.0, "Optimal"), snapshot, RenderSettings())
@@ -128,8 +135,23 @@ def test_every_pod_takes_a_whole_node_and_workers_go_to_their_leaders_zone(child
     (near,) = worker["spec"]["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     assert near["podAffinityTerm"]["topologyKey"] == "topology.kubernetes.io/zone"
     assert near["podAffinityTerm"]["matchLabelKeys"] == [GROUP_INDEX]
+    leads = near["podAffinityTerm"]["labelSelector"]["matchLabels"]["leaderworkerset.sigs.k8s.io/worker-index"]
+    assert leads == "0", "a pod that matched itself might go anywhere"
     assert "podAffinity" not in leader["spec"]["affinity"]
     assert "topologySpreadConstraints" not in worker["spec"], "they follow their leader"
+
+
+def test_where_zones_may_be_lost_one_at_a_time_a_group_is_in_one(
+    children: Callable[..., Any], p5: HardwareClass, make_placement: Callable[..., Placement]
+) -> None:
+    capacity = p5.spec.capacity[1].model_copy(update={"zones": ["a", "b"]})
+    spot = p5.model_copy(update={"spec": p5.spec.model_copy(update={"capacity": [p5.spec.capacity[0], capacity]})})
+    objects = children(spot, capacity_type=capacity.type, placement={"spot": {"surviveLossPercent": 50}})
+    leader, worker = _templates(objects)
+    (spread,) = leader["spec"]["topologySpreadConstraints"]
+    assert (spread["whenUnsatisfiable"], spread["minDomains"]) == ("DoNotSchedule", 2)
+    assert spread["labelSelector"]["matchLabels"]["leaderworkerset.sigs.k8s.io/worker-index"] == "0"
+    assert worker["spec"]["affinity"]["podAffinity"].keys() == {"requiredDuringSchedulingIgnoredDuringExecution"}
 
 
 def test_devices_of_a_replica_share_memory(children: Callable[..., Any]) -> None:

@@ -202,13 +202,14 @@ def survive_loss_of_a_spot_zone(program: Program, problem: PoolProblem, columns:
     """Losing any one zone of a spot class that lies in several leaves surviveLossPercent of the served traffic.
 
     What a placement may carry steps with its nodes (`zones`): one y_i a step, sum(y) = 1, n within the step whose y
-    is 1, and x <= a_i sum(x) there, a_i its share.
+    is 1, and x <= a_i sum(x) there, a_i its share.  A replica that spans nodes has them in one zone, and counts as one.
     """
     alone, enough = 1 - problem.effective.survive_loss_percent / 100, problem.effective.spot_max_traffic_percent / 100
     for k, option in enumerate(problem.options):
         if option.zones == 1 or alone >= enough:
             continue
-        most = round(program.upper[columns.nodes[k]])
+        node, x = columns.replicas[k] if option.nodes_per_replica > 1 else columns.nodes[k], columns.traffic[k]
+        most = round(program.upper[node])
         found = steps(most, option.zones, option.replicas_per_node, alone, enough)
         largest = max(share for _, _, share in found)
         _limit_share(program, problem, columns, [o is option for o in problem.options], largest)
@@ -216,7 +217,6 @@ def survive_loss_of_a_spot_zone(program: Program, problem: PoolProblem, columns:
             continue
         chosen = [program.column(1.0, integer=True) for _ in found]
         program.row(dict.fromkeys(chosen, 1.0), at_least=1.0, at_most=1.0)
-        node, x = columns.nodes[k], columns.traffic[k]
         program.row({node: 1.0, **{y: -float(low) for y, (low, _, _) in zip(chosen, found, strict=True)}}, at_least=0.0)
         program.row({node: 1.0, **{y: -float(top) for y, (_, top, _) in zip(chosen, found, strict=True)}}, at_most=0.0)
         program.row({x: 1.0, **{y: -share for y, (_, _, share) in zip(chosen, found, strict=True)}}, at_most=0.0)

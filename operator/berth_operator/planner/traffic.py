@@ -152,7 +152,7 @@ def _lost_percent(problem: PoolProblem, assignment: Assignment) -> float:
     than may be lost."""
     option = assignment.option
     return (100 - problem.effective.survive_loss_percent) * spread_of(
-        assignment.nodes, option.zones, option.replicas_per_node
+        assignment.nodes // option.nodes_per_replica, option.zones, option.replicas_per_node
     )
 
 

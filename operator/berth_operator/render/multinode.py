@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from berth_operator.api import HardwareClass, RuntimeName
-from berth_operator.api.names import LEADER_WORKER_SET, TRAFFIC_LABEL
+from berth_operator.api.names import LEADER_WORKER_SET, TRAFFIC_LABEL, ZONE_LABEL
 from berth_operator.planner import Placement
 
 Manifest = dict[str, Any]
 
 _GROUP_INDEX: Final = "leaderworkerset.sigs.k8s.io/group-index"
 _WORKER_INDEX: Final = "leaderworkerset.sigs.k8s.io/worker-index"
-_ZONE: Final = "topology.kubernetes.io/zone"
+
 _OF_THE_LEADER: Final = ("ports", "lifecycle", "startupProbe", "readinessProbe", "livenessProbe")
 
 
@@ -61,20 +61,21 @@ def _leader(template: Manifest, identity: Mapping[str, str]) -> Manifest:
 
 
 def _worker(template: Manifest, hardware: HardwareClass, identity: Mapping[str, str]) -> Manifest:
-    """The other pods of a group: no traffic, no ports, no probes, in their leader's zone if they can be."""
+    """The other pods of a group: no traffic, no ports, no probes, in their leader's zone if they can be; without fail
+    where the plan counts on losing one zone at a time."""
     metadata: Manifest = dict(template["metadata"])
     metadata["labels"] = {key: value for key, value in metadata["labels"].items() if key != TRAFFIC_LABEL}
     spec = {key: value for key, value in template["spec"].items() if key != "topologySpreadConstraints"}
     near = {
-        "weight": 100,
-        "podAffinityTerm": {
-            "topologyKey": _ZONE,
-            "labelSelector": {"matchLabels": dict(identity)},
-            "matchLabelKeys": [_GROUP_INDEX],
-        },
+        "topologyKey": ZONE_LABEL,
+        "labelSelector": {"matchLabels": {**identity, _WORKER_INDEX: "0"}},
+        "matchLabelKeys": [_GROUP_INDEX],
     }
-    affinity = {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [near]}}
-    spec["affinity"] = spec["affinity"] | affinity
+    if any(c["whenUnsatisfiable"] == "DoNotSchedule" for c in template["spec"]["topologySpreadConstraints"]):
+        affinity: Manifest = {"requiredDuringSchedulingIgnoredDuringExecution": [near]}
+    else:
+        affinity = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": near}]}
+    spec["affinity"] = spec["affinity"] | {"podAffinity": affinity}
     (container,) = spec["containers"]
     container = {key: value for key, value in container.items() if key not in _OF_THE_LEADER}
     if hardware.spec.runtime.name == RuntimeName.VLLM:
