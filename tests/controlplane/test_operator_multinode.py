@@ -33,7 +33,7 @@ H200 = SimulatedNodePool(
     "h200", 2, "p5en.48xlarge", "amd64", 192, "2048Gi", gpus=8, taints=("nvidia.com/gpu=present:NoSchedule",)
 )
 NO_HESITATION = {"minSavingsUsdPerHour": "0.00", "minSavingsPercent": 0, "cooldown": "0s"}
-POOL = {
+POOL: dict[str, Any] = {
     "model": {
         "name": "llama-3.1-405b-instruct",
         "source": "hf://meta-llama/Llama-3.1-405B-Instruct",

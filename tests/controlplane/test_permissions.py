@@ -33,6 +33,27 @@ ASKED_BY_ADMISSION = {
 owner we set, as when an orphan goes back to its pool.  With the spec of an object to try it on."""
 
 
+WIDE: dict[str, Any] = {
+    "apiVersion": "berth.dev/v1alpha1",
+    "kind": "HardwareClass",
+    "metadata": {"name": "wide"},
+    "spec": {
+        "vendor": "NVIDIA",
+        "chip": "H100",
+        "kind": "GPU",
+        "architecture": "amd64",
+        "cpus": 192,
+        "memoryGiB": 640,
+        "memoryBandwidthGBps": 26_800,
+        "compute": {"bf16Tflops": 7912},
+        "accelerators": {"resource": "nvidia.com/gpu", "count": 8},
+        "runtime": {"name": "VLLM"},
+        "maxNodesPerReplica": 2,
+        "capacity": [{"type": "OnDemand", "usdPerHour": "55.04", "selector": {"no-node": "has-this"}}],
+    },
+}
+
+
 def _everything() -> list[str]:
     """Every switch that adds rights: all integrations that the chart has, and prices from a ConfigMap."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -84,6 +105,31 @@ def _its_routes_are_made_and_taken_away(fleet: Fleet, operator: OperatorProcess)
     operator.wait_for("its routes are gone", lambda: made() == 0)
 
 
+def _a_model_too_large_for_a_node_has_its_groups(fleet: Fleet, operator: OperatorProcess) -> None:
+    """Of nodes that are not there; its controller is not there either (that is for `test_operator_multinode.py`)."""
+    fleet.cluster.apply(WIDE)
+    model = {"name": "llama-3.1-405b-instruct", "source": "hf://org/name", "quantization": "BF16"}
+    large: dict[str, Any] = {"model": model, "placement": {"hardware": {"allow": {"names": ["wide"]}}}}
+    large["objectives"] = {"timeToFirstTokenP99": "5s", "interTokenLatencyP99": "200ms", "turnLatencyP99": "60s"}
+    where = f"--namespace={NAMESPACE}"
+
+    def made() -> list[dict[str, Any]]:
+        return list(fleet.cluster.get("leaderworkersets", where)["items"])
+
+    def labelled() -> bool:
+        (found,) = made()
+        return "team" in found["spec"]["leaderWorkerTemplate"]["workerTemplate"]["metadata"]["labels"]
+
+    fleet.pool(NAMESPACE, "large", **large)
+    operator.wait_for("its groups are asked for", made)
+    fleet.pool(NAMESPACE, "large", **large, worker={"labels": {"team": "a"}})
+    operator.wait_for("they are changed", labelled)
+    fleet.pool(NAMESPACE, "large", **large, suspend=True)
+    operator.wait_for("they are gone", lambda: not made())
+    fleet.cluster.kubectl("delete", "bpool", "large", where)
+    fleet.cluster.kubectl("delete", "hardwareclass", "wide")
+
+
 def _its_node_is_cordoned(fleet: Fleet, operator: OperatorProcess) -> None:
     (node,) = {pod["spec"]["nodeName"] for pod in fleet.cluster.get("pods", f"--namespace={NAMESPACE}")["items"]}
     fleet.cluster.kubectl("cordon", node)
@@ -119,6 +165,7 @@ def _it_ends_and_begins_again(_: Fleet, operator: OperatorProcess) -> None:
 STORY = (
     _a_pool_is_served,
     _its_routes_are_made_and_taken_away,
+    _a_model_too_large_for_a_node_has_its_groups,
     _its_node_is_cordoned,
     _a_pool_that_may_sleep_has_its_first_worker,
     _a_pool_is_suspended,

@@ -72,11 +72,14 @@ def said(make_pool: Callable[..., InferencePool]) -> Callable[..., dict[str, Any
 
 
 def test_a_pool_that_nobody_disturbs_has_no_further_condition(said: Callable[..., Any]) -> None:
-    assert said((_child(),), (Autoscaler("default", "hpa", "another"),)) == {}
+    assert said((_child(),), (Autoscaler("default", "hpa", "Deployment", "another"),)) == {}
 
 
 def test_an_autoscaler_aimed_at_a_child_is_named_with_what_to_do(said: Callable[..., Any]) -> None:
-    autoscalers = (Autoscaler("default", "theirs", "agents-1"), Autoscaler("elsewhere", "other", "agents-1"))
+    autoscalers = (
+        Autoscaler("default", "theirs", "Deployment", "agents-1"),
+        Autoscaler("elsewhere", "other", "Deployment", "agents-1"),
+    )
     status, reason, message = said((_child(),), autoscalers)["ScaledByOthers"]
     assert (status, reason) == ("True", "HorizontalPodAutoscaler")
     assert message.startswith("HorizontalPodAutoscaler theirs aims at Deployment agents-1: ")
@@ -150,11 +153,11 @@ def test_keda_that_cannot_be_had_is_named_with_the_way_out(said: Callable[..., A
     assert said(**spec, available=(SCALED_OBJECT,)) == {}
 
 
-def test_only_autoscalers_of_deployments_are_kept() -> None:
+def test_only_autoscalers_of_what_runs_workers_are_kept() -> None:
     def item(**target: str) -> dict[str, Any]:
         return {"metadata": {"name": "h", "namespace": "n"}, "spec": {"scaleTargetRef": target}}
 
-    assert decode_autoscaler(item(kind="Deployment", name="d")) == Autoscaler("n", "h", "d")
+    assert decode_autoscaler(item(kind="Deployment", name="d")) == Autoscaler("n", "h", "Deployment", "d")
     assert decode_autoscaler(item(kind="InferencePool", name="d")) is None
     assert decode_autoscaler({"metadata": {"name": "h", "namespace": "n"}}) is None
 
