@@ -117,7 +117,9 @@ def _forced(plan: Plan, snapshot: Snapshot) -> set[str]:
         for key, pool in plan.pools.items()
         for p in pool.placements
         for resource in [(p.hardware_class, p.capacity_type)]
-        if resource not in there or (resource in short and placed.get((key, resource), 0) < p.replicas)
+        if resource not in there
+        or (p.nodes_per_replica > 1 and not snapshot.spanning)
+        or (resource in short and placed.get((key, resource), 0) < p.replicas)
     }
 
 
