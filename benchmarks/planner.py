@@ -91,9 +91,10 @@ def _checked_gap(snapshot: Snapshot, made: Plan) -> float:
 
 
 def _objective(problem: PoolProblem, made: Plan) -> float:
-    nodes = {(p.hardware_class, p.capacity_type, p.quantization): p.nodes for p in made.pools[problem.key].placements}
+    placements = made.pools[problem.key].placements
+    nodes = {(p.hardware_class, p.capacity_type, p.quantization): p.paid_nodes for p in placements}
     return sum(
-        nodes.get((o.hardware_class, o.capacity_type, o.quantization), 0) * node_cost(o, problem.effective)
+        float(nodes.get((o.hardware_class, o.capacity_type, o.quantization), 0)) * node_cost(o, problem.effective)
         for o in problem.options
     )
 

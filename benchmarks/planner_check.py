@@ -7,10 +7,12 @@ each pool priced by HiGHS on the flat program of that pool (no dynamic program, 
 from __future__ import annotations
 
 from collections import defaultdict
+from fractions import Fraction
 
 from berth_operator.api import CapacityType, HardwareClass
 from berth_operator.planner import Placement, Plan, PoolPlan, Snapshot
 from berth_operator.planner.program import PoolProblem, Program, add_pool, cost_terms
+from berth_operator.planner.sharing import in_parts
 from berth_operator.planner.solver import minimise_roughly
 
 Resource = tuple[str, CapacityType]
@@ -19,17 +21,29 @@ Resource = tuple[str, CapacityType]
 def violations(snapshot: Snapshot, plan: Plan) -> list[str]:
     """What a plan breaks, in words; nothing if it is feasible."""
     found = []
-    used: dict[Resource, int] = defaultdict(int)
+    used: dict[Resource, Fraction] = defaultdict(Fraction)
     vendors = {c.metadata.name: c.spec.vendor for c in snapshot.hardware_classes}
     zones = {c.metadata.name: zones_of(c) for c in snapshot.hardware_classes}
     for pool in plan.pools.values():
         found += [f"{pool.pool}: {what}" for what in _of_pool(pool, vendors, zones)]
         for p in pool.placements:
-            used[p.hardware_class, p.capacity_type] += p.nodes
+            used[p.hardware_class, p.capacity_type] += p.paid_nodes
     for resource, most in limits_of(snapshot).items():
         if used[resource] > most:
             found.append(f"{resource}: {used[resource]} nodes of {most}")
-    return found
+    found += [f"{resource}: {nodes} nodes are paid" for resource, nodes in used.items() if nodes.denominator > 1]
+    return found + _overfull(plan)
+
+
+def _overfull(plan: Plan) -> list[str]:
+    """Classes of which less is paid than its replicas take."""
+    taken: dict[Resource, Fraction] = defaultdict(Fraction)
+    for pool in plan.pools.values():
+        for p in pool.placements:
+            taken[p.hardware_class, p.capacity_type] += p.paid_nodes - Fraction(p.replicas, p.replicas_per_node)
+    return [
+        f"{resource}: replicas take {-left} nodes more than are paid" for resource, left in taken.items() if left < 0
+    ]
 
 
 def limits_of(snapshot: Snapshot) -> dict[Resource, int]:
@@ -59,10 +73,10 @@ def _loses_too_much(placement: Placement, zones: int, survive: int) -> bool:
 
 def tight_rows(snapshot: Snapshot, plan: Plan) -> int:
     """Limits that are worth something more of, or of which no node is left."""
-    used: dict[Resource, int] = defaultdict(int)
+    used: dict[Resource, Fraction] = defaultdict(Fraction)
     for pool in plan.pools.values():
         for p in pool.placements:
-            used[p.hardware_class, p.capacity_type] += p.nodes
+            used[p.hardware_class, p.capacity_type] += p.paid_nodes
     worth = {(p.hardware_class, p.capacity_type) for p in plan.shadow_prices}
     return sum(r in worth or used[r] >= most for r, most in limits_of(snapshot).items())
 
@@ -105,12 +119,12 @@ def _of_pool(pool: PoolPlan, vendors: dict[str, str], zones: dict[str, int]) -> 
 def lagrange_bound(problems: list[PoolProblem], limits: dict[Resource, int], prices: dict[Resource, float]) -> float:
     """USD/h that no plan that serves all of `problems` within `limits` costs less than; `prices` of nodes: any >= 0."""
     bound = -sum(prices[r] * limits[r] for r in prices)
-    for problem in problems:
+    for problem in map(in_parts, problems):
         program = Program()
         columns = add_pool(program, problem, limits)
         program.upper[columns.unserved] = 0.0
         terms = cost_terms(problem, columns)
         for k, option in enumerate(problem.options):
-            terms[columns.nodes[k]] += prices.get(option.resource, 0.0)
+            terms[columns.nodes[k]] += prices.get(option.resource, 0.0) / option.parts
         bound += minimise_roughly(program, terms).bound
     return bound

@@ -3,6 +3,7 @@
 Pure.  A status that differs from the one in force only by jitter (prices and predictions within 2 %) is not written.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -183,12 +184,14 @@ def hardware_class_status(
     its capacities (None: not known); `avoided`: as `constrained`, for what takes no pod because of how it is written.
     """
     used = {
-        kind: sum(
-            p.nodes
-            for pool in plan.pools.values()
-            if pool.effective.mode == "Apply"
-            for p in pool.placements
-            if p.hardware_class == hardware.metadata.name and p.capacity_type == kind
+        kind: math.ceil(
+            sum(
+                p.paid_nodes
+                for pool in plan.pools.values()
+                if pool.effective.mode == "Apply"
+                for p in pool.placements
+                if p.hardware_class == hardware.metadata.name and p.capacity_type == kind
+            )
         )
         for kind in CapacityType
     }
@@ -395,7 +398,7 @@ def _placed(plan: PoolPlan) -> Facts:
         return ("False", "Suspended", f"spec.suspend is true: {price}")
     if not plan.placements:
         return _said("False", plan.shortfall or Problem("NoPlacement", "no placement was found"))
-    text = "; ".join(f"{_short(p)} takes {p.traffic_percent}% of traffic" for p in plan.placements)
+    text = "; ".join(_taking(p) for p in plan.placements)
     if plan.effective.mode == "Recommend":
         return ("False", "Recommended", f"placement.mode is Recommend, nothing is applied; it would be: {text}")
     return ("True", "Placed", text + (f". {plan.kept.message}" if plan.kept else ""))
@@ -490,6 +493,11 @@ def _ready(plan: PoolPlan, facts: Mapping[str, Facts], wanted: int, up: int, tro
 
 def _short(placement: Placement) -> str:
     return f"{placement.replicas}x {placement.hardware_class}/{placement.capacity_type.value}"
+
+
+def _taking(placement: Placement) -> str:
+    shared = f", which {placement.shared_with}," if placement.beside else ""
+    return f"{_short(placement)}{shared} takes {placement.traffic_percent}% of traffic"
 
 
 def _money(value: Decimal) -> str:

@@ -13,6 +13,7 @@ from berth_operator.api import (
     HardwareKind,
     InferencePool,
     Quantization,
+    ReplicaResources,
     ServingProfile,
 )
 from berth_operator.planner import Plan, PoolPlan, ReplicaCapacity, RunningPlacement, Snapshot, plan
@@ -109,8 +110,13 @@ def _option(
     cents: int,
     per_node: int = 1,
     span: int = 1,
+    *,
+    shared: bool = False,
 ) -> Option:
-    """An option of the program: a replica carries `rate` turns/s and spans `span` nodes, each of `cents` an hour."""
+    """An option of the program: a replica carries `rate` turns/s and spans `span` nodes, each of `cents` an hour.
+
+    `shared`: other pools' replicas may stand beside its own.
+    """
     reserved = capacity_type is CapacityType.RESERVED
     return Option(
         hardware_class=hardware_class,
@@ -120,7 +126,7 @@ def _option(
         kind=HardwareKind.CPU,
         capacity=ReplicaCapacity(rate, 1, 1.0, 1.0, 1.0, 1000, estimated=True),
         replicas_per_node=per_node,
-        resources=None,
+        resources=ReplicaResources(cpu="1") if shared else None,
         node_usd_per_hour=Decimal(0) if reserved else Decimal(cents) / 100,
         list_usd_per_hour=Decimal(cents) / 100,
         node_watts=None,

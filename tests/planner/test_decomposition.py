@@ -18,7 +18,8 @@ from berth_operator.planner.fleet import FleetSolver, penalties
 from berth_operator.planner.lanes import Lanes, lanes_of, most_replicas_on, served_by
 from berth_operator.planner.patterns import Prices, cheapest
 from berth_operator.planner.program import PoolProblem
-from berth_operator.planner.solver import Solution, nodes_used, solve
+from berth_operator.planner.solution import Solution, nodes_used
+from berth_operator.planner.solver import solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -31,7 +32,9 @@ def scenario(hardware: Make, pool: Make, profile: Make, running: Make) -> Callab
                 prices["Spot"] = f"{price * rng.uniform(0.2, 0.8):.3f}"
             limits = {t: rng.randint(0, 6) for t in prices if rng.random() < 0.4}
             kind = rng.choice(["CPU", "GPU"])
-            size = rng.choice([{}, {"replicasPerNode": 2}, {"nodesPerReplica": 2 if kind == "GPU" else 1}])
+            sizes: list[dict[str, Any]] = [{}, {"replicasPerNode": 2}, {"nodesPerReplica": 2 if kind == "GPU" else 1}]
+            sizes += [{"replicasPerNode": n, "resources": {"cpu": str(14 // n), "memory": "6Gi"}} for n in (2, 4)]
+            size = rng.choice(sizes)
             classes.append(
                 hardware(
                     name,
@@ -118,16 +121,17 @@ def planned(plan_for: Make, scenario: Make) -> Callable[..., tuple[dict[str, Any
 @checked
 def test_no_limit_share_budget_or_bound_is_broken(planned: Make, seed: int, current: bool) -> None:
     scene, plan = planned(seed, current=current)
-    used: dict[tuple[str, CapacityType], int] = {}
+    used: dict[tuple[str, CapacityType], Fraction] = {}
     for one in plan.pools.values():
         for p in one.placements:
             key = (p.hardware_class, p.capacity_type)
-            used[key] = used.get(key, 0) + p.nodes
+            used[key] = used.get(key, Fraction(0)) + p.paid_nodes
         _check_pool(scene, one)
     for c in scene["classes"]:
         for capacity in c.spec.capacity:
             if capacity.max_nodes is not None:
                 assert used.get((c.metadata.name, capacity.type), 0) <= capacity.max_nodes
+    assert all(nodes.denominator == 1 for nodes in used.values()), "somebody pays every node in full"
 
 
 def _check_pool(scene: Mapping[str, Any], one: PoolPlan) -> None:

@@ -17,7 +17,8 @@ from berth_operator.api import CapacityType, Effective, InferencePoolSpec, resol
 from berth_operator.planner.candidates import Option
 from berth_operator.planner.fleet import FleetSolver
 from berth_operator.planner.program import PoolProblem, components, most_replicas
-from berth_operator.planner.solver import Solution, nodes_used, solve
+from berth_operator.planner.solution import Solution, nodes_used
+from berth_operator.planner.solver import solve
 
 Make = Callable[..., Option]
 MOST_REPLICAS = 4

@@ -8,7 +8,7 @@ import pytest
 from berth_operator.api import CapacityType, InferencePool, resolve
 from berth_operator.planner.candidates import Option
 from berth_operator.planner.program import PoolProblem
-from berth_operator.planner.solver import Assignment
+from berth_operator.planner.solution import Assignment
 from berth_operator.planner.traffic import percents, spread
 from hypothesis import given, settings
 from hypothesis import strategies as st

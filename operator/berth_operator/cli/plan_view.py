@@ -134,6 +134,8 @@ def _placement_data(placement: Placement) -> dict[str, Any]:
         "replicas": placement.replicas,
         "nodes": placement.nodes,
         **({"nodesPerReplica": placement.nodes_per_replica} if placement.nodes_per_replica > 1 else {}),
+        "paidNodes": f"{float(placement.paid_nodes):.6g}" if placement.paid is not None else None,
+        "sharedWithPools": placement.beside or None,
         "usdPerHour": money(placement.usd_per_hour),
         "watts": placement.watts,
         "trafficPercent": placement.traffic_percent,
@@ -259,8 +261,9 @@ def _placement_line(placement: Placement, classes: Mapping[str, HardwareClass]) 
     chip = classes[placement.hardware_class].spec.chip if placement.hardware_class in classes else ""
     how = "estimated" if carried.estimated else "profiled"
     each = f", {placement.nodes_per_replica} a replica" if placement.nodes_per_replica > 1 else ""
+    shared = f" ({placement.shared_with}, pays {float(placement.paid_nodes):.3g})" if placement.beside else ""
     return (
-        f"{_short(placement)} ({chip}): {placement.nodes} {nodes}{each}, {money(placement.usd_per_hour)} USD/h,"
+        f"{_short(placement)} ({chip}): {placement.nodes} {nodes}{each}{shared}, {money(placement.usd_per_hour)} USD/h,"
         f" {placement.traffic_percent}% of traffic; one replica carries {carried.turns_per_second:.3g} requests/s"
         f" with first token {_seconds(carried.time_to_first_token_p99)}, between tokens"
         f" {_seconds(carried.inter_token_latency_p99)}, turn {_seconds(carried.turn_latency_p99)} ({how})"

@@ -75,14 +75,21 @@ class Option:
     """Above 1, `replicas_per_node` is 1 and `resources` None."""
     spans_because: str = ""
     """The arithmetic, where a replica spans nodes."""
+    parts: int = 1
+    """Of a node it takes, and pays, one of so many; the rest is others' (`sharing`).  Prices are of the whole node."""
 
     def nodes_for(self, replicas: int) -> int:
         """Whole nodes that so many replicas take."""
-        return -(-replicas // self.replicas_per_node) * self.nodes_per_replica
+        return -(-replicas // (self.replicas_per_node * self.parts)) * self.nodes_per_replica
 
     def replicas_on(self, nodes: int) -> int:
         """The most replicas that so many nodes hold."""
-        return nodes // self.nodes_per_replica * self.replicas_per_node
+        return nodes // self.nodes_per_replica * self.replicas_per_node * self.parts
+
+    @property
+    def shareable(self) -> bool:
+        """Its replicas may stand beside others': they say what they take and leave room, and no zone is prescribed."""
+        return self.replicas_per_node > 1 and self.resources is not None and self.zones == 1
 
     @property
     def resource(self) -> Resource:

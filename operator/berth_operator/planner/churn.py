@@ -14,7 +14,9 @@ from berth_operator.planner.candidates import Resource
 from berth_operator.planner.decomposition import Effort
 from berth_operator.planner.fleet import FleetSolver
 from berth_operator.planner.program import Limits, PoolProblem
-from berth_operator.planner.solver import TOLERANCE, PoolSolution, Solution
+from berth_operator.planner.sharing import NOTHING, Standing
+from berth_operator.planner.solution import PoolSolution, Solution
+from berth_operator.planner.solver import TOLERANCE
 from berth_operator.planner.types import Problem, RunningPlacement
 
 
@@ -47,13 +49,19 @@ class Decision:
 
 
 def decide(
-    problems: Sequence[PoolProblem], incumbents: Mapping[str, Incumbent], limits: Limits, now: datetime
+    problems: Sequence[PoolProblem],
+    incumbents: Mapping[str, Incumbent],
+    limits: Limits,
+    now: datetime,
+    standing: Standing = NOTHING,
 ) -> Decision:
     """Solve for all pools, moving a pool off its hardware only where that serves more demand or is worth it.
 
+    `standing`: replicas of pools that are not planned, whose nodes `limits` count, too.
+
     What a move is worth shows in a plan whose gap nobody knows yet; the plan that is taken is proven.
     """
-    solver = FleetSolver(problems, limits)
+    solver = FleetSolver(problems, limits, standing=standing)
     search = bool(incumbents) and solver.large
     free = solver.solve(problems, Effort.SEARCH if search else Effort.PROVE)
     moves = _weighed(problems, incumbents, solver, free, now)
@@ -152,8 +160,8 @@ def _moves_for_service(problems: Sequence[PoolProblem], held: Solution, free: So
 
 
 def dollars(pool: PoolSolution) -> float:
-    """USD/h of whole nodes."""
-    return float(sum(a.nodes * a.option.node_usd_per_hour for a in pool.assignments))
+    """USD/h of the nodes that it pays."""
+    return float(sum(a.usd_per_hour for a in pool.assignments))
 
 
 def required_saving(problem: PoolProblem, before: float) -> float:

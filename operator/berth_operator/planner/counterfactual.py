@@ -3,7 +3,7 @@
 The figure is a lower bound on any GPU-only plan of the demand that our plan serves, so that savings are never
 flattered: each pool has the GPUs to itself, without node limits (those of Reserved nodes stay: they are free only as
 far as they exist), shortages, budget, maxReplicas, allow and deny lists or vendor shares; spot rules, objectives and
-minReplicas hold as ever.
+minReplicas hold as ever.  Where pools could share a node, each pays the part that it takes, as if others took the rest.
 """
 
 import math
@@ -20,11 +20,13 @@ from berth_operator.planner.lanes import lanes_of, served_by
 from berth_operator.planner.patterns import Prices, cheapest
 from berth_operator.planner.program import Limits, PoolProblem
 from berth_operator.planner.quick import guesses
+from berth_operator.planner.sharing import groups_of, in_parts
 from berth_operator.planner.solver import solve
 
 EXACT: Final = 400
 """GPU options of all pools up to which each pool is solved exactly; above, quantised pricing bounds them together."""
 _UNITS: Final = 60
+_MICRO: Final = Decimal("0.000001")
 _UNSERVED, _MISSING = 1e8, 1e6
 
 
@@ -52,6 +54,8 @@ def gpu_only_usd_per_hour(wanted: Sequence[Comparison], classes: Iterable[Hardwa
     }
     found: dict[str, Decimal | None] = {w.key: None for w in wanted}
     problems = [p for w in wanted if w.served > 0 and (p := _problem(w, gpus, constrained=constrained)).options]
+    groups = groups_of(problems)
+    problems = [in_parts(p, groups) for p in problems]
     if sum(len(p.options) for p in problems) > EXACT:
         bounds = _bounds(problems, limits)
         found.update(bounds)
@@ -83,7 +87,10 @@ def _exactly(problem: PoolProblem, limits: Limits) -> Decimal | None:
     pool = solution.pools.get(problem.key)
     if pool is None or pool.unserved > 0:
         return None
-    exact = sum((a.nodes * a.option.node_usd_per_hour for a in pool.assignments), Decimal(0))
+    exact = Decimal(0)
+    for a in pool.assignments:
+        part = a.replicas * a.option.node_usd_per_hour / a.option.parts
+        exact += a.usd_per_hour if a.option.parts == 1 else part.quantize(_MICRO, ROUND_FLOOR)
     slack = max(0.0, solution.cost - solution.bound)
     if slack <= 1e-9:
         return exact
@@ -93,9 +100,9 @@ def _exactly(problem: PoolProblem, limits: Limits) -> Decimal | None:
 def _bounds(problems: Sequence[PoolProblem], limits: Limits) -> dict[str, Decimal]:
     """Lower bounds, to a millionth of a dollar; none for pools that could not be served in full."""
     lanes = lanes_of(problems, limits)
-    lanes = replace(lanes, price=lanes.usd)
+    lanes = replace(lanes, price=lanes.usd / lanes.parts)
     which = np.arange(lanes.count)
-    prices = Prices(lanes.usd, np.full(lanes.count, _UNSERVED), _MISSING)
+    prices = Prices(lanes.price, np.full(lanes.count, _UNSERVED), _MISSING)
     ceiling = np.full(lanes.count, np.inf)
     for nodes in guesses(lanes, which, prices.node):
         within = np.minimum(nodes, lanes.most)

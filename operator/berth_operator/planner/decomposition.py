@@ -121,9 +121,10 @@ class Decomposition:
         self._add_nothing()
         self._add_floors()
 
-    def restricted(self, most: Ints) -> "Decomposition":
-        """The same pools with `most` [lane, option] nodes, and the columns that keep to it."""
-        part = Decomposition(replace(self.lanes, most=most), self.pools, self.unserved, self.missing)
+    def restricted(self, most: Ints, caps: Floats | None = None) -> "Decomposition":
+        """The same pools with `most` [lane, option] nodes (and `caps` [row]), and the columns that keep to it."""
+        lanes = replace(self.lanes, most=most, caps=self.lanes.caps if caps is None else caps)
+        part = Decomposition(lanes, self.pools, self.unserved, self.missing)
         part.duals, part.warm = self.duals, self.warm
         kept = (self.columns.nodes <= most[self.columns.lane]).all(1)
         part.columns.copy(self.columns, np.flatnonzero(kept))
@@ -177,7 +178,7 @@ class Decomposition:
 
     def prices(self, duals: Floats) -> Prices:
         """Node prices with the duals of the rows they take."""
-        paid = np.append(duals, 0.0)[self.lanes.row] * self.lanes.span
+        paid = np.append(duals, 0.0)[self.lanes.row] * self.lanes.weight
         return Prices(self.lanes.price + paid, self.unserved, self.missing)
 
     def price(self, duals: Floats, *, finally_: bool = False) -> float:
@@ -303,7 +304,7 @@ class Decomposition:
     def _first_most(self) -> Floats:
         """[row] what duals start below."""
         most = np.zeros(len(self.lanes.rows) + 1)
-        np.maximum.at(most, self.lanes.row, self.lanes.price / self.lanes.span)
+        np.maximum.at(most, self.lanes.row, self.lanes.price / self.lanes.weight)
         return np.maximum(most[:-1] * FIRST_MOST, 1e-3)
 
     def _whole(self, weight: Floats, duals: Floats, target: float, answers: int, *, widen: bool) -> Ints:
@@ -380,7 +381,7 @@ class Decomposition:
         own = np.zeros((self.pools, len(left)))
         own[:, :-1] = columns.use[chosen]
         room = (left[None, :] + own)[self.lanes.pool[which]]
-        limited = np.take_along_axis(room, self.lanes.row[which], 1) // self.lanes.span[which]
+        limited = np.take_along_axis(room, self.lanes.row[which], 1) // self.lanes.weight[which]
         most = self.lanes.most.copy()
         free = self.lanes.row[which] == len(self.lanes.rows)
         most[which] = np.where(free, most[which], np.minimum(most[which], limited)).astype(np.int64)

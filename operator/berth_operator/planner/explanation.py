@@ -12,12 +12,14 @@ concave in its price, so that from the second step on the price only rises, and 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_HALF_UP, Context, Decimal
+from fractions import Fraction
 
 from berth_operator.api import format_decimal
 from berth_operator.planner.candidates import Candidates, Option, Resource, Unfit
 from berth_operator.planner.churn import Incumbent, required_saving
+from berth_operator.planner.packing import Packing, Piece, pack
 from berth_operator.planner.program import (
     Limits,
     PoolProblem,
@@ -28,7 +30,9 @@ from berth_operator.planner.program import (
     share_nodes,
     shortage_stages,
 )
-from berth_operator.planner.solver import TOLERANCE, Assignment, PoolSolution, SolverError, minimise
+from berth_operator.planner.sharing import Group
+from berth_operator.planner.solution import Assignment, PoolSolution
+from berth_operator.planner.solver import TOLERANCE, SolverError, minimise
 from berth_operator.planner.types import Candidate, Problem, Verdict
 
 _MOST_STEPS = 12
@@ -36,29 +40,42 @@ _MOST_STEPS = 12
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Nodes that all pools take."""
+    """Nodes that all pools pay."""
 
-    total: Mapping[Resource, int]
-    pools: Mapping[Resource, Mapping[str, int]]
+    total: Mapping[Resource, Fraction]
+    pools: Mapping[Resource, Mapping[str, Fraction]]
     names: Mapping[Resource, Sequence[str]]
     """Of pools that take some, in order."""
+    pieces: Mapping[Group, Sequence[Piece]] = field(default_factory=dict)
+    """Replicas on nodes that may be shared."""
 
     @staticmethod
-    def of(pools: Mapping[Resource, Mapping[str, int]]) -> "Usage":
+    def of(
+        pools: Mapping[Resource, Mapping[str, Fraction]], pieces: Mapping[Group, Sequence[Piece]] | None = None
+    ) -> "Usage":
         """Summed up once for all pools."""
         return Usage(
-            {r: sum(by_pool.values()) for r, by_pool in pools.items()},
+            {r: sum(by_pool.values(), Fraction(0)) for r, by_pool in pools.items()},
             pools,
             {r: sorted(key for key, n in by_pool.items() if n) for r, by_pool in pools.items()},
+            pieces or {},
         )
+
+    def beside(self, pool: str, objective: str) -> dict[Resource, Packing]:
+        """Nodes of other pools that one of this objective may share, packed without it."""
+        return {
+            (name, kind): pack(p for p in pieces if p.pool != pool)
+            for (name, kind, shared_for), pieces in self.pieces.items()
+            if shared_for == objective
+        }
 
     def left(self, limits: Limits, pool: str) -> dict[Resource, int]:
         """Nodes that the other pools leave."""
         return {r: max(0, most - self.by_others(r, pool)) for r, most in limits.items()}
 
     def by_others(self, resource: Resource, pool: str) -> int:
-        """Nodes of a resource under other pools."""
-        return self.total.get(resource, 0) - self.pools.get(resource, {}).get(pool, 0)
+        """Nodes of a resource under other pools, as many as these pay."""
+        return math.ceil(self.total.get(resource, 0) - self.pools.get(resource, {}).get(pool, 0))
 
     def others(self, resource: Resource, pool: str) -> str:
         """The other pools in words: the first three, and how many more."""
@@ -86,6 +103,26 @@ class Outcome:
     """The pool's plan if moving were free."""
     exact: bool
     """Find break-even prices with the solver, some milliseconds each; else compare with the candidate alone."""
+    beside: Mapping[Resource, Packing] = field(default_factory=dict)
+    """Other pools' nodes that it may share."""
+
+    def room(self, option: Option) -> int:
+        """Replicas of an option that take no node more.  None under a budget, which counts whole nodes."""
+        effective = self.problem.effective
+        packing = self.beside.get(option.resource) if option.shareable else None
+        if packing is None or (effective.max_usd_per_hour is not None and effective.on_exceeded == "Shed"):
+            return 0
+        return packing.room(option.replicas_per_node)
+
+    @property
+    def adds(self) -> float:
+        """USD/h that the fleet would save without the pool, the others' placements being what they are."""
+        return float(
+            sum(
+                a.option.nodes_for(max(0, a.replicas - self.room(a.option))) * a.option.node_usd_per_hour
+                for a in self.solution.assignments
+            )
+        )
 
 
 def explain(outcome: Outcome) -> list[Candidate]:
@@ -160,7 +197,7 @@ Finding = tuple[Verdict, str] | None
 
 def _no_nodes_left(outcome: Outcome, option: Option, _: Sequence[Option]) -> Finding:
     most = outcome.limits.get(option.resource)
-    if most is None or outcome.left[option.resource] >= option.nodes_per_replica:
+    if most is None or outcome.left[option.resource] >= option.nodes_per_replica or outcome.room(option) > 0:
         return None
     names = outcome.usage.others(option.resource, outcome.problem.key)
     if left := outcome.left[option.resource]:
@@ -190,7 +227,7 @@ def _kept_off(outcome: Outcome, option: Option, _: Sequence[Option]) -> Finding:
 def _other_objective(outcome: Outcome, option: Option, _: Sequence[Option]) -> Finding:
     effective = outcome.problem.effective
     if effective.objective == "Power":
-        watts = sum(a.nodes * (a.option.node_watts or 0) for a in outcome.solution.assignments)
+        watts = round(sum(a.paid_nodes * (a.option.node_watts or 0) for a in outcome.solution.assignments))
         alone = _nodes_alone(outcome, option) * (option.node_watts or 0)
         return Verdict.TOO_EXPENSIVE, f"alone it would draw {alone} W against {watts} W of the plan"
     if effective.objective == "Latency":
@@ -225,7 +262,7 @@ def _compared_alone(outcome: Outcome, option: Option, price: str) -> str:
     """The candidate carrying all that policy lets it carry, against the plan: cheap, and true, but no break-even."""
     share = _most_spot_percent(outcome, option) / 100 if option.spot else 1.0
     nodes = _nodes_alone(outcome, option, share)
-    cost = sum((a.nodes * a.option.node_usd_per_hour for a in outcome.solution.assignments), Decimal(0))
+    cost = sum((a.usd_per_hour for a in outcome.solution.assignments), Decimal(0))
     whole = "alone" if share == 1 else f"for its at most {share:.0%} of traffic".replace("%", " %")
     return (
         f"{whole} it takes {_count(nodes, 'node')} at {price} ="
@@ -276,12 +313,12 @@ def break_even(outcome: Outcome, option: Option) -> float | None:
     left = outcome.left
     if most_replicas(problem, option, left) < 1:
         return None
-    cost = float(sum(a.nodes * a.option.node_usd_per_hour for a in outcome.solution.assignments))
+    cost = outcome.adds
     if outcome.incumbent and outcome.incumbent.resources:
         cost -= required_saving(problem, cost)
     price = float(option.node_usd_per_hour)
     for step in range(_MOST_STEPS):
-        forced = _cheapest_with(problem, option, price, left, outcome.solution)
+        forced = _cheapest_with(problem, option, price, outcome)
         if forced is None:
             return None
         rest, nodes = forced
@@ -301,12 +338,11 @@ def _candidates_for_entry(outcome: Outcome, option: Option) -> PoolProblem:
     return replace(outcome.problem, options=options)
 
 
-def _cheapest_with(
-    problem: PoolProblem, option: Option, price: float, left: Limits, served: PoolSolution
-) -> tuple[float, int] | None:
+def _cheapest_with(problem: PoolProblem, option: Option, price: float, outcome: Outcome) -> tuple[float, int] | None:
     """(USD/h of the other nodes, nodes of `option`) in the cheapest plan that uses it at `price` and serves as much."""
     program = Program()
-    columns = add_pool(program, problem, left)
+    left, served = outcome.left, outcome.solution
+    columns = add_pool(program, problem, left, {o.resource: outcome.room(o) for o in problem.options})
     share_nodes(program, [problem], [columns], left)
     k = problem.options.index(option)
     program.lower[columns.nodes[k]] = 1.0

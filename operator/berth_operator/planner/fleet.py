@@ -5,17 +5,30 @@ Decomposed, the lexicographic order is one sum: a price for leaving a pool's dem
 costs and `LEVEL` times higher a priority, then one for a missing replica, then cost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Final
 
 import numpy as np
 
 from berth_operator.planner.candidates import Option
-from berth_operator.planner.decomposition import Decomposition, Effort
+from berth_operator.planner.decomposition import Decomposition, Effort, Outcome
 from berth_operator.planner.lanes import Floats, Ints, Lanes, lanes_of, most_replicas_on, unserved_by
 from berth_operator.planner.pricing import LEAST
-from berth_operator.planner.program import Limits, PoolProblem
-from berth_operator.planner.solver import TOLERANCE, Assignment, PoolSolution, Solution, SolverError, solve
+from berth_operator.planner.program import Limits, PoolProblem, node_cost
+from berth_operator.planner.sharing import (
+    NOTHING,
+    Group,
+    Standing,
+    as_whole,
+    consolidated,
+    group_of,
+    groups_of,
+    in_parts,
+    less,
+)
+from berth_operator.planner.solution import Assignment, PoolSolution, Solution, nodes_used
+from berth_operator.planner.solver import TOLERANCE, SolverError, solve
 
 FLAT: Final = 700
 """Options of all pools up to which the flat program is solved."""
@@ -24,6 +37,10 @@ LEVEL: Final = 30.0
 MOST_LEVELS: Final = 1e4
 FAR_ABOVE: Final = 20.0
 """Times the dearest pool's cost that unserved demand costs."""
+MOST_REPACKS: Final = 3
+"""Solves until what pools share keeps to the limits."""
+WASTE: Final = 0.005
+"""Of the cost of all, that nodes shared in vain cost: then they are not counted in parts."""
 NODES_WORTH: Final = 4.0
 """Dearest nodes that the least unserved share costs at least."""
 
@@ -31,9 +48,22 @@ NODES_WORTH: Final = 4.0
 class FleetSolver:
     """Solves pools that share limits, again and again with some options taken away."""
 
-    def __init__(self, problems: Sequence[PoolProblem], limits: Limits) -> None:
+    def __init__(
+        self,
+        problems: Sequence[PoolProblem],
+        limits: Limits,
+        shared: frozenset[Group] | None = None,
+        standing: Standing = NOTHING,
+    ) -> None:
+        """`shared`: groups whose nodes a decomposition counts in parts; None: all that there are.
+
+        `standing`: replicas of other pools, whose nodes `limits` count, too; small fleets may use the room beside them.
+        """
         self.problems = sorted(problems, key=lambda p: p.key)
-        self.limits = limits
+        open_ = groups_of(self.problems, standing) if not self.large else frozenset()
+        self.standing = {group: of for group, of in standing.items() if group in open_}
+        self.limits = less(limits, standing.keys() - self.standing.keys(), standing)
+        self._shared = groups_of(self.problems) if shared is None else shared
         self._first: Decomposition | None = None
 
     def solve(self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE) -> Solution:
@@ -42,7 +72,7 @@ class FleetSolver:
         `effort` is of a decomposition; small fleets are always solved to the end.
         """
         if not self.large:
-            return solve(problems, self.limits)
+            return solve(problems, self.limits, self.standing)
         return self.decomposed(problems, effort)
 
     @property
@@ -52,29 +82,77 @@ class FleetSolver:
 
     def decomposed(self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE) -> Solution:
         """The same by column generation, whatever the size."""
-        served = [p for p in self.problems if p.options]
-        if not served:
+        if not any(p.options for p in self.problems):
             return solve(problems, self.limits)
-        if self._first is None:
-            lanes = lanes_of(served, self.limits)
-            unserved, missing = penalties(lanes)
-            self._first = Decomposition(lanes, len(served), unserved, missing)
-        options = {p.key: p.options for p in problems}
-        part = self._first.restricted(_allowed(self._first.lanes, options))
         try:
-            outcome = part.run(effort)
+            pools, short, part, outcome = self._search(problems, effort)
         except SolverError as error:
             return Solution({}, 0.0, 0.0, {p.key: str(error) for p in problems})
-        self._first.learn(part)
-        pools = _read(part, outcome.chosen)
         for p in self.problems:
             if not p.options:
                 pools[p.key] = PoolSolution((), 1.0, 0.0, float(p.effective.min_replicas))
-        duals = {resource: float(value) for resource, value in zip(part.lanes.rows, outcome.duals, strict=True)}
+        duals = {r: float(v * u) for r, v, u in zip(part.lanes.rows, outcome.duals, part.lanes.unit, strict=True)}
         bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, part.bounds, strict=True)}
         # The distance to the bound is told of dollars alone: beside the price of shortage it would look like nothing.
-        cost = float(part.columns.cost[outcome.chosen].sum())
-        return Solution(pools, cost, outcome.bound - (outcome.cost - cost), {}, duals, bounds)
+        return Solution(pools, sum(_costs(pools)), outcome.bound - short, {}, duals, bounds)
+
+    def _search(
+        self, problems: Sequence[PoolProblem], effort: Effort
+    ) -> tuple[dict[str, PoolSolution], float, Decomposition, Outcome]:
+        """Pools, the price of what they are short of, and where the bound comes from.  Raises SolverError.
+
+        Where parts of nodes do not pack into the nodes there are, or leave much of them to nobody, other plans are
+        looked for, with fewer nodes in parts; the bound stays that of parts, which is below them all.
+        """
+        if self._first is None:
+            served = [in_parts(p, self._shared) for p in self.problems if p.options]
+            lanes = lanes_of(served, self.limits)
+            self._first = Decomposition(lanes, len(served), *penalties(lanes))
+        options = {p.key: p.options for p in problems}
+        part = self._first.restricted(_allowed(self._first.lanes, options))
+        outcome = part.run(effort)
+        self._first.learn(part)
+        found = self._packed(part, outcome)
+        less = Effort.SEARCH if effort is Effort.PROVE else effort
+        pools, short = found or FleetSolver(self.problems, self.limits, frozenset())._search(problems, less)[:2]
+        wasted = _wasted(problems, pools, self._shared) if effort is not Effort.COMPARE else frozenset()
+        if wasted:
+            others = FleetSolver(self.problems, self.limits, self._shared - wasted)._search(problems, less)
+            if sum(_costs(others[0])) + others[1] < sum(_costs(pools)) + short:
+                pools, short = others[:2]
+        return pools, short, part, outcome
+
+    def _packed(self, part: Decomposition, outcome: Outcome) -> tuple[dict[str, PoolSolution], float] | None:
+        """Pools, and the price of what they are short of; solved again with as many nodes fewer as packing takes too
+        many.  None where it still does."""
+        for _ in range(MOST_REPACKS):
+            pools = consolidated(self.problems, _read(part, outcome.chosen))
+            used = nodes_used(pools)
+            over = np.array([max(0, used.get(r, 0) - self.limits[r]) for r in part.lanes.rows]) * part.lanes.unit
+            if not over.any():
+                return pools, outcome.cost - float(part.columns.cost[outcome.chosen].sum())
+            part = part.restricted(part.lanes.most, np.maximum(part.lanes.caps - over, 0.0))
+            outcome = part.run(Effort.SEARCH)
+        return None
+
+
+def _costs(pools: Mapping[str, PoolSolution]) -> list[float]:
+    return [pool.objective for pool in pools.values()]
+
+
+def _wasted(
+    problems: Sequence[PoolProblem], pools: Mapping[str, PoolSolution], shared: frozenset[Group]
+) -> frozenset[Group]:
+    """Groups whose whole nodes cost much more than the parts that are taken of them."""
+    least = WASTE * sum(_costs(pools))
+    effective = {p.key: p.effective for p in problems}
+    lost: dict[Group, float] = {}
+    for key, pool in pools.items():
+        for a in pool.assignments:
+            group = group_of(a.option, effective[key])
+            part = a.paid_nodes - Fraction(a.replicas, a.option.replicas_per_node)
+            lost[group] = lost.get(group, 0.0) + float(part) * node_cost(a.option, effective[key])
+    return frozenset(g for g in shared if lost.get(g, 0.0) > least)
 
 
 def penalties(lanes: Lanes) -> tuple[Floats, float]:
@@ -98,17 +176,17 @@ def _allowed(lanes: Lanes, options: dict[str, tuple[Option, ...]]) -> Ints:
     for lane, mine in enumerate(lanes.options):
         problem = lanes.problems[lanes.pool[lane]]
         left = options[problem.key]
-        if left is problem.options:
+        if len(left) == len(problem.options):
             continue
-        kept = {id(o) for o in left}
+        kept = {(o.resource, o.quantization) for o in left}
         for k, option in enumerate(mine):
-            if id(option) not in kept:
+            if (option.resource, option.quantization) not in kept:
                 most[lane, k] = 0
     return most
 
 
 def _read(part: Decomposition, chosen: Ints) -> dict[str, PoolSolution]:
-    """Each pool's chosen pattern, with as few replicas on its nodes as serve as much."""
+    """Each pool's chosen pattern, with as few replicas on its nodes as serve as much, and nodes shared with nobody."""
     lanes, columns = part.lanes, part.columns
     lane, nodes = columns.lane[chosen], columns.nodes[chosen].astype(np.int64)
     replicas, _ = most_replicas_on(lanes, lane, nodes)
@@ -117,18 +195,26 @@ def _read(part: Decomposition, chosen: Ints) -> dict[str, PoolSolution]:
     for row, column in enumerate(chosen.tolist()):
         problem = lanes.problems[lanes.pool[lane[row]]]
         options = lanes.options[lane[row]]
-        assignments = tuple(
-            Assignment(options[k], int(replicas[row, k]), int(nodes[row, k] * lanes.span[lane[row], k]))
-            for k in np.flatnonzero(nodes[row])
+        taken = np.flatnonzero(nodes[row]).tolist()
+        assignments = tuple(_assigned(options[k], int(replicas[row, k])) for k in taken)
+        parts = sum(
+            (a.nodes - nodes[row, k] * a.option.nodes_per_replica / options[k].parts)
+            * node_cost(a.option, problem.effective)
+            for k, a in zip(taken, assignments, strict=True)
         )
         unserved = float(columns.unserved[column])
         pools[problem.key] = PoolSolution(
             assignments,
             unserved if unserved > TOLERANCE else 0.0,
-            float(columns.cost[column]),
+            float(columns.cost[column]) + float(parts),
             float(columns.missing[column]),
         )
     return pools
+
+
+def _assigned(option: Option, replicas: int) -> Assignment:
+    whole = as_whole(option)
+    return Assignment(whole, replicas, whole.nodes_for(replicas))
 
 
 def _fewest(lanes: Lanes, lane: Ints, nodes: Ints, replicas: Ints, unserved: Floats) -> Ints:

@@ -13,6 +13,7 @@ with f_k the spread of the nodes of k over their zones (`zones`; 1 for one zone)
 `program`'s share rules: steady nodes first, since only the vendor's rule holds them back.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +30,8 @@ Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 SHARE_TOLERANCE: Final = 1e-9
 """Of demand: what rounding may leave unserved of a pattern that serves all."""
+MOST_UNITS: Final = 5_040
+"""Of a node: every whole number to 10 divides it, and replicasPerNode is no more than 1,000."""
 _STEPS: Final = 24
 _SMALL: Final = 1e-6
 
@@ -50,11 +53,15 @@ class Lanes:
     price: Floats
     """[lane, option] USD/h of a node in the cost stage's objective."""
     usd: Floats
-    """[lane, option] USD/h of a node on the bill."""
+    """[lane, option] USD/h of a whole node on the bill."""
     most: Ints
     """[lane, option] nodes that can be of use."""
     row: Ints
     """[lane, option] the shared limit it takes nodes of; `len(rows)` for none."""
+    parts: Ints
+    """[lane, option] of the node on the bill that one here is: more than 1 where pools share them (`sharing`)."""
+    weight: Ints
+    """[lane, option] what a node takes of its shared limit, in the limit's units."""
     vendor: Ints
     """[lane, option]"""
     spot: Flags
@@ -80,8 +87,10 @@ class Lanes:
     odd: Flags
     """[lane] has a rule that the dynamic program does not know: traffic has a cost of its own."""
     rows: tuple[Resource, ...]
+    unit: Floats
+    """[row] units of a node: 1 unless pools share nodes."""
     caps: Floats
-    """[row] nodes."""
+    """[row] units."""
     span: Ints
     """[lane, option] nodes that count as one: those of a replica that spans several."""
 
@@ -118,6 +127,7 @@ def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
     per_node, most = np.ones(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     vendor, spot = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
     zones, span = np.ones(shape, dtype=np.int64), np.ones(shape, dtype=np.int64)
+    parts = np.ones(shape, dtype=np.int64)
     for lane, (index, options) in enumerate(members):
         problem = problems[index]
         demand, effective = problem.demand, problem.effective
@@ -131,8 +141,10 @@ def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
             vendor[lane, k] = vendors[o.vendor]
             spot[lane, k] = o.spot
             zones[lane, k] = o.zones
+            parts[lane, k] = o.parts
     spread, spread_table = _spreads(members, problems, most)
-    resources, caps, row = _rows(members, most * span, limits, shape)
+    resources, row = _rows(members, -(-most // parts) * span, limits, shape)
+    unit = _units(len(resources), row, parts)
     rules = [problems[index].effective for index, _ in members]
     return Lanes(
         problems=tuple(problems),
@@ -145,6 +157,8 @@ def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
         usd=usd,
         most=most,
         row=row,
+        parts=parts,
+        weight=np.where(row < len(resources), np.append(unit, 1)[row] * span // parts, 1),
         vendor=vendor,
         spot=spot,
         spot_share=np.array([e.spot_max_traffic_percent / 100 for e in rules]),
@@ -164,7 +178,8 @@ def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
         ),
         odd=np.array([e.objective == "Latency" for e in rules], dtype=np.bool_),
         rows=resources,
-        caps=caps,
+        unit=unit.astype(np.float64),
+        caps=np.array([float(limits[r]) for r in resources]) * unit,
         span=span,
     )
 
@@ -186,7 +201,7 @@ def _spreads(
 
 def _rows(
     members: Sequence[tuple[int, tuple[Option, ...]]], nodes: Ints, limits: Limits, shape: tuple[int, int]
-) -> tuple[tuple[Resource, ...], Floats, Ints]:
+) -> tuple[tuple[Resource, ...], Ints]:
     """Limits that the pools together could exceed, and which of them each option belongs to."""
     wanted: dict[Resource, dict[int, int]] = {}
     for lane, (index, options) in enumerate(members):
@@ -200,7 +215,13 @@ def _rows(
     for lane, (_, options) in enumerate(members):
         for k, o in enumerate(options):
             row[lane, k] = number.get(o.resource, len(tight))
-    return tight, np.array([float(limits[r]) for r in tight]), row
+    return tight, row
+
+
+def _units(rows: int, row: Ints, parts: Ints) -> Ints:
+    """[row] parts of a node of which each option takes a whole number, or nearly (a hair less is still a bound)."""
+    found = [math.lcm(*map(int, np.unique(parts[row == r]))) for r in range(rows)]
+    return np.array([min(n, MOST_UNITS) for n in found], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +239,7 @@ class Served:
 def served_by(lanes: Lanes, lane: Ints, nodes: Ints) -> Served:
     """What `nodes` [pattern, option] of `lane` [pattern] serve, exactly, with as many replicas as they hold."""
     replicas, allowed = most_replicas_on(lanes, lane, nodes)
-    spent = (nodes * lanes.usd[lane]).sum(1)
+    spent = (-(-nodes // lanes.parts[lane]) * lanes.usd[lane]).sum(1)
     allowed &= spent <= lanes.budget[lane] * (1 + 1e-9)
     missing = np.maximum(lanes.least[lane] - replicas.sum(1), 0)
     return Served(unserved_by(lanes, lane, replicas), missing, allowed)

@@ -41,7 +41,7 @@ class Columns:
     unserved = property(lambda self: self._unserved[: self.count])
     missing = property(lambda self: self._missing[: self.count])
     use = property(lambda self: self._use[: self.count])
-    """[column, row] nodes."""
+    """[column, row] units of nodes."""
 
     @property
     def pool(self) -> Ints:
@@ -66,9 +66,9 @@ class Columns:
         at, rows = slice(first, first + number), np.array(fresh)
         self._lane[at], self._nodes[at] = lane[rows], nodes[rows]
         self._cost[at], self._unserved[at], self._missing[at] = cost[rows], unserved[rows], missing[rows]
-        taken = nodes * self.lanes.span[lane]
         use = np.zeros((number, len(self.lanes.rows) + 1), dtype=np.int32)
-        np.add.at(use, (np.arange(number)[:, None], self.lanes.row[lane[rows]]), taken[rows].astype(np.int32))
+        units = (nodes[rows] * self.lanes.weight[lane[rows]]).astype(np.int32)
+        np.add.at(use, (np.arange(number)[:, None], self.lanes.row[lane[rows]]), units)
         self._use[at] = use[:, :-1]
         self.count += number
         return np.arange(first, first + number)

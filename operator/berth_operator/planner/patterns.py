@@ -98,9 +98,9 @@ def _within_rules(lanes: Lanes, prices: Prices, found: Found, ceiling: Floats, u
     if not len(broken):
         return
     lane = found.lane[broken]
-    spent = (found.nodes[broken] * lanes.usd[lane]).sum(1) > lanes.budget[lane]
+    spent = (-(-found.nodes[broken] // lanes.parts[lane]) * lanes.usd[lane]).sum(1) > lanes.budget[lane]
     # A node need not be full: of its replicas only one is certain.
-    weight = np.where(spent[:, None], lanes.usd[lane], 1.0)
+    weight = np.where(spent[:, None], lanes.usd[lane] / lanes.parts[lane], 1.0)
     most = np.where(spent, lanes.budget[lane], lanes.most_replicas[lane])
     scale = np.maximum(found.bound[broken], 1e-3) / np.maximum(most, 1e-6)
     low, high = np.zeros(len(lane)), np.full(len(lane), np.inf)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from typing import Final
 
@@ -17,8 +18,9 @@ from berth_operator.planner.explanation import Outcome, Usage, explain, per_mill
 from berth_operator.planner.faulty import avoided_of, avoiding, with_faulty
 from berth_operator.planner.judging import judge_all
 from berth_operator.planner.program import PoolProblem
+from berth_operator.planner.sharing import NOTHING, Group, Standing, groups_of, pieces_of
 from berth_operator.planner.shortfall import shortfall
-from berth_operator.planner.solver import Assignment, PoolSolution, nodes_used
+from berth_operator.planner.solution import Assignment, PoolSolution, nodes_used
 from berth_operator.planner.traffic import percents, spread
 from berth_operator.planner.types import Placement, Plan, PoolPlan, Problem, RunningPlacement, ShadowPrice, Snapshot
 
@@ -67,6 +69,8 @@ class Planned:
     """At the duals; nothing where the plan was not made by decomposition, or not of all pools alike."""
     large: bool = False
     """Too large to be solved to its optimum at once: amending is worth more than planning afresh."""
+    groups: frozenset[Group] = frozenset()
+    """Of pools that may share nodes, which `pool_bounds` count in parts."""
 
 
 def plan(snapshot: Snapshot) -> Plan:
@@ -87,7 +91,11 @@ def planned(snapshot: Snapshot) -> Planned:
     used = nodes_used(live.solution.pools)
     left = {resource: max(0, most - used.get(resource, 0)) for resource, most in limits.items()}
     shadow = decide_pools([j for j in accepted if j.shadow], left, snapshot.now)
-    usage = {False: Usage.of(_used_by([live])), True: Usage.of(_used_by([live, shadow]))}
+    effective = {j.key: j.context.effective for j in accepted}
+    usage = {
+        False: Usage.of(_used_by([live]), pieces_of(effective, live.solution.pools)),
+        True: Usage.of(_used_by([live, shadow]), pieces_of(effective, shadow.solution.pools)),
+    }
     exact = sum(len(j.candidates.options) for j in accepted) <= EXACT_BREAK_EVENS
     gpu_only = counterfactuals(accepted, {**live.solution.pools, **shadow.solution.pools}, snapshot.hardware_classes)
     pools = {}
@@ -111,7 +119,8 @@ def planned(snapshot: Snapshot) -> Planned:
     )
     costs = {key: pool.objective for key, pool in live.solution.pools.items()}
     bounds = live.solution.pool_bounds if not failed and not shadow.solution.pools else {}
-    return Planned(snapshot, made, cost, bound, live.solution.duals, costs, bounds, is_large(accepted))
+    groups = groups_of(j.program for j in accepted if not j.shadow)
+    return Planned(snapshot, made, cost, bound, live.solution.duals, costs, bounds, is_large(accepted), groups)
 
 
 def is_large(accepted: Sequence[JudgedPool]) -> bool:
@@ -211,21 +220,23 @@ def _context(
     )
 
 
-def decide_pools(pools: Sequence[JudgedPool], limits: Mapping[Resource, int], now: datetime) -> Decision:
-    """Solve for pools and weigh their moves."""
+def decide_pools(
+    pools: Sequence[JudgedPool], limits: Mapping[Resource, int], now: datetime, standing: Standing = NOTHING
+) -> Decision:
+    """Solve for pools and weigh their moves.  `standing`: as of `churn.decide`."""
     incumbents = {j.key: j.incumbent for j in pools if j.incumbent}
-    return decide([j.program for j in pools], incumbents, limits, now)
+    return decide([j.program for j in pools], incumbents, limits, now, standing)
 
 
 # --- After solving --------------------------------------------------------------------------------------------------
 
 
-def _used_by(decisions: Sequence[Decision]) -> dict[Resource, dict[str, int]]:
-    used: dict[Resource, dict[str, int]] = {}
+def _used_by(decisions: Sequence[Decision]) -> dict[Resource, dict[str, Fraction]]:
+    used: dict[Resource, dict[str, Fraction]] = {}
     for decision in decisions:
         for key, pool in decision.solution.pools.items():
             for assignment in pool.assignments:
-                used.setdefault(assignment.option.resource, {})[key] = assignment.nodes
+                used.setdefault(assignment.option.resource, {})[key] = assignment.paid_nodes
     return used
 
 
@@ -256,7 +267,10 @@ def pool_plan(
     kept = decision.kept.get(key)
     free = decision.free.pools.get(key)
     left = usage.left(limits, key)
-    outcome = Outcome(problem, judged.candidates, solution, limits, usage, left, judged.incumbent, kept, free, exact)
+    outcome = Outcome(
+        *(problem, judged.candidates, solution, limits, usage, left, judged.incumbent, kept, free, exact),
+        beside=usage.beside(key, effective.objective) if exact else {},
+    )
     shares = spread(problem, solution.assignments)
     served = 1 - solution.unserved
     placements = placements_of(problem, solution.assignments, percents(problem, solution.assignments, shares))
@@ -294,14 +308,17 @@ def placements_of(
             capacity_type=a.option.capacity_type,
             replicas=a.replicas,
             nodes=a.nodes,
-            usd_per_hour=a.nodes * a.option.node_usd_per_hour,
-            watts=None if a.option.node_watts is None else a.nodes * a.option.node_watts,
+            usd_per_hour=a.usd_per_hour,
+            watts=None if a.option.node_watts is None else round(a.paid_nodes * a.option.node_watts),
             traffic_percent=percent,
             quantization=a.option.quantization,
             capacity=a.option.capacity,
             resources=a.option.resources,
             replicas_per_node=a.option.replicas_per_node,
             nodes_per_replica=a.option.nodes_per_replica,
+            shareable=a.option.shareable,
+            paid=a.paid,
+            beside=a.beside,
         )
         for a, percent in zip(assignments, traffic, strict=True)
     )

@@ -80,18 +80,24 @@ Limits = Mapping[Resource, int]
 # --- Rules of one pool ----------------------------------------------------------------------------------------------
 
 
-def add_pool(program: Program, problem: PoolProblem, limits: Limits) -> PoolColumns:
-    """Add a pool's columns and all its rules."""
+def add_pool(
+    program: Program, problem: PoolProblem, limits: Limits, room: Mapping[Resource, int] | None = None
+) -> PoolColumns:
+    """Add a pool's columns and all its rules.  `room`: replicas that fit on others' nodes, which then cost nothing."""
+    beside = [(room or {}).get(k.resource, 0) if k.shareable else 0 for k in problem.options]
     columns = PoolColumns(
         traffic=[program.column(1.0) for _ in problem.options],
-        replicas=[program.column(most_replicas(problem, k, limits), integer=True) for k in problem.options],
+        replicas=[
+            program.column(most_replicas(problem, k, limits, more), integer=True)
+            for k, more in zip(problem.options, beside, strict=True)
+        ],
         nodes=[],
         unserved=program.column(1.0),
         missing=program.column(problem.effective.min_replicas) if problem.effective.min_replicas else None,
     )
     serve_demand(program, columns)
     carry_traffic(program, problem, columns)
-    fill_nodes(program, problem, columns)
+    fill_nodes(program, problem, columns, beside)
     keep_min_replicas(program, problem, columns)
     keep_max_replicas(program, problem, columns)
     limit_spot_share(program, problem, columns)
@@ -104,8 +110,11 @@ def add_pool(program: Program, problem: PoolProblem, limits: Limits) -> PoolColu
     return columns
 
 
-def most_replicas(problem: PoolProblem, option: Option, limits: Limits) -> int:
-    """The most replicas of an option that can be of use: all of the demand and every floor, within the limits."""
+def most_replicas(problem: PoolProblem, option: Option, limits: Limits, room: int = 0) -> int:
+    """The most replicas of an option that can be of use: all of the demand and every floor, within the limits.
+
+    `room`: replicas that fit beside others' without a node more.
+    """
     effective = problem.effective
     alone = max(1, math.ceil(min(problem.demand / option.capacity.turns_per_second, MOST_REPLICAS) - 1e-9))
     most = max(alone, effective.min_replicas, 0 if option.spot else effective.min_on_demand_replicas)
@@ -120,7 +129,7 @@ def most_replicas(problem: PoolProblem, option: Option, limits: Limits) -> int:
     if option.own_replica_limit is not None:
         bounds.append(option.own_replica_limit)
     if option.resource in limits:
-        bounds.append(option.replicas_on(limits[option.resource]))
+        bounds.append(option.replicas_on(limits[option.resource]) + room)
     return max(0, min(bounds))
 
 
@@ -136,8 +145,8 @@ def carry_traffic(program: Program, problem: PoolProblem, columns: PoolColumns) 
         program.row({columns.replicas[k]: 1.0, columns.traffic[k]: -needed}, at_least=0.0)
 
 
-def fill_nodes(program: Program, problem: PoolProblem, columns: PoolColumns) -> None:
-    """r_k <= m_k n_k: whole nodes are paid for.  n_k = s_k r_k: and all that a replica spans."""
+def fill_nodes(program: Program, problem: PoolProblem, columns: PoolColumns, room: Sequence[int]) -> None:
+    """r_k <= m_k n_k + room_k: whole nodes are paid for.  n_k = s_k r_k: and all that a replica spans."""
     for k, option in enumerate(problem.options):
         if option.nodes_per_replica > 1:
             span = float(option.nodes_per_replica)
@@ -150,7 +159,7 @@ def fill_nodes(program: Program, problem: PoolProblem, columns: PoolColumns) -> 
             continue
         most = math.ceil(program.upper[columns.replicas[k]] / option.replicas_per_node)
         node = program.column(most, integer=True)
-        program.row({node: float(option.replicas_per_node), columns.replicas[k]: -1.0}, at_least=0.0)
+        program.row({node: float(option.replicas_per_node), columns.replicas[k]: -1.0}, at_least=-float(room[k]))
         columns.nodes.append(node)
 
 
@@ -249,12 +258,15 @@ def _limit_share(
 def keep_budget(program: Program, problem: PoolProblem, columns: PoolColumns) -> None:
     """Shed: nodes cost at most maxUsdPerHour, written in shares of it; an option dearer than that has no replicas.
 
-    Overspend bounds nothing and is reported instead.
+    Nodes count in full even where others share them: whoever leaves, the budget holds.  Overspend bounds nothing and is
+    reported instead.
     """
     effective = problem.effective
     if effective.max_usd_per_hour is not None and effective.on_exceeded == "Shed":
         share = {k: float(o.node_usd_per_hour / effective.max_usd_per_hour) for k, o in enumerate(problem.options)}
-        program.row({columns.nodes[k]: s for k, s in share.items() if 0 < s <= 1}, at_most=1.0)
+        program.row(
+            {columns.nodes[k]: s / problem.options[k].parts for k, s in share.items() if 0 < s <= 1}, at_most=1.0
+        )
 
 
 def serve_one_quantization(program: Program, problem: PoolProblem, columns: PoolColumns) -> None:
@@ -274,21 +286,29 @@ def serve_one_quantization(program: Program, problem: PoolProblem, columns: Pool
 
 
 def share_nodes(
-    program: Program, problems: Sequence[PoolProblem], columns: Sequence[PoolColumns], limits: Limits
+    program: Program,
+    problems: Sequence[PoolProblem],
+    columns: Sequence[PoolColumns],
+    limits: Limits,
+    joined: Mapping[int, int] | None = None,
 ) -> None:
-    """All pools together stay within the nodes that there are."""
+    """All pools together stay within the nodes that there are.
+
+    `joined`: columns of pools' own nodes -> those of nodes that they share.
+    """
     used: dict[Resource, Terms] = {}
     for problem, at in zip(problems, columns, strict=True):
         for k, option in enumerate(problem.options):
             terms = used.setdefault(option.resource, {})
-            terms[at.nodes[k]] = 1.0
+            terms[(joined or {}).get(at.nodes[k], at.nodes[k])] = 1.0
     for resource in sorted(used):
         if resource in limits:
             program.row(used[resource], at_most=float(limits[resource]))
 
 
 def components(problems: Iterable[PoolProblem], limits: Limits) -> list[list[PoolProblem]]:
-    """Pools that compete for a limited resource, directly or through others, belong together; the rest are apart.
+    """Pools that compete for a limited resource or may share nodes, directly or through others, belong together; the
+    rest are apart.
 
     An exact decomposition: a limit that all pools together cannot reach couples nobody.
     """
@@ -299,9 +319,10 @@ def components(problems: Iterable[PoolProblem], limits: Limits) -> list[list[Poo
             nodes = option.nodes_for(most_replicas(problem, option, limits))
             wanted[option.resource] = wanted.get(option.resource, 0) + nodes
     tight = {resource for resource, nodes in wanted.items() if resource in limits and nodes > limits[resource]}
-    groups: list[tuple[list[PoolProblem], set[Resource]]] = []
+    groups: list[tuple[list[PoolProblem], set[object]]] = []
     for problem in problems:
-        shared = {option.resource for option in problem.options} & tight
+        shared: set[object] = {o.resource for o in problem.options if o.resource in tight}
+        shared |= {(o.resource, problem.effective.objective) for o in problem.options if o.shareable}
         members = [problem]
         apart = []
         for group, resources in groups:
@@ -327,7 +348,7 @@ NODE_TIE_BREAK: Final = 1e-5
 
 
 def node_cost(option: Option, effective: Effective) -> float:
-    """What a node of an option adds to the objective of the cost stage, USD/h."""
+    """What a node of an option (or its part of one) adds to the objective of the cost stage, USD/h."""
     if effective.objective == "Cost":
         marginal = float(option.node_usd_per_hour)
     elif effective.objective == "Power":
@@ -336,7 +357,7 @@ def node_cost(option: Option, effective: Effective) -> float:
         marginal = float(option.node_usd_per_hour) * TIE_BREAK
     if option.capacity_type is CapacityType.RESERVED:
         marginal += float(option.list_usd_per_hour) * TIE_BREAK
-    return marginal + NODE_TIE_BREAK
+    return (marginal + NODE_TIE_BREAK) / option.parts
 
 
 def cost_terms(problem: PoolProblem, columns: PoolColumns) -> Terms:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from fractions import Fraction
 from typing import Final
 
 from berth_operator.api import ConstrainedCapacity, HardwareClass, InferencePool
@@ -28,8 +29,11 @@ from berth_operator.planner.planning import (
     unaccepted,
 )
 from berth_operator.planner.program import Program, add_pool, cost_terms
-from berth_operator.planner.solver import minimise_roughly, nodes_used
-from berth_operator.planner.types import Plan, PoolPlan, RunningPlacement, Snapshot
+from berth_operator.planner.recharging import recharged, standing
+from berth_operator.planner.sharing import groups_open_to, in_parts, less
+from berth_operator.planner.solution import nodes_used
+from berth_operator.planner.solver import minimise_roughly
+from berth_operator.planner.types import Placement, Plan, PoolPlan, RunningPlacement, Snapshot
 
 MOST_FORCED: Final = 50
 """Pools that `carried` plans at once because their hardware is gone: about half a second's work."""
@@ -253,21 +257,23 @@ def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Pl
     accepted = [j for j in judged if j.problem is None]
     limits = limits_of(snapshot)
     kept = {k: p for k, p in last.plan.pools.items() if k not in changed and k not in difference.gone}
-    used: dict[Resource, dict[str, int]] = {}
+    used: dict[Resource, dict[str, Fraction]] = {}
     for key, pool in kept.items():
         for p in pool.placements if pool.effective.mode == "Apply" else ():
-            used.setdefault((p.hardware_class, p.capacity_type), {})[key] = p.nodes
-    left = {r: max(0, most - sum(used.get(r, {}).values())) for r, most in limits.items()}
-    live = decide_pools([j for j in accepted if not j.shadow], left, snapshot.now)
+            used.setdefault((p.hardware_class, p.capacity_type), {})[key] = p.paid_nodes
+    alone = _nodes(p for plan in kept.values() if plan.effective.mode == "Apply" for p in plan.placements)
+    left = {r: max(0, most - alone.get(r, 0)) for r, most in limits.items()}
+    beside = standing(kept)
+    live = decide_pools([j for j in accepted if not j.shadow], left, snapshot.now, beside)
     taken = nodes_used(live.solution.pools)
-    left = {r: max(0, most - taken.get(r, 0)) for r, most in left.items()}
+    left = {r: max(0, most - taken.get(r, 0)) for r, most in less(left, beside, beside).items()}
     shadow = decide_pools([j for j in accepted if j.shadow], left, snapshot.now)
     if live.solution.failed or shadow.solution.failed:
         return None
     solved = {**live.solution.pools, **shadow.solution.pools}
     for key, one in live.solution.pools.items():
         for a in one.assignments:
-            used.setdefault(a.option.resource, {})[key] = a.nodes
+            used.setdefault(a.option.resource, {})[key] = a.paid_nodes
     usage = Usage.of(used)
     gpu_only = counterfactuals(accepted, solved, snapshot.hardware_classes)
     fresh = {}
@@ -276,12 +282,18 @@ def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Pl
             fresh[j.key] = unaccepted(j, limits)
         else:
             fresh[j.key] = pool_plan(j, shadow if j.shadow else live, limits, usage, False, gpu_only.get(j.key))
-    pools = {p.key: fresh[p.key] if p.key in fresh else kept[p.key] for p in snapshot.pools}
+    unpacked = {p.key: fresh[p.key] if p.key in fresh else kept[p.key] for p in snapshot.pools}
+    pools = recharged(unpacked, snapshot.hardware_classes)
     costs = {k: v for k, v in last.pool_costs.items() if k in kept} | {
         k: one.objective for k, one in live.solution.pools.items()
     }
     cost = last.cost + sum(costs[k] for k in live.solution.pools)
     cost -= sum(v for k, v in last.pool_costs.items() if k not in kept)
+    for key in costs:
+        saved = float(unpacked[key].usd_per_hour - pools[key].usd_per_hour)
+        if saved and pools[key].effective.objective == "Cost":
+            costs[key] -= saved
+            cost -= saved
     bound, bounds = _bounded(last, [j for j in accepted if not j.shadow], kept, limits, live.kept)
     proven = cost > 0 and not math.isnan(bound)
     gap = max(0.0, (cost - bound) / cost) if proven else math.nan if math.isnan(bound) else 0.0
@@ -297,6 +309,15 @@ def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Pl
     )
 
 
+def _nodes(placements: Iterable[Placement]) -> dict[Resource, int]:
+    """Nodes of placements that share none."""
+    out: dict[Resource, int] = {}
+    for p in placements:
+        if not p.shareable:
+            out[p.hardware_class, p.capacity_type] = out.get((p.hardware_class, p.capacity_type), 0) + p.nodes
+    return out
+
+
 def _bounded(
     last: Planned,
     judged: Sequence[JudgedPool],
@@ -305,7 +326,8 @@ def _bounded(
     held: Mapping[str, object],
 ) -> tuple[float, dict[str, float]]:
     """The bound with the changed pools' parts priced anew, and those parts; not a number where the last had none."""
-    if not last.pool_bounds or math.isnan(last.bound):
+    unforeseen = any(groups_open_to(j.program) - last.groups for j in judged)
+    if not last.pool_bounds or math.isnan(last.bound) or unforeseen:
         return math.nan, {}
     fresh = {j.key: _least(j, last.duals, limits, held=j.key in held) for j in judged}
     gone = sum(v for k, v in last.pool_bounds.items() if k not in kept)
@@ -315,7 +337,7 @@ def _bounded(
 
 def _least(judged: JudgedPool, duals: Mapping[Resource, float], limits: Mapping[Resource, int], *, held: bool) -> float:
     """What no plan of the pool that serves all costs less than, with nodes at their duals."""
-    problem = judged.program
+    problem = in_parts(judged.program)
     if held and judged.incumbent:
         own = judged.incumbent.resources
         problem = replace(problem, options=tuple(o for o in problem.options if o.resource in own))
@@ -324,5 +346,5 @@ def _least(judged: JudgedPool, duals: Mapping[Resource, float], limits: Mapping[
     program.upper[columns.unserved] = 0.0
     terms = cost_terms(problem, columns)
     for k, option in enumerate(problem.options):
-        terms[columns.nodes[k]] += duals.get(option.resource, 0.0)
+        terms[columns.nodes[k]] += duals.get(option.resource, 0.0) / option.parts
     return minimise_roughly(program, terms).bound

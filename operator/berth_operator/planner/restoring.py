@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
 from berth_operator.api import InferencePool, InferencePoolStatus
 from berth_operator.planner.candidates import Option
@@ -23,7 +24,8 @@ from berth_operator.planner.planning import (
     placements_of,
     watts_of,
 )
-from berth_operator.planner.solver import Assignment
+from berth_operator.planner.recharging import recharged
+from berth_operator.planner.solution import Assignment
 from berth_operator.planner.types import Candidate, Plan, PoolPlan, Problem, Snapshot, Verdict
 
 _SAME = 0.02
@@ -46,6 +48,7 @@ def restored(snapshot: Snapshot) -> Planned | None:
         return None
     by_key = {p.key: p for p in snapshot.pools}
     found = {j.key: plan for j in accepted if (plan := _restored(by_key[j.key], j)) is not None}
+    found = recharged(found, snapshot.hardware_classes)
     if not found or _too_many_nodes(found.values(), snapshot):
         return None
     costs = {key: float(plan.usd_per_hour) for key, plan in found.items()}
@@ -70,7 +73,9 @@ def _restored(pool: InferencePool, judged: JudgedPool) -> PoolPlan | None:
     placements = placements_of(problem, assignments, [p.traffic_percent for p in status.placements or ()])
     usd = sum((p.usd_per_hour for p in placements), Decimal(0))
     before = _decimal(status.cost.usd_per_hour) if status.cost else None
-    if before is None or abs(usd - before) > Decimal(repr(_SAME)) * max(usd, before) or carried < problem.demand:
+    least = sum((_least(a) for a in assignments), Decimal(0))  # where others share its nodes
+    same = 1 - Decimal(repr(_SAME))
+    if before is None or carried < problem.demand or before < least * same or usd < before * same:
         return None
     return PoolPlan(
         pool=pool.key,
@@ -85,6 +90,13 @@ def _restored(pool: InferencePool, judged: JudgedPool) -> PoolPlan | None:
         over_budget=over_budget_of(judged, usd),
         kept=_kept(status),
     )
+
+
+def _least(assignment: Assignment) -> Decimal:
+    """USD/h that it may pay at the least."""
+    if not assignment.option.shareable:
+        return assignment.usd_per_hour
+    return assignment.replicas * assignment.option.node_usd_per_hour / assignment.option.replicas_per_node
 
 
 def _holds(pool: InferencePool) -> bool:
@@ -146,12 +158,12 @@ def _kept(status: InferencePoolStatus) -> Problem | None:
 
 
 def _too_many_nodes(plans: Iterable[PoolPlan], snapshot: Snapshot) -> bool:
-    left = limits_of(snapshot)
+    left = {resource: Fraction(most) for resource, most in limits_of(snapshot).items()}
     for plan in plans:
         for p in plan.placements:
             resource = p.hardware_class, p.capacity_type
             if resource in left:
-                left[resource] -= p.nodes
+                left[resource] -= p.paid_nodes
     return any(n < 0 for n in left.values())
 
 

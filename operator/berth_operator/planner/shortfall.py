@@ -8,7 +8,7 @@ from decimal import Decimal
 from berth_operator.api import format_decimal
 from berth_operator.planner.candidates import Candidates
 from berth_operator.planner.program import Limits, PoolProblem
-from berth_operator.planner.solver import Assignment, PoolSolution
+from berth_operator.planner.solution import Assignment, PoolSolution
 from berth_operator.planner.types import Candidate, Problem, Verdict
 
 

@@ -4,13 +4,13 @@ One thread, a fixed seed, columns in canonical order, limits in branch-and-bound
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Final
 
 import highspy
 import numpy as np
 
-from berth_operator.planner.candidates import Option, Resource
 from berth_operator.planner.program import (
     Limits,
     PoolColumns,
@@ -23,6 +23,19 @@ from berth_operator.planner.program import (
     share_nodes,
     shortage_stages,
 )
+from berth_operator.planner.sharing import (
+    NOTHING,
+    Group,
+    Standing,
+    consolidated,
+    groups_of,
+    join_nodes,
+    less,
+    nodes_beyond,
+    regrouped,
+    taken,
+)
+from berth_operator.planner.solution import Assignment, PoolSolution, Solution
 
 SMALL: Final = 400
 """Integer columns up to which a component is solved to proven optimality."""
@@ -32,6 +45,8 @@ SMALL_NODES: Final = 50_000
 """Branch-and-bound nodes a stage of a small component: a bound on time that does not depend on the machine."""
 LARGE_WORK: Final = 160_000_000
 """Nodes x integer columns squared of a stage of a larger one: 300 nodes at 700 columns, 10 at 4,000."""
+MOST_REPACKS: Final = 4
+"""Solves of a component in which pools share nodes, until their packing keeps to the limits; then without sharing."""
 TOLERANCE: Final = 1e-6
 """Shares below this are nothing: ten times HiGHS's feasibility tolerance for a row of unit coefficients."""
 
@@ -53,44 +68,6 @@ class SolverError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Assignment:
-    """What one option of a pool is given."""
-
-    option: Option
-    replicas: int
-    nodes: int
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSolution:
-    """One pool's part of a solution."""
-
-    assignments: tuple[Assignment, ...]
-    """Only those with replicas."""
-    unserved: float
-    """Share of demand, 0 to 1."""
-    objective: float
-    """Its part of the cost stage, USD/h."""
-    missing_replicas: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Solution:
-    """A plan of several pools, or of those whose component could be solved."""
-
-    pools: Mapping[str, PoolSolution]
-    cost: float
-    bound: float
-    """Lower bound on `cost` given the stages before it."""
-    failed: Mapping[str, str]
-    """Pools whose component had no solution, with the solver's words."""
-    duals: Mapping[Resource, float] = field(default_factory=dict)
-    """USD/h that one more node of a limit would save, where the solver knows."""
-    pool_bounds: Mapping[str, float] = field(default_factory=dict)
-    """By pool, what its part costs at the least with nodes at their duals, where the solver knows."""
-
-
-@dataclass(frozen=True, slots=True)
 class Stage:
     """One solved stage."""
 
@@ -99,14 +76,17 @@ class Stage:
     bound: float
 
 
-def solve(problems: Sequence[PoolProblem], limits: Limits) -> Solution:
-    """The lexicographic optimum over all pools, component by component."""
+def solve(problems: Sequence[PoolProblem], limits: Limits, standing: Standing = NOTHING) -> Solution:
+    """The lexicographic optimum over all pools, component by component.
+
+    `standing`: replicas of other pools, whose nodes `limits` count, too; beside them there is no bound.
+    """
     pools: dict[str, PoolSolution] = {}
     failed: dict[str, str] = {}
     cost = bound = 0.0
     for group in components(problems, limits):
         try:
-            solved, group_cost, group_bound = _solve_component(group, limits)
+            solved, group_cost, group_bound = _solve_component(group, limits, standing)
         except SolverError as error:
             failed.update({p.key: str(error) for p in group})
             continue
@@ -116,19 +96,49 @@ def solve(problems: Sequence[PoolProblem], limits: Limits) -> Solution:
     return Solution(pools, cost, bound, failed)
 
 
-def _solve_component(problems: Sequence[PoolProblem], limits: Limits) -> tuple[dict[str, PoolSolution], float, float]:
+def _solve_component(
+    problems: Sequence[PoolProblem], limits: Limits, standing: Standing
+) -> tuple[dict[str, PoolSolution], float, float]:
+    """Pools, cost and bound.  Where packing takes more nodes than there are, solved again with as many fewer."""
+    groups = groups_of(problems, standing)
+    more = {g: taken(standing.get(g, ())) for g in groups}
+    pools, cost, bound = _solve_joined(problems, limits, groups, more, standing)
+    short = _unserved(pools)
+    for _ in range(MOST_REPACKS):
+        over = nodes_beyond(problems, limits, pools, {g: standing[g] for g in groups if g in standing})
+        if not over:
+            break
+        more = {g: nodes + over.get((g[0], g[1]), 0) for g, nodes in more.items()}
+        pools, cost, _ = _solve_joined(problems, limits, groups, more, standing)
+    else:
+        pools, cost, _ = _solve_joined(problems, less(limits, groups, standing), frozenset(), {}, NOTHING)
+    return pools, cost, bound if _unserved(pools) <= short + TOLERANCE and not standing else 0.0
+
+
+def _unserved(pools: Mapping[str, PoolSolution]) -> float:
+    return sum(pool.unserved + pool.missing_replicas for pool in pools.values())
+
+
+def _solve_joined(
+    problems: Sequence[PoolProblem],
+    limits: Limits,
+    groups: frozenset[Group],
+    more: Mapping[Group, Fraction],
+    standing: Standing,
+) -> tuple[dict[str, PoolSolution], float, float]:
     program = Program()
     columns = [add_pool(program, problem, limits) for problem in problems]
-    share_nodes(program, problems, columns, limits)
+    joined = join_nodes(program, problems, columns, groups, more)
+    share_nodes(program, problems, columns, limits, joined)
     cost: Terms = {}
     for problem, at in zip(problems, columns, strict=True):
-        cost.update(cost_terms(problem, at))
+        cost.update(regrouped(cost_terms(problem, at), joined))
     last = minimise(program, [*merged_shortage(problems, columns), cost])
-    return (
-        {p.key: read_pool(p, at, last.values) for p, at in zip(problems, columns, strict=True)},
-        last.objective,
-        last.bound,
-    )
+    pools = {p.key: read_pool(p, at, last.values) for p, at in zip(problems, columns, strict=True)}
+    if not joined:
+        return pools, last.objective, last.bound
+    pools = consolidated(problems, pools, standing)
+    return pools, sum(pool.objective for pool in pools.values()), last.bound
 
 
 def merged_shortage(problems: Sequence[PoolProblem], columns: Sequence[PoolColumns]) -> list[Terms]:
@@ -254,22 +264,16 @@ def _keep(highs: Any, terms: Terms, value: float) -> None:
 
 
 def read_pool(problem: PoolProblem, columns: PoolColumns, values: Sequence[float]) -> PoolSolution:
-    """A pool's part of a point, with whole replicas."""
+    """A pool's part of a point, with whole replicas, and nodes that it shares with nobody."""
     assignments = []
+    nodes: dict[int, int] = {}
     for k, option in enumerate(problem.options):
         replicas = round(values[columns.replicas[k]])
+        if option.shareable:
+            nodes[columns.nodes[k]] = option.nodes_for(replicas)
         if replicas:
             assignments.append(Assignment(option, replicas, option.nodes_for(replicas)))
     unserved = values[columns.unserved]
-    cost = sum(c * values[column] for column, c in cost_terms(problem, columns).items())
+    cost = sum(c * nodes.get(column, values[column]) for column, c in cost_terms(problem, columns).items())
     missing = values[columns.missing] if columns.missing is not None else 0.0
     return PoolSolution(tuple(assignments), unserved if unserved > TOLERANCE else 0.0, cost, missing)
-
-
-def nodes_used(solution: Mapping[str, PoolSolution]) -> dict[Resource, int]:
-    """Nodes of each class and capacity type under all pools."""
-    used: dict[Resource, int] = {}
-    for pool in solution.values():
-        for assignment in pool.assignments:
-            used[assignment.option.resource] = used.get(assignment.option.resource, 0) + assignment.nodes
-    return used

@@ -6,7 +6,8 @@ from dataclasses import replace
 from itertools import combinations, islice
 
 from berth_operator.planner.program import PoolProblem, Program, add_pool
-from berth_operator.planner.solver import Assignment, minimise
+from berth_operator.planner.solution import Assignment
+from berth_operator.planner.solver import minimise
 from berth_operator.planner.zones import spread as spread_of
 
 _MOST_ROUNDINGS = 5000

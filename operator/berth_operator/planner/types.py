@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from fractions import Fraction
 
 from berth_operator.api import (
     CapacityType,
@@ -104,8 +105,9 @@ class Placement:
     capacity_type: CapacityType
     replicas: int
     nodes: int
+    """That it takes where it shares none."""
     usd_per_hour: Decimal
-    """Of all its nodes; zero for Reserved."""
+    """Of all nodes that it pays; zero for Reserved."""
     watts: int | None
     traffic_percent: int
     """Share of the pool's served traffic; the placements of a pool add up to 100."""
@@ -117,6 +119,25 @@ class Placement:
     replicas_per_node: int
     nodes_per_replica: int = 1
     """Above 1, `replicas_per_node` is 1."""
+    shareable: bool = False
+    """Its replicas may stand beside other pools': they say what they take of a node, and leave room."""
+    paid: Fraction | None = None
+    """Nodes that it pays where it shares some with other pools; None: all."""
+    beside: int = 0
+    """Other pools on the nodes that it stands on."""
+
+    @property
+    def paid_nodes(self) -> Fraction:
+        """Nodes that it pays; those of all pools of a class and capacity type add up to whole ones."""
+        return Fraction(self.nodes) if self.paid is None else self.paid
+
+    @property
+    def shared_with(self) -> str:
+        """In words, with whom its nodes are shared; empty where with nobody."""
+        if not self.beside:
+            return ""
+        others = "1 other pool" if self.beside == 1 else f"{self.beside} other pools"
+        return f"shares a node with {others}"
 
 
 @dataclass(frozen=True, slots=True)
