@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from berth_operator.api import CapacityType, HardwareClass, InferencePool, ReplicaResources
-from berth_operator.api.names import RENDER_HASH_ANNOTATION, TRAFFIC_LABEL
+from berth_operator.api.names import POOL_LABEL, RENDER_HASH_ANNOTATION, TRAFFIC_LABEL
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, Snapshot
 from berth_operator.render import RenderSettings, placement_id, render, render_hash
 
@@ -116,11 +116,24 @@ def test_a_whole_node_replica_shares_its_node_with_no_other_worker(children: Ren
 def test_a_profiled_replica_gets_exactly_its_resources(
     children: Render, make_placement: Callable[..., Placement]
 ) -> None:
-    objects = children(make_placement(resources=ReplicaResources(cpu="2", memory="1Gi"), replicas_per_node=7))
+    objects = children(
+        make_placement(resources=ReplicaResources(cpu="2", memory="1Gi"), replicas_per_node=7, shareable=True)
+    )
     amounts = {"cpu": "2", "memory": "1Gi"}
     assert _worker(objects)["resources"] == {"requests": amounts, "limits": amounts}
     affinity = _only(objects, "Deployment")["spec"]["template"]["spec"]["affinity"]
     assert set(affinity) == {"podAffinity"}  # packed onto the nodes that the plan pays for
+    own, others = affinity["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert own["weight"] > others["weight"]
+    assert others["podAffinityTerm"]["namespaceSelector"] == {}  # other pools', wherever they are
+    assert POOL_LABEL not in others["podAffinityTerm"]["labelSelector"]["matchLabels"]
+
+
+def test_a_replica_that_was_measured_alone_on_a_node_shares_it_with_nobody(
+    children: Render, make_placement: Callable[..., Placement]
+) -> None:
+    objects = children(make_placement(resources=ReplicaResources(cpu="2"), replicas_per_node=1))
+    assert set(_only(objects, "Deployment")["spec"]["template"]["spec"]["affinity"]) == {"podAntiAffinity"}
 
 
 def test_a_gpu_class_runs_vllm_and_asks_for_its_devices(

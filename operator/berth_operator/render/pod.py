@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from berth_operator.api import Capacity, CapacityType, HardwareClass, InferencePool, Quantization, RuntimeName, resolve
-from berth_operator.api.names import EMBEDDED_MODEL, MANAGED_BY, MANAGED_BY_LABEL, ZONE_LABEL
+from berth_operator.api.names import (
+    CAPACITY_TYPE_LABEL,
+    EMBEDDED_MODEL,
+    HARDWARE_CLASS_LABEL,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    ZONE_LABEL,
+)
 from berth_operator.planner import Placement
 from berth_operator.render.multinode import parallel_args
 from berth_operator.render.settings import RenderSettings
@@ -54,10 +61,7 @@ def pod_spec(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "topologySpreadConstraints": [_spread(pool, placement, capacity, identity)],
-        "affinity": {
-            **(_alone_on_its_node() if placement.resources is None else _beside_others(identity)),
-            **_in_zones(capacity),
-        },
+        "affinity": {**_on_nodes(placement, identity), **_in_zones(capacity)},
         "containers": [_container(pool, placement, hardware, settings, grace, mounts)],
         "volumes": volumes,
     }
@@ -106,8 +110,15 @@ def _in_zones(capacity: Capacity | None) -> Manifest:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
 
 
+def _on_nodes(placement: Placement, identity: Mapping[str, str]) -> Manifest:
+    """Alone, where it takes a whole node or was measured alone on one; else beside others."""
+    if placement.resources is None or placement.replicas_per_node == 1:
+        return _alone_on_its_node()
+    return _beside_others(placement, identity)
+
+
 def _alone_on_its_node() -> Manifest:
-    """A replica that takes a whole node shares it with no other worker, of any pool and namespace."""
+    """It shares its node with no other worker, of any pool and namespace."""
     return {
         "podAntiAffinity": {
             "requiredDuringSchedulingIgnoredDuringExecution": [
@@ -121,21 +132,22 @@ def _alone_on_its_node() -> Manifest:
     }
 
 
-def _beside_others(identity: Mapping[str, str]) -> Manifest:
-    """Replicas that share nodes fill them one by one, as the plan pays for them: whole nodes."""
-    return {
-        "podAffinity": {
-            "preferredDuringSchedulingIgnoredDuringExecution": [
-                {
-                    "weight": 100,
-                    "podAffinityTerm": {
-                        "topologyKey": "kubernetes.io/hostname",
-                        "labelSelector": {"matchLabels": dict(identity)},
-                    },
-                }
-            ]
+def _beside_others(placement: Placement, identity: Mapping[str, str]) -> Manifest:
+    """Replicas that leave room fill nodes one by one, as the plan pays for them: whole nodes, their own pool's first,
+    then, where these may be shared, such as other pools' replicas stand on."""
+    host = {"topologyKey": "kubernetes.io/hostname"}
+    near: list[Manifest] = [
+        {"weight": 100, "podAffinityTerm": {**host, "labelSelector": {"matchLabels": dict(identity)}}}
+    ]
+    if placement.shareable:
+        labels = {
+            MANAGED_BY_LABEL: MANAGED_BY,
+            HARDWARE_CLASS_LABEL: placement.hardware_class,
+            CAPACITY_TYPE_LABEL: placement.capacity_type.value,
         }
-    }
+        others = {**host, "labelSelector": {"matchLabels": labels}, "namespaceSelector": {}}
+        near.append({"weight": 50, "podAffinityTerm": others})
+    return {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": near}}
 
 
 def _divided(placement: Placement, hardware: HardwareClass) -> bool:
