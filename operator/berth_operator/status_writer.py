@@ -16,6 +16,7 @@ from berth_operator.cluster.events import Teller, Told
 from berth_operator.cluster.observe import Invalid
 from berth_operator.history import WARNINGS, news
 from berth_operator.shortage import shortage_news
+from berth_operator.status_pace import Pace
 
 _CONCURRENCY: Final = 16
 
@@ -28,11 +29,12 @@ class StatusWriter:
         self._teller = Teller(cluster.kube)
         self._pools = Attempts()
         self._classes = Attempts()
+        self._pace = Pace()
 
     def retry_in_s(self) -> list[float]:
-        """Seconds until writes that failed are due again."""
+        """Seconds until writes that failed, or can wait a moment, are due."""
         found = self._pools.retry_in_s(), self._classes.retry_in_s()
-        return [seconds for seconds in found if seconds is not None]
+        return [*self._pace.in_s(), *(seconds for seconds in found if seconds is not None)]
 
     async def write_pools(
         self, statuses: Mapping[str, InferencePoolStatus], pools: Sequence[InferencePool], invalid: Sequence[Invalid]
@@ -40,10 +42,12 @@ class StatusWriter:
         """Statuses by pool (`namespace/name`); one that is the very object in force is not written."""
         known: dict[str, InferencePool | Invalid] = {pool.key: pool for pool in pools}
         known |= {item.key: item for item in invalid if item.kind == "InferencePool"}
+        news = {key: status for key, status in statuses.items() if status is not known[key].status}
+        self._pace.keep_only(statuses.keys(), news.keys())
         writes: dict[tuple[str, str], Callable[[], Any]] = {
             ("InferencePool", key): partial(self._write_pool, known[key], status)
-            for key, status in statuses.items()
-            if status is not known[key].status
+            for key, status in news.items()
+            if self._pace.due(key, known[key].status, status)
         }
         return await _write_all(self._pools, writes)
 
@@ -66,6 +70,7 @@ class StatusWriter:
             warning = decision.reason in WARNINGS
             await self._teller.tell(Told(*about, decision.reason, decision.message, warning, decision.time, mark))
         await self._cluster.write_pool_status(where.namespace, where.name, where.resource_version, status.to_api())
+        self._pace.wrote(f"{where.namespace or 'default'}/{where.name}")
         return True
 
     async def _write_class(self, hardware: HardwareClass, status: HardwareClassStatus, now: datetime) -> bool:
