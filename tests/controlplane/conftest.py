@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from berth_operator.cluster.kube import Kube
 from chartgen import CHART
-from devcluster import AuditEvent, ControlPlane, SimulatedNodePool, ensure
+from devcluster import AuditEvent, ControlPlane, SimulatedNodePool, ensure, graviton4
 from devcluster.components import free_ports
 from devcluster.processes import die_with_parent
 
@@ -209,33 +209,22 @@ L4 = SimulatedNodePool("l4", 4, "g6.xlarge", "amd64", 4, "16Gi", gpus=1, taints=
 def graviton4_class(on_demand: str = "0.638", spot: str = "0.255") -> Manifest:
     """c8g.4xlarge."""
     selector = {"node.kubernetes.io/instance-type": "c8g.4xlarge"}
-    return _hardware_class(
+    return graviton4(
         "graviton4",
-        vendor="AWS",
-        chip="Graviton4",
-        kind="CPU",
-        architecture="arm64",
-        cpus=16,
-        memoryGiB=32,
-        memoryBandwidthGBps=228,
-        compute={"int8Tops": 11, "bf16Tflops": 5},
-        runtime={"name": "Berth"},
-        capacity=[
-            {
-                "type": "OnDemand",
-                "usdPerHour": on_demand,
-                "maxNodes": GRAVITON.count,
-                "selector": selector | {"karpenter.sh/capacity-type": "on-demand"},
-            },
-            {
-                "type": "Spot",
-                "usdPerHour": spot,
-                "maxNodes": GRAVITON_SPOT.count,
-                "interruptionsPerHour": "0.01",
-                "selector": selector | {"karpenter.sh/capacity-type": "spot"},
-                "tolerations": [{"key": "berth.dev/spot", "operator": "Exists", "effect": "NoSchedule"}],
-            },
-        ],
+        {
+            "type": "OnDemand",
+            "usdPerHour": on_demand,
+            "maxNodes": GRAVITON.count,
+            "selector": selector | {"karpenter.sh/capacity-type": "on-demand"},
+        },
+        {
+            "type": "Spot",
+            "usdPerHour": spot,
+            "maxNodes": GRAVITON_SPOT.count,
+            "interruptionsPerHour": "0.01",
+            "selector": selector | {"karpenter.sh/capacity-type": "spot"},
+            "tolerations": [{"key": "berth.dev/spot", "operator": "Exists", "effect": "NoSchedule"}],
+        },
     )
 
 

@@ -28,6 +28,7 @@ from berth_operator.cluster.resources import (
 )
 from berth_operator.loop import Loop, LoopSettings
 from berth_operator.telemetry import Telemetry
+from devcluster import graviton4
 from devcluster.pretend import PretendCluster
 from prometheus_client import CollectorRegistry
 
@@ -53,21 +54,11 @@ POOL: Spec = {
         "disruption": {"minSavingsUsdPerHour": "0.00", "minSavingsPercent": 0, "cooldown": "0s"},
     },
 }
-CLASS: Spec = {
-    "vendor": "AWS",
-    "chip": "Graviton4",
-    "kind": "CPU",
-    "architecture": "arm64",
-    "cpus": 16,
-    "memoryGiB": 32,
-    "memoryBandwidthGBps": 228,
-    "compute": {"int8Tops": 11, "bf16Tflops": 5},
-    "capacity": [
-        {"type": "OnDemand", "usdPerHour": "0.638", "selector": {"node": "arm"}},
-        {"type": "Spot", "usdPerHour": "0.255", "selector": {"node": "arm-spot"}},
-    ],
-    "runtime": {"name": "Berth"},
-}
+CLASS: Spec = graviton4(
+    "arm",
+    {"type": "OnDemand", "usdPerHour": "0.638", "selector": {"node": "arm"}},
+    {"type": "Spot", "usdPerHour": "0.255", "selector": {"node": "arm-spot"}},
+)["spec"]
 GPU: Spec = CLASS | {
     "vendor": "NVIDIA",
     "kind": "GPU",

@@ -17,6 +17,7 @@ from berth_operator.cluster.reflector import Reflector
 from berth_operator.cluster.resources import CHILDREN, DEPLOYMENTS, POOLS, SERVICES, Resource, child_resource
 from berth_operator.planner import Placement, Plan, PoolPlan, ReplicaCapacity, Snapshot
 from berth_operator.render import RenderSettings, render
+from devcluster import graviton4
 
 if TYPE_CHECKING:
     from devcluster import ControlPlane
@@ -44,29 +45,9 @@ def rendered(operator_kubeconfig: Any, control_plane: ControlPlane, namespace: s
     }
     control_plane.apply(body)
     pool = InferencePool.model_validate(control_plane.get("bpool", "agents", f"--namespace={namespace}"))
-    hardware = HardwareClass.model_validate(
-        {
-            "metadata": {"name": "g4"},
-            "spec": {
-                "vendor": "AWS",
-                "chip": "Graviton4",
-                "kind": "CPU",
-                "architecture": "arm64",
-                "cpus": 16,
-                "memoryGiB": 32,
-                "memoryBandwidthGBps": 228,
-                "runtime": {"name": "Berth"},
-                "capacity": [
-                    {
-                        "type": "OnDemand",
-                        "usdPerHour": "0.638",
-                        "selector": {"no": "node"},
-                        "tolerations": [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}],
-                    }
-                ],
-            },
-        }
-    )
+    tolerations = [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}]
+    capacity = {"type": "OnDemand", "usdPerHour": "0.638", "selector": {"no": "node"}, "tolerations": tolerations}
+    hardware = HardwareClass.model_validate(graviton4("g4", capacity))
     placement = Placement(
         pool=pool.key,
         hardware_class="g4",

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from berth_operator.api import CapacityType
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import Kube
 from berth_operator.cluster.kube import load_configuration as configuration_of
 from berth_operator.cluster.resources import CHILDREN, HARDWARE_CLASSES, NAMESPACES, POOLS
 from berth_operator.loop import Loop, LoopSettings
 from berth_operator.telemetry import Telemetry
-from devcluster import ControlPlane, SimulatedNodePool
+from devcluster import ControlPlane, SimulatedNodePool, graviton4, on_demand
 from devcluster.proxy import Call, Fault, Faults, FaultyProxy, Line, Lines, gone
 from prometheus_client import CollectorRegistry
 
@@ -57,30 +56,7 @@ def cluster(fleet: Fleet) -> ControlPlane:
 
 
 def _hardware(case: str, name: str, usd: str) -> Manifest:
-    return {
-        "apiVersion": "berth.dev/v1alpha1",
-        "kind": "HardwareClass",
-        "metadata": {"name": f"{case}-{name}", "labels": {"case": case}},
-        "spec": {
-            "vendor": "AWS",
-            "chip": "Graviton4",
-            "kind": "CPU",
-            "architecture": "arm64",
-            "cpus": 16,
-            "memoryGiB": 32,
-            "memoryBandwidthGBps": 228,
-            "compute": {"int8Tops": 11, "bf16Tflops": 5},
-            "runtime": {"name": "Berth"},
-            "capacity": [
-                {
-                    "type": CapacityType.ON_DEMAND.value,
-                    "usdPerHour": usd,
-                    "maxNodes": NODES,
-                    "selector": {"node.kubernetes.io/instance-type": f"fault.{name}"},
-                }
-            ],
-        },
-    }
+    return graviton4(f"{case}-{name}", on_demand(usd, f"fault.{name}", maxNodes=NODES), labels={"case": case})
 
 
 @dataclass

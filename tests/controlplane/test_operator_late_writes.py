@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from devcluster import SimulatedNodePool
+from devcluster import SimulatedNodePool, graviton4, on_demand
 from devcluster.proxy import Call, Fault, Faults, FaultyProxy
 
 if TYPE_CHECKING:
@@ -93,29 +93,7 @@ def _proxies(kubeconfig: Path, written_to: Path, every: list[Faults]) -> Iterato
 
 
 def _hardware(name: str, usd: str) -> Manifest:
-    return {
-        "apiVersion": "berth.dev/v1alpha1",
-        "kind": "HardwareClass",
-        "metadata": {"name": f"late-{name}", "labels": {"case": "late"}},
-        "spec": {
-            "vendor": "AWS",
-            "chip": "Graviton4",
-            "kind": "CPU",
-            "architecture": "arm64",
-            "cpus": 16,
-            "memoryGiB": 32,
-            "memoryBandwidthGBps": 228,
-            "runtime": {"name": "Berth"},
-            "capacity": [
-                {
-                    "type": "OnDemand",
-                    "usdPerHour": usd,
-                    "maxNodes": 2,
-                    "selector": {"node.kubernetes.io/instance-type": f"late.{name}"},
-                }
-            ],
-        },
-    }
+    return graviton4(f"late-{name}", on_demand(usd, f"late.{name}", maxNodes=2), labels={"case": "late"})
 
 
 @dataclass

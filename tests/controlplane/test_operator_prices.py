@@ -10,29 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from chartgen import CHART
-from devcluster import ControlPlane, ensure
+from devcluster import ControlPlane, ensure, graviton4
 
 if TYPE_CHECKING:
     from conftest import Fleet, OperatorProcess
 
 NAMESPACE = "priced"
 SYSTEM = "berth-system"
-CLASS = {
-    "apiVersion": "berth.dev/v1alpha1",
-    "kind": "HardwareClass",
-    "metadata": {"name": "priced-class"},
-    "spec": {
-        "vendor": "AWS",
-        "chip": "Graviton4",
-        "kind": "CPU",
-        "architecture": "arm64",
-        "cpus": 16,
-        "memoryGiB": 32,
-        "memoryBandwidthGBps": 228,
-        "runtime": {"name": "Berth"},
-        "capacity": [{"type": "OnDemand", "usdPerHour": "0.638", "maxNodes": 1}],
-    },
-}
+CLASS = graviton4("priced-class", {"type": "OnDemand", "usdPerHour": "0.638", "maxNodes": 1})
 PROFILE = {
     "apiVersion": "berth.dev/v1alpha1",
     "kind": "ServingProfile",

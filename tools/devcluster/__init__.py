@@ -3,6 +3,7 @@
 from devcluster.audit import AuditEvent
 from devcluster.binaries import ensure
 from devcluster.controlplane import ControlPlane, KubectlError
+from devcluster.hardware import graviton4, on_demand
 from devcluster.nodes import SimulatedNodePool
 from devcluster.processes import ProcessError, wait_for
 from devcluster.recipes import ToolError
@@ -15,5 +16,7 @@ __all__ = [
     "SimulatedNodePool",
     "ToolError",
     "ensure",
+    "graviton4",
+    "on_demand",
     "wait_for",
 ]
