@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 _CONCURRENCY: Final = 16
 _SHOWN: Final = 3
-_CONFLICTS: Final = 4
+_CONFLICT_SECONDS: Final = (0.0, 0.05, 0.1, 0.2, 0.4)
+"""Waits before each attempt of a write that conflicts: a new Deployment's controller writes its status in a burst."""
 
 T = TypeVar("T")
 
@@ -129,7 +130,8 @@ class Applier:
         changed of what we render does: another leader, whose write came before this late one.  Raises ApiError (409).
         """
         at = child.resource_version
-        for _ in range(_CONFLICTS):
+        for seconds in _CONFLICT_SECONDS:
+            await asyncio.sleep(seconds)
             try:
                 return await write(at)
             except ApiError as error:
