@@ -17,7 +17,7 @@ from berth_operator.planner.speed import Speed
 from berth_worker.engine.blocks import BlockManager
 from berth_worker.engine.cost import Load as StepLoad
 from berth_worker.engine.cost import StepCost
-from berth_worker.engine.pacing import next_work
+from berth_worker.engine.pacing import Gaps, next_work
 from berth_worker.engine.request import Request, SamplingParams
 from berth_worker.engine.scheduler import Scheduler
 
@@ -25,8 +25,6 @@ SLOTS = 16
 FIXED, ROW, OUTPUT, ATTENDED = 8e-3, 0.3e-3, 0.25e-3, 0.4e-6
 """Seconds of a step, of each of its rows, row of logits, and token attended to."""
 JITTER = 0.03
-GAP_SECONDS = 0.02
-"""The engine's default."""
 KV_TOKENS = 400_000
 
 
@@ -65,8 +63,10 @@ def step_seconds(load: StepLoad) -> float:
     return FIXED + ROW * load.rows + OUTPUT * load.outputs + ATTENDED * load.attended
 
 
-def simulate(agents: Agents, slots: int, rate: float, turns: int, kv_tokens: int = KV_TOKENS) -> Seen:
-    """About `turns` turns at `rate` a second, after a while without counting."""
+def simulate(
+    agents: Agents, slots: int, rate: float, turns: int, *, gap: float = math.inf, kv_tokens: int = KV_TOKENS
+) -> Seen:
+    """About `turns` turns at `rate` a second, after a while without counting; `gap`: promised between tokens."""
     dice = random.Random(7)  # noqa: S311 - traffic, not secrets
     scheduler = Scheduler(
         BlockManager(kv_tokens // 16), max_running=slots, max_waiting=10**6, token_budget=256, session_seconds=300
@@ -95,7 +95,7 @@ def simulate(agents: Agents, slots: int, rate: float, turns: int, kv_tokens: int
             inside[request] = session
             scheduler.add(request)
         scheduler.tick(now)
-        work = next_work(scheduler, cost, GAP_SECONDS, lambda _: None)
+        work = next_work(scheduler, cost, Gaps(promised=gap), lambda _: None)
         load = StepLoad()
         for item in work:
             load.add(item.start, item.rows, 1 if item.samples else 0)
@@ -168,14 +168,16 @@ def test_p99s_and_capacity_are_those_of_the_engine(case: str) -> None:
     assert isinstance(capacity, ReplicaCapacity)
     slots, carried = capacity.concurrency, capacity.turns_per_second
     for share, within in WITHIN.items():
-        seen = simulate(agents, slots, share * carried, TURNS)
+        seen = simulate(agents, slots, share * carried, TURNS, gap=load.gap)
         predicted = latencies(speed, load, share * carried, slots)
         assert predicted is not None
         assert predicted.first_token == pytest.approx(p99(seen.first_token), rel=within), share
         assert predicted.gap == pytest.approx(p99(seen.gap), rel=within), share
         assert predicted.turn == pytest.approx(p99(seen.turn), rel=within), share
-    assert worst(simulate(agents, slots, carried / 1.15, TURNS), load) < 1, "15 % below it, every promise holds"
-    assert worst(simulate(agents, slots, carried * 1.15, TURNS), load) > 1, "15 % above it, one does not"
+    assert worst(simulate(agents, slots, carried / 1.15, TURNS, gap=load.gap), load) < 1, (
+        "15 % below it, every promise holds"
+    )
+    assert worst(simulate(agents, slots, carried * 1.15, TURNS, gap=load.gap), load) > 1, "15 % above it, one does not"
 
 
 def test_sessions_that_memory_cannot_keep_pay_for_their_prompts_again() -> None:
@@ -183,7 +185,7 @@ def test_sessions_that_memory_cannot_keep_pay_for_their_prompts_again() -> None:
     speed, load = speed_of(agents, SLOTS, kv_tokens), load_of(agents)
     predicted = latencies(speed, load, rate, SLOTS)
     assert predicted is not None
-    seen = simulate(agents, SLOTS, rate, TURNS, kv_tokens)
+    seen = simulate(agents, SLOTS, rate, TURNS, kv_tokens=kv_tokens)
     assert predicted.first_token == pytest.approx(p99(seen.first_token), rel=0.25)
     kept = latencies(speed_of(agents, SLOTS), load, rate, SLOTS)
     assert kept is not None

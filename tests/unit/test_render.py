@@ -160,6 +160,15 @@ def test_a_gpu_class_runs_vllm_and_asks_for_its_devices(
     assert "lifecycle" not in _worker(children())  # ours goes on admitting for as long itself
 
 
+def test_our_worker_knows_what_was_promised_between_tokens(children: Render) -> None:
+    def promised(**spec: Any) -> str:
+        env = {e["name"]: e["value"] for e in _worker(children(**spec))["env"]}
+        return str(env["BERTH_WORKER_INTER_TOKEN_LATENCY_P99_SECONDS"])
+
+    assert promised(objectives={"interTokenLatencyP99": "45ms"}) == "0.045"
+    assert promised(objectives=None) == "0.06", "the class's default"
+
+
 def test_workers_pass_the_restricted_pod_security_standard(children: Render) -> None:
     pod = _only(children(), "Deployment")["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True

@@ -271,6 +271,11 @@ def test_a_model_that_cannot_be_served_ends_with_code_2_and_one_clear_line(
         (["--max-queue", "-1"], {}, "--max-queue: found '-1'; expected a whole number from 0"),
         (["--quantization", "Int3"], {}, "--quantization: found 'Int3'; expected one of Int8, Int4, BF16, FP32"),
         (["--grace-seconds", "nan"], {}, "--grace-seconds: found 'nan'; expected a number of seconds, 0 or more"),
+        (
+            [],
+            {"BERTH_WORKER_INTER_TOKEN_LATENCY_P99_SECONDS": "0"},
+            "BERTH_WORKER_INTER_TOKEN_LATENCY_P99_SECONDS: found '0'; expected a number of seconds, more than 0",
+        ),
         ([], {"BERTH_WORKER_THREADS": "two"}, "BERTH_WORKER_THREADS: found 'two'; expected a whole number from 1"),
         (
             ["--numa-node", "first"],

@@ -17,7 +17,7 @@ from berth_worker.engine.active import Active
 from berth_worker.engine.blocks import BlockManager, blocks_for
 from berth_worker.engine.cost import Load, StepCost
 from berth_worker.engine.limits import EngineConfig, NotAcceptingError, allowed_tokens
-from berth_worker.engine.pacing import next_work
+from berth_worker.engine.pacing import Gaps, next_work
 from berth_worker.engine.report import Observer, Silent, Stats, StepReport
 from berth_worker.engine.request import FinishReason, Request, SamplingParams
 from berth_worker.engine.scheduler import QueueFullError, Scheduled, Scheduler
@@ -60,6 +60,7 @@ class Engine:
         self._model = model
         self._cache = model.new_cache(self._blocks.num_blocks)
         self._cost = StepCost()
+        self._gaps = Gaps(config.gap_seconds, config.promised_gap_seconds)
         warm_up(model, self._cache, self._cost)
         self._acceptance = Acceptance()
         self._observer: Observer = observer or Silent()
@@ -228,7 +229,7 @@ class Engine:
         with self._lock:
             scheduler.tick(began)
             before = (scheduler.preemptions, scheduler.prefix_queried, scheduler.prefix_hits)
-            work = next_work(scheduler, self._cost, self.config.gap_seconds, lambda r: self._active[r].drafter)
+            work = next_work(scheduler, self._cost, self._gaps, lambda r: self._active[r].drafter)
             report = StepReport(
                 rows=sum([item.rows for item in work]),
                 preemptions=scheduler.preemptions - before[0],

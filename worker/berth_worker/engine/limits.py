@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -35,6 +36,8 @@ class EngineConfig:
     gap_seconds: float = 0.02
     """Running streams wait for their next token at most so long while prompts are read, or twice as long as they would
     without, if that is more."""
+    promised_gap_seconds: float = math.inf
+    """The p99 promised between tokens: beside running streams, prompts and drafts never stretch a step beyond it."""
     speculation: Speculation = "prompt-lookup"
     """Whether the next tokens are guessed from earlier ones and verified several a step. Changes no output."""
     session_seconds: float = 300.0
@@ -48,6 +51,8 @@ class EngineConfig:
         for name in ("gap_seconds", "session_seconds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: {getattr(self, name)}; 0 or more")
+        if not self.promised_gap_seconds > 0:
+            raise ValueError(f"promised_gap_seconds: {self.promised_gap_seconds}; more than 0")
         if self.max_context_tokens < 2:
             raise ValueError(f"max_context_tokens: {self.max_context_tokens}; at least 2: a prompt and an answer")
         if self.max_context_tokens > self.kv_cache_tokens:

@@ -36,6 +36,16 @@ def _seconds(text: str) -> float:
 _seconds.__name__ = "number of seconds, 0 or more"
 
 
+def _more_than_none(text: str) -> float:
+    value = _seconds(text)
+    if value == 0:
+        raise ValueError
+    return value
+
+
+_more_than_none.__name__ = "number of seconds, more than 0"
+
+
 def _word(text: str) -> str:
     if not text.strip():
         raise ValueError
@@ -113,6 +123,12 @@ class Options:
         _seconds,
         "while prompts are read, running streams wait at most so long for their next token, or twice as long as they "
         "would without if that is more: larger is faster prefill beside them",
+    )
+    inter_token_latency_p99_seconds: float | None = _option(
+        None,
+        _more_than_none,
+        "what was promised between tokens: prompts and drafts never make running streams wait longer for the next one, "
+        "whatever gap-seconds says (default: nothing was)",
     )
     speculation: str = _option(
         "prompt-lookup",

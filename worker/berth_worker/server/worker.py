@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import gc
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, cast
 
@@ -138,6 +139,7 @@ def engine_config(options: Options, loaded: LoadedModel, available: int) -> Engi
         kv_cache_tokens=cache,
         token_budget=options.batch_tokens,
         gap_seconds=options.gap_seconds,
+        promised_gap_seconds=options.inter_token_latency_p99_seconds or math.inf,
         session_seconds=options.session_seconds,
         speculation=cast("Speculation", options.speculation),
         stall_seconds=options.stall_seconds,
