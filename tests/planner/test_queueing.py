@@ -137,8 +137,9 @@ def speed_of(agents: Agents, slots: int, kv_tokens: int = KV_TOKENS) -> Speed:
     grid = tuple(range(1, slots + 1))
     context = agents.prompt + agents.output / 2
     steps = tuple(FIXED + b * (ROW + OUTPUT + ATTENDED * context) for b in grid)
-    prefill = 1 / (ROW + ATTENDED * agents.prompt)
-    return Speed(grid, steps, tuple(1.07 * s for s in steps), (0.0,) * slots, prefill, kv_tokens, estimated=False)
+    prefill = 1 / (ROW + ATTENDED * context)
+    gaps = tuple(1.07 * s for s in steps)
+    return Speed(grid, steps, gaps, (0.0,) * slots, prefill, kv_tokens, estimated=False, attention_seconds=ATTENDED)
 
 
 def load_of(agents: Agents, **promises: float) -> Load:
@@ -154,7 +155,11 @@ CASES = {
     "turn": (AGENTS, SLOTS, {"turn": 0.6}),
     "long answers": (Agents(new=20, output=80), SLOTS, {"turn": 2.0}),
     "few slots": (AGENTS, FEW_SLOTS, {"first_token": 0.5}),
+    "between tokens": (AGENTS, SLOTS, {"gap": 0.024, "first_token": 1.0}),
+    "long prompts": (Agents(new=300), SLOTS, {"first_token": 1.0}),
 }
+BREAKS = {"long prompts": 1.3}
+"""Of the capacity; else 15 % above it.  There the normal distribution's tail stands for turns of five lengths."""
 TURNS = 1500
 WITHIN = {0.5: 0.25, 0.75: 0.25}
 """Of the capacity, and how far a predicted p99 may be from the one seen there."""
@@ -174,10 +179,10 @@ def test_p99s_and_capacity_are_those_of_the_engine(case: str) -> None:
         assert predicted.first_token == pytest.approx(p99(seen.first_token), rel=within), share
         assert predicted.gap == pytest.approx(p99(seen.gap), rel=within), share
         assert predicted.turn == pytest.approx(p99(seen.turn), rel=within), share
-    assert worst(simulate(agents, slots, carried / 1.15, TURNS, gap=load.gap), load) < 1, (
-        "15 % below it, every promise holds"
-    )
-    assert worst(simulate(agents, slots, carried * 1.15, TURNS, gap=load.gap), load) > 1, "15 % above it, one does not"
+    shares = 1 / 1.15, BREAKS.get(case, 1.15)
+    below, above = (simulate(agents, slots, carried * share, TURNS, gap=load.gap) for share in shares)
+    assert worst(below, load) < 1, "15 % below it, every promise holds"
+    assert worst(above, load) > 1, "15 % above it, one does not"
 
 
 def test_sessions_that_memory_cannot_keep_pay_for_their_prompts_again() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from berth_operator.api import HardwareClassSpec, Quantization
 from berth_operator.planner.architectures import Architecture
 from berth_operator.planner.capacity import Judged, Load, as_replicas, solve
-from berth_operator.planner.queueing import Array, Replicas
 from berth_operator.planner.speed import Speed, roofline_speeds
+from berth_operator.planner.station import Array, Replicas
 
 _AT_ONCE: Final = 1024
 """Pairs in one batch: many, because each step of the search costs some 200 calls of numpy; but not all, for memory."""
@@ -43,6 +43,7 @@ def roofline_pairs(
         idle=_from_none(speeds.idle),
         fits=(turns <= speeds.limit[:, None]) & (turns * needed <= speeds.kv_cache_tokens),
         prefill_tokens_per_second=speeds.prefill_tokens_per_second[:, None],
+        attention_seconds=np.full((len(loads), 1), speeds.attention_seconds),
         kv_cache_tokens=np.full((len(loads), 1), float(speeds.kv_cache_tokens)),
     )
     return Pairs(replicas, loads, [True] * len(loads))
@@ -94,6 +95,7 @@ def _joined(parts: Sequence[Replicas]) -> Replicas:
         rows("idle"),
         np.concatenate(fits),
         np.concatenate([p.prefill_tokens_per_second for p in parts]),
+        np.concatenate([p.attention_seconds for p in parts]),
         np.concatenate([p.kv_cache_tokens for p in parts]),
     )
 

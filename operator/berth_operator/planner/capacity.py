@@ -14,8 +14,9 @@ from typing import Final
 import numpy as np
 
 from berth_operator.api import Effective
-from berth_operator.planner.queueing import LATE, Array, Flags, Ints, Loads, Queue, Replicas, Station, gap_p99, times
+from berth_operator.planner.queueing import LATE, Queue, gap_p99, times
 from berth_operator.planner.speed import Speed
+from berth_operator.planner.station import Array, Flags, Ints, Loads, Replicas, Station
 from berth_operator.planner.types import ReplicaCapacity
 
 _PER_OCTAVE: Final = 64
@@ -164,6 +165,7 @@ def as_replicas(pairs: Sequence[tuple[Speed, Load]]) -> Replicas:
         idle=rows([s.idle_seconds for s, _ in pairs]),
         fits=(np.arange(longest + 1) <= counts) & (turns * needed <= kv),
         prefill_tokens_per_second=np.array([s.prefill_tokens_per_second for s, _ in pairs])[:, None],
+        attention_seconds=np.array([s.attention_seconds for s, _ in pairs])[:, None],
         kv_cache_tokens=kv,
     )
 
@@ -176,12 +178,12 @@ def solve(replicas: Replicas, of: Sequence[Load], estimated: Sequence[bool]) -> 
     loads = as_loads(of)
     found = [_unable(replicas, load, i) for i, load in enumerate(of)]
     kv = [int(x) for x in replicas.kv_cache_tokens[:, 0]]
-    replicas = _useful(replicas, loads)
+    replicas, station = _useful(replicas, loads)
     possible = replicas.fits[:, 1]
     for forgets in (False, True):
         rows = np.flatnonzero(possible & (loads.keeps[:, 0] == forgets))
         if len(rows):
-            for row, figures in _carried(replicas.at(rows), loads.at(rows), forgets=forgets):
+            for row, figures in _carried(replicas.at(rows), loads.at(rows), station.at(rows), forgets=forgets):
                 i = int(rows[row])
                 rate, slots, first, gap, turn = figures
                 capacity = ReplicaCapacity(rate, int(slots), first, gap, turn, kv[i], estimated[i])
@@ -189,16 +191,16 @@ def solve(replicas: Replicas, of: Sequence[Load], estimated: Sequence[bool]) -> 
     return found
 
 
-def _useful(replicas: Replicas, loads: Loads) -> Replicas:
+def _useful(replicas: Replicas, loads: Loads) -> tuple[Replicas, Station]:
     """Numbers of slots at which the gap holds, up to the one with the most turns/s; of many, every third.
 
-    The last is always among them.
+    The last is always among them.  The station is that of sessions that are never forgotten.
     """
     smooth = np.logical_and.accumulate(replicas.gap_p99 <= loads.gap * (1 + 1e-9), axis=1) & replicas.fits
     smooth[:, 0] = True
-    took = Station.of(replicas, loads, np.ones_like(loads.gap)).took
+    station = Station.of(replicas, loads, np.ones_like(loads.gap))
     index = np.arange(smooth.shape[1])
-    last = np.argmin(np.where(smooth & (index > 0), took, np.inf), axis=1)[:, None]
+    last = np.argmin(np.where(smooth & (index > 0), station.took, np.inf), axis=1)[:, None]
     last = np.where(smooth[:, 1:2], last, 0)
     kept = smooth & (index <= last) & ((index <= _EVERY) | (index % 3 == 0) | (index == last))
     count = int(kept.sum(axis=1).max())
@@ -207,20 +209,23 @@ def _useful(replicas: Replicas, loads: Loads) -> Replicas:
     def chosen(values: Array) -> Array:
         return np.take_along_axis(values, order, axis=1)
 
-    return Replicas(
+    useful = Replicas(
         chosen(replicas.turns),
         chosen(replicas.step),
         chosen(replicas.gap_p99),
         chosen(replicas.idle),
         np.take_along_axis(kept, order, axis=1),
         replicas.prefill_tokens_per_second,
+        replicas.attention_seconds,
         replicas.kv_cache_tokens,
     )
+    return useful, station.of_columns(chosen)
 
 
-def _carried(replicas: Replicas, loads: Loads, *, forgets: bool) -> Iterator[tuple[int, tuple[float, ...]]]:
+def _carried(
+    replicas: Replicas, loads: Loads, station: Station, *, forgets: bool
+) -> Iterator[tuple[int, tuple[float, ...]]]:
     """(pair, (turns/s, slots, p99s)) of those that carry anything."""
-    station = Station.of(replicas, loads, np.ones_like(loads.gap))
     top = np.floor(np.log2(1 / np.where(replicas.fits, station.took, np.inf).min(axis=1)) * _PER_OCTAVE)
     search = _Search(replicas, loads, None if forgets else station, top.astype(np.int64))
     exponent = search.greatest()

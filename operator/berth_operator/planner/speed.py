@@ -18,8 +18,9 @@ from berth_operator.api import (
     RuntimeName,
     ServingPoint,
     ServingProfile,
+    ServingProfileSpec,
 )
-from berth_operator.planner.architectures import Architecture
+from berth_operator.planner.architectures import ARCHITECTURES, Architecture
 from berth_operator.planner.stages import hop_seconds, sent_seconds, slowest, stage_share
 
 GIB: Final = float(1 << 30)
@@ -39,9 +40,11 @@ class Speed:
     """Part of a step at each concurrency in which arithmetic waits for memory: prefill that rides along in it is free.
     0 where a profile speaks, which cannot tell."""
     prefill_tokens_per_second: float
-    """Prompt tokens, nothing else running."""
+    """Prompt tokens behind as many others as the workload's mean context, nothing else running."""
     kv_cache_tokens: int
     estimated: bool
+    attention_seconds: float = 0.0
+    """By which reading a token of a prompt takes longer for each token before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +150,33 @@ def profile_speed(profile: ServingProfile, context_tokens: float) -> Speed:
     ]
     grid = sorted({*concurrency_grid(measured[-1]), *measured})
     at_step = np.interp(grid, measured, step)
+    prefill, attention = _prefill_at_context(profile.spec, context_tokens)
     return Speed(
         concurrency=tuple(grid),
         step_seconds=tuple(at_step.tolist()),
         gap_p99_seconds=tuple(np.maximum(np.interp(grid, measured, gap), at_step).tolist()),
         idle_seconds=(0.0,) * len(grid),
-        prefill_tokens_per_second=float(profile.spec.prefill_tokens_per_second),
+        prefill_tokens_per_second=prefill,
+        attention_seconds=attention,
         kv_cache_tokens=profile.spec.kv_cache_tokens,
         estimated=profile.spec.provenance.method is ProvenanceMethod.ESTIMATED,
     )
+
+
+def _prefill_at_context(spec: ServingProfileSpec, context: float) -> tuple[float, float]:
+    """Tokens/s behind so many others, and by how much attention to each of these lengthens one.
+
+    A profile measures a whole prompt, about as long as its shortest context, so behind half of that on average.  How
+    much of it was attention is what it is of the FLOPs; of a model that is not in the catalogue nothing is known.
+    """
+    measured = float(spec.prefill_tokens_per_second)
+    architecture = ARCHITECTURES.get(spec.model)
+    if architecture is None:
+        return measured, 0.0
+    attention = architecture.attention_flops_per_token(1.0) / (2.0 * architecture.active_parameters)
+    behind = min(point.context_tokens for point in spec.points) / 2
+    base = 1 / (measured * (1 + attention * behind))
+    return 1 / (base * (1 + attention * context)), base * attention
 
 
 def _at_context(points: Sequence[tuple[int, float]], context: float) -> float:
@@ -243,6 +264,7 @@ class Speeds:
     idle: npt.NDArray[np.float64]
     prefill_tokens_per_second: npt.NDArray[np.float64]
     """[context]"""
+    attention_seconds: float
     kv_cache_tokens: int
 
 
@@ -293,6 +315,7 @@ def roofline_speeds(
         gap_p99=step * efficiency.gap_p99_over_mean,
         idle=busy - arithmetic,
         prefill_tokens_per_second=(peak / (flops * pace + sent * peak))[:, 0],
+        attention_seconds=architecture.attention_flops_per_token(1.0) * pace / peak,
         kv_cache_tokens=kv_tokens,
     )
 
@@ -313,6 +336,7 @@ def roofline_speed(
         gap_p99_seconds=tuple(found.gap_p99[0, :count].tolist()),
         idle_seconds=tuple(found.idle[0, :count].tolist()),
         prefill_tokens_per_second=float(found.prefill_tokens_per_second[0]),
+        attention_seconds=found.attention_seconds,
         kv_cache_tokens=found.kv_cache_tokens,
         estimated=True,
     )

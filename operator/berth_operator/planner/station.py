@@ -1,0 +1,396 @@
+"""What do n turns in a replica do to each other?  How many of them decode, and how many end in a second.
+
+A turn brings S seconds of prefill (its uncached prompt) and O output tokens, the first of which comes with the last of
+its prefill.  With d turns that decode, a step takes s(d) seconds and gives each of them a token.  Beside them the other
+n - d, one after another, have their prompts read in chunks: a chunk lengthens its step by e(d) and does
+c(d) = e(d) + idle(d) seconds of prefill, where idle is arithmetic that waits for memory anyway.  Runtimes bound e; here
+as Berth's engine does (its `engine/pacing.py`): a step with a chunk takes at most twice a step without, or 20 ms, and
+never more than the objective.
+
+    T(d) = S e/c + k s                              reading one prompt beside d others, in k steps: S/c if the next one
+                                                    has the rest of the last step, else max(1, S/c + 1/2)
+    up(d) = 1 / T(d), d < n                         prompts read a second
+    down(d) = d / ((O - 1) T/k), d < n              turns ended a second, in steps with a chunk
+    down(n) = n / ((O - 1) s(n))                    and in those without
+
+So d is a birth-death chain, whose chances w(d) ~ product of up(i - 1) / down(i) are the same for every n but for the
+last two.  Their sums say, for each n, the chance that a prompt is being read, how many are there, and X(n), the turns
+that end in a second.  (For rates that did not depend on each other this is the closed network of Gordon and Newell
+1967.)  Times of the chain are exponential.  Where prompts vary more, because sessions are forgotten, (1 + C)/2 times as
+many are taken to wait for a squared coefficient of variation C up to 3 (Pollaczek and Khinchine); where they vary less,
+no fewer: steps come in whole numbers, and turns that end together come back together.
+
+Turns of a session differ: each finds the history of all before it, so that prompts, and the time to read a token behind
+so many others, grow from turn to turn in equal steps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+Array = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
+Flags = np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]
+Ints = np.ndarray[tuple[Any, ...], np.dtype[np.int64]]
+
+TINY: Final = 1e-12
+STEP_FACTOR: Final = 2.0
+LEAST_PACE: Final = 0.02
+"""Seconds; both as in the engine's pacing."""
+_LATENESS: Final = (1.05, 1.25)
+"""How far below the bound the engine aims, so that its jitter stays within (its `engine/cost.py`): for all but half a
+percent of steps, which is 1.1 times as far as the p99 is, and its predictions are a few percent off themselves."""
+_BEYOND_P99, _OFF = 1.1, 1.02
+_BLOCK_TOKENS: Final = 16
+"""KV memory is given out in blocks of so many, and a session's last one is half full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """Speeds, [pair, i] by turns in the replica: turns[:, 0] = 0, then ascending from 1."""
+
+    turns: Array
+    step: Array
+    """Seconds of a decode step with so many streams; column 0 as column 1."""
+    gap_p99: Array
+    idle: Array
+    fits: Flags
+    """Whether KV memory holds so many; True up to a column, then False."""
+    prefill_tokens_per_second: Array
+    """[pair, 1] at the load's mean context."""
+    attention_seconds: Array
+    """[pair, 1] that reading a token of a prompt takes longer for each token before it."""
+    kv_cache_tokens: Array
+    """[pair, 1]"""
+
+    def at(self, rows: Ints) -> "Replicas":
+        """Some of the pairs."""
+        return Replicas(*(getattr(self, name)[rows] for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """Workloads and their promises, [pair, 1]; seconds and tokens."""
+
+    prompt_tokens: Array
+    output_tokens: Array
+    context_tokens: Array
+    cached_share: Array
+    turns_per_session: Array
+    think_seconds: Array
+    prompt_spread: Array
+    """Variance over squared mean of a turn's uncached prompt."""
+    output_spread: Array
+    first_token: Array
+    gap: Array
+    turn: Array
+
+    def at(self, rows: Ints) -> "Loads":
+        """Some of the pairs."""
+        return Loads(*(getattr(self, name)[rows] for name in self.__slots__))
+
+    @property
+    def keeps(self) -> Flags:
+        """Sessions come back and part of their prompt can be cached."""
+        return (self.turns_per_session > 1) & (self.cached_share > 0)
+
+    @property
+    def new_tokens(self) -> Array:
+        """Of a prompt, those that are not cached."""
+        return np.maximum(self.prompt_tokens * (1 - self.cached_share), 1.0)
+
+    @property
+    def growth(self) -> Array:
+        """Tokens by which a session's prompt is longer than the one before it: what is new and what was answered, but
+        never so many that the first one would be shorter than what is new in it."""
+        later = np.maximum(self.turns_per_session - 1, 1.0)
+        grown = np.minimum(self.new_tokens + self.output_tokens, 2 * (self.prompt_tokens - self.new_tokens) / later)
+        return np.where(self.keeps, np.maximum(grown, 0.0), 0.0)
+
+
+def cached_turns(replicas: Replicas, loads: Loads, rate: Array) -> Array:
+    """Share of turns whose session is still in memory, first ones included: least recently used goes first (Che et al.
+    2002).
+
+    A session stays for a time t after its last turn, by which all memory has been used anew; think times are taken as
+    exponential with mean Z, and a session's last turn, one in N, leaves its memory, the longest that it had, until
+    then.  With C tokens on average of those that come back, and D of those that do not:
+    room = rate x (C Z (1 - 1/N) h + D t/N) with h = 1 - exp(-t/Z).  Room is what turns in service leave.
+    """
+    if not loads.keeps.any():
+        return np.ones_like(rate)
+    work = loads.output_tokens * replicas.step[:, 1:2]
+    inside = np.minimum(rate * work * 1.5, replicas.turns.max(axis=1, keepdims=True))
+    room = np.maximum(replicas.kv_cache_tokens - inside * loads.context_tokens, 0.0)
+    think = np.maximum(loads.think_seconds, TINY)
+    last = 1 / loads.turns_per_session
+    kept = loads.context_tokens + _BLOCK_TOKENS / 2
+    back, gone = kept - loads.growth / 2, kept + loads.growth * (loads.turns_per_session - 1) / 2
+    back, gone = back * (1 - last), gone * last
+    wanted = np.minimum(room / np.maximum(rate * think, TINY), 50.0 * (back + gone))
+    time = wanted / (back + gone)  # t/Z; the equation is concave and rises: Newton from the left of it converges
+    for _ in range(6):
+        left = np.exp(-time)
+        time = np.maximum(time - (back * (1 - left) + gone * time - wanted) / (back * left + gone), 0.0)
+    return np.where(loads.keeps, 1 - (1 - last) * np.exp(-time), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Prefill that one kind of turn brings, seconds, [pair, 1]."""
+
+    mean: Array
+    variance: Array
+    third: Array
+    """Cumulant."""
+
+    @staticmethod
+    def cached(replicas: Replicas, loads: Loads) -> "Work":
+        """What is new of a prompt, behind a history that grows from turn to turn."""
+        new = loads.new_tokens
+        mean = new * _token_seconds(replicas, loads, loads.prompt_tokens - new / 2)
+        grown = (new * replicas.attention_seconds * loads.growth) ** 2 * _uniform_variance(loads.turns_per_session)
+        return Work._of(mean, grown, loads)
+
+    @staticmethod
+    def cold(replicas: Replicas, loads: Loads) -> "Work":
+        """The whole prompt, of any turn but a session's first."""
+        later = np.maximum(loads.turns_per_session - 1, 1.0)
+        prompt = loads.prompt_tokens + np.where(loads.keeps, loads.growth / 2, 0.0)
+        variance = loads.growth**2 * _uniform_variance(later)
+        g = replicas.attention_seconds
+        at_middle = _token_seconds(replicas, loads, prompt / 2)
+        mean = prompt * at_middle + g / 2 * variance
+        return Work._of(mean, (at_middle + g * prompt / 2) ** 2 * variance, loads)
+
+    @staticmethod
+    def _of(mean: Array, grown: Array, loads: Loads) -> "Work":
+        varied = loads.prompt_spread * mean**2
+        return Work(mean, varied + grown, 2 * varied**2 / mean)
+
+    @staticmethod
+    def of_all(hits: Array, works: "Sequence[Work]") -> "Work":
+        """Of any turn: one of the first kind in a share `hits` of cases."""
+        if len(works) == 1:
+            return works[0]
+        mean = mixed(hits, [w.mean for w in works])
+        second = mixed(hits, [w.variance + w.mean**2 for w in works])
+        third = mixed(hits, [w.third + 3 * w.variance * w.mean + w.mean**3 for w in works])
+        return Work(mean, np.maximum(second - mean**2, 0.0), third - 3 * second * mean + 2 * mean**3)
+
+    def at(self, rows: Ints) -> "Work":
+        """Some of the pairs."""
+        return Work(self.mean[rows], self.variance[rows], self.third[rows])
+
+
+def _token_seconds(replicas: Replicas, loads: Loads, position: Array) -> Array:
+    """Reading one token of a prompt behind so many others."""
+    context = loads.prompt_tokens + loads.output_tokens / 2
+    base = 1 / replicas.prefill_tokens_per_second
+    found: Array = np.maximum(base + replicas.attention_seconds * (position - context), 0.1 * base)
+    return found
+
+
+def _uniform_variance(count: Array) -> Array:
+    return (count**2 - 1) / 12
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """n turns in a replica, [pair, i]; but for forgotten sessions, no matter how many come."""
+
+    hits: Array
+    """[pair, 1] share of turns whose prompt is cached as stated; the others' sessions were forgotten."""
+    works: tuple[Work, ...]
+    """Of the one and of the other, as far as there are others."""
+    own: tuple[Array, ...]
+    """T likewise, beside n others; beside none a prompt has a step of its own."""
+    every: Work
+    """T of all, [pair, i]."""
+    stretch: Array
+    """Seconds by which T grows with a second of S."""
+    steals: Array
+    """Share of prefill that lengthens steps: e/c."""
+    took: Array
+    """1/X."""
+    reading: Array
+    """Chance that a prompt is being read."""
+    read: Array
+    """T on average while one is; likewise below."""
+    there: Array
+    """Prompts that are read or wait for it."""
+    there_variance: Array
+    decoding: Array
+    """Mean of d."""
+    step: Array
+    """s at that."""
+
+    @staticmethod
+    def of(replicas: Replicas, loads: Loads, hits: Array) -> "Station":
+        """Solve the chain for every n."""
+        turns, step = replicas.turns, replicas.step
+        works: tuple[Work, ...] = (Work.cached(replicas, loads),)
+        if (hits < 1).any():
+            works = *works, Work.cold(replicas, loads)
+        work = Work.of_all(hits, works)
+        added = added_seconds(replicas, loads, step)
+        chunk = np.maximum(added + replicas.idle, TINY)
+        alone = turns == 0
+        steals = np.where(alone | (added <= 0), 1.0, added / chunk)
+        stretch = np.where(alone, 1.0, steals + step / chunk)
+
+        def own(work: Array) -> tuple[Array, Array]:
+            """T and k of the last prompt."""
+            steps = np.where(alone, 1.0, _whole(work / chunk))
+            return work * steals + steps * step, steps
+
+        last, steps = own(work.mean)
+        rest = _Rates(np.where(alone, last, work.mean * stretch), np.where(alone, last, steals * chunk + step))
+        chain = _Chain.of(turns, step, rest, _Rates(last, last / steps), loads.output_tokens)
+        owns = tuple(own(work.mean)[0] for work in works)
+        varied = [
+            Work(mean, w.variance * stretch**2, w.third * stretch**3) for mean, w in zip(owns, works, strict=True)
+        ]
+        every = Work.of_all(hits, varied)
+        part = (1 + np.clip(every.variance / every.mean**2, 1.0, 3.0)) / 2
+        there = np.minimum(1 + part * (chain.there - 1), np.maximum(turns, 1.0))
+        decoding = np.maximum(turns - chain.reading * there, 0.0)
+        chord = (step - step[:, 1:2]) / np.maximum(turns - 1, 1.0)
+        return Station(
+            hits,
+            works,
+            owns,
+            every,
+            stretch,
+            steals,
+            chain.took,
+            chain.reading,
+            chain.read,
+            there,
+            part**2 * chain.there_variance,
+            decoding,
+            step[:, 1:2] + chord * np.maximum(decoding - 1, 0.0),
+        )
+
+    def at(self, rows: Ints) -> "Station":
+        """Some of the pairs."""
+        works = tuple(work.at(rows) for work in self.works)
+        every = self.every.at(rows)
+        return replace(self.of_columns(lambda values: values[rows]), hits=self.hits[rows], works=works, every=every)
+
+    def of_columns(self, chosen: Callable[[Array], Array]) -> "Station":
+        """Some of the concurrencies."""
+        return Station(
+            self.hits,
+            self.works,
+            tuple(chosen(own) for own in self.own),
+            Work(chosen(self.every.mean), chosen(self.every.variance), chosen(self.every.third)),
+            *(chosen(getattr(self, name)) for name in self.__slots__[4:]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """Beside d turns that decode, [pair, i]."""
+
+    read: Array
+    """Seconds for a prompt."""
+    step: Array
+    """Seconds of a step meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """Means over d for each n, [pair, i]; see Station."""
+
+    took: Array
+    reading: Array
+    read: Array
+    there: Array
+    there_variance: Array
+
+    @staticmethod
+    def of(turns: Array, step: Array, rest: _Rates, last: _Rates, output: Array) -> "_Chain":
+        """`rest`: while other prompts wait; `last`: while none does.
+
+        Between columns chances are taken as geometric; sums are of logarithms, as chances differ by hundreds of
+        decades.
+        """
+        width = np.diff(turns, axis=1)
+        here, beyond = (width + 1) / 2, (width - 1) / 2
+        length = np.maximum(width, 1.0)
+        up, ends = -np.log(rest.read), np.log(np.maximum(turns, 0.5) / np.maximum(output - 1, 0.05))
+        down = ends - np.log(rest.step)
+        rise = here * up[:, :-1] + beyond * up[:, 1:] - beyond * down[:, :-1] - here * down[:, 1:]
+        chance = np.zeros_like(turns)
+        np.cumsum(rise, axis=1, out=chance[:, 1:])
+        # over the whole numbers from a column to below the next one: the sum, and the mean of these numbers
+        slope = np.clip(rise, -500.0, 500.0) / length
+        slope = np.where(np.abs(slope) < 1e-6, 1e-6, slope)
+        past = np.clip(1 / np.expm1(-slope) - length / np.expm1(-length * slope), 0.0, width)
+        part = chance[:, :-1] + np.where(width > 0, np.log(np.expm1(length * slope) / np.expm1(slope)), -np.inf)
+        middle = turns[:, :-1] + past
+
+        def before(values: Array) -> Array:
+            """At n - 1."""
+            found = values.copy()
+            found[:, 1:] += (values[:, :-1] - values[:, 1:]) / length
+            return found
+
+        one = chance.copy()
+        one[:, 1:] = np.maximum(chance[:, 1:] - slope, -1e300)
+        at = turns - 1
+
+        def below(terms: Array, of_last: Array) -> Array:
+            """[pair, i] logarithm of the sum over all numbers below turns[i] - 1."""
+            found = np.full_like(turns, -np.inf)
+            np.logaddexp.accumulate(terms, axis=1, out=found[:, 1:])
+            rest = np.where(of_last < found, -np.expm1(of_last - found), 0.0)
+            found += np.log(np.maximum(rest, 0.0))
+            found[:, :2] = -np.inf
+            return found
+
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each, of_one = np.log(middle), np.log(np.maximum(at, 0.0))
+            many = below(part, one)
+            faster = up[:, :-1] + (up[:, 1:] - up[:, :-1]) * past / length
+            sums = [below(part + each, one + of_one), below(part + 2 * each, one + 2 * of_one)]
+            pace = below(part + faster, one + before(up))
+        slower = np.log(before(last.step) / before(rest.step))
+        single = one + slower
+        none = single - np.log(before(last.read)) - (ends - np.log(step))
+        single[:, 0] = -np.inf
+        none[:, 0] = 0.0
+        whole = np.logaddexp(np.logaddexp(many, single), none)
+        several, single, decode = (np.exp(x - whole) for x in (many, single, none))
+        reading = several + single
+        first, second = (np.exp(x - whole) + single * at**k + decode * turns**k for k, x in enumerate(sums, 1))
+        rate = np.exp(pace - whole) + single / before(last.read)
+        some, flow = np.maximum(reading, TINY), np.maximum(rate, TINY)
+        there = np.maximum((turns - first) / some, 1.0)
+        variance = np.maximum((turns**2 - 2 * turns * first + second) / some - there**2, 0.0)
+        took, read = 1 / flow, reading / flow
+        for values in (took, read):  # nobody leaves an empty replica
+            values[:, 0] = values[:, 1]
+        return _Chain(took, reading, read, there, variance)
+
+
+def _whole(chunks: Array) -> Array:
+    """Steps that so many chunks of a prompt take: the next whole number, smoothed as chunks differ by a tenth."""
+    low, high = 0.9 * chunks, 1.1 * chunks
+    area = [(floor := np.floor(x)) * (floor + 1) / 2 + (floor + 1) * (x - floor) for x in (low, high)]
+    found: Array = np.where(chunks < 1e9, (area[1] - area[0]) / np.maximum(high - low, TINY), chunks)
+    return found
+
+
+def added_seconds(replicas: Replicas, loads: Loads, step: Array) -> Array:
+    """e: seconds by which a chunk lengthens a step."""
+    lateness = np.clip(_OFF * (replicas.gap_p99 / replicas.step) ** _BEYOND_P99, *_LATENESS)
+    pace = np.minimum(np.maximum(STEP_FACTOR * step, LEAST_PACE), loads.gap)
+    return np.maximum(pace / lateness - step, 0.0)
+
+
+def mixed(hits: Array, values: Sequence[Array]) -> Array:
+    """Mean over turns that are cached and, if there are two values, those that are not."""
+    return values[0] if len(values) == 1 else hits * values[0] + (1 - hits) * values[1]
