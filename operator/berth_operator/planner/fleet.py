@@ -5,7 +5,9 @@ Decomposed, the lexicographic order is one sum: a price for leaving a pool's dem
 costs and `LEVEL` times higher a priority, then one for a missing replica, then cost.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Final
 
@@ -41,6 +43,8 @@ MOST_REPACKS: Final = 3
 """Solves until what pools share keeps to the limits."""
 WASTE: Final = 0.005
 """Of the cost of all, that nodes shared in vain cost: then they are not counted in parts."""
+MOST_TOGETHER: Final = 6
+"""Options of a pool where pools are solved together after all, flat, since they share nodes in vain."""
 NODES_WORTH: Final = 4.0
 """Dearest nodes that the least unserved share costs at least."""
 
@@ -120,7 +124,22 @@ class FleetSolver:
             others = FleetSolver(self.problems, self.limits, self._shared - wasted)._search(problems, less)
             if sum(_costs(others[0])) + others[1] < sum(_costs(pools)) + short:
                 pools, short = others[:2]
+            pools = self._together(problems, pools)
         return pools, short, part, outcome
+
+    def _together(self, problems: Sequence[PoolProblem], pools: dict[str, PoolSolution]) -> dict[str, PoolSolution]:
+        """Pools solved together by the flat program, each with what it has and the few options that would cost least,
+        where they are few enough and nobody is short: there, who shares with whom is decided at once."""
+        open_ = [p for p in problems if p.options]
+        each = min(MOST_TOGETHER, FLAT // max(len(open_), 1))
+        if each < 2 or any(pools[p.key].unserved or pools[p.key].missing_replicas for p in open_):
+            return pools
+        few = [replace(p, options=_likely(p, pools[p.key], each)) for p in open_]
+        found = solve(few, self.limits)
+        short = any(pool.unserved or pool.missing_replicas for pool in found.pools.values())
+        if found.failed or short or found.cost >= sum(_costs(pools)):
+            return pools
+        return dict(found.pools)
 
     def _packed(self, part: Decomposition, outcome: Outcome) -> tuple[dict[str, PoolSolution], float] | None:
         """Pools, and the price of what they are short of; solved again with as many nodes fewer as packing takes too
@@ -134,6 +153,20 @@ class FleetSolver:
             part = part.restricted(part.lanes.most, np.maximum(part.lanes.caps - over, 0.0))
             outcome = part.run(Effort.SEARCH)
         return None
+
+
+def _likely(problem: PoolProblem, solution: PoolSolution, most: int) -> tuple[Option, ...]:
+    """What a pool has, and `most` options in all, those that serve its demand at least cost in parts of nodes."""
+    taken = {(a.option.resource, a.option.quantization) for a in solution.assignments}
+
+    def cost(option: Option) -> tuple[bool, float]:
+        replicas = max(1, math.ceil(problem.demand / option.capacity.turns_per_second - 1e-9))
+        parts = replicas / option.replicas_per_node if option.shareable else option.nodes_for(replicas)
+        kept = (option.resource, option.quantization) in taken
+        return not kept, parts * node_cost(option, problem.effective)
+
+    ordered = sorted(problem.options, key=cost)[: max(most, len(taken))]
+    return tuple(o for o in problem.options if any(o is one for one in ordered))
 
 
 def _costs(pools: Mapping[str, PoolSolution]) -> list[float]:
