@@ -123,6 +123,13 @@ def test_limits_count_nodes_and_a_rest_too_small_for_a_replica_serves_nothing(
     assert _only(none).reason == "maxNodes of OnDemand is 1: a replica spans 2"
 
 
+def test_no_replica_spans_more_nodes_than_there_are(plan_one: Make, big: Make, p5: Make) -> None:
+    tight = {"memoryGiB": 440, "memoryBandwidthGBps": 18_000}
+    assert plan_one(big("60"), [p5(**tight)]).placements[0].nodes_per_replica > 2
+    held = plan_one(big("60"), [p5(**tight, max_nodes={"OnDemand": 2})])
+    assert [(p.replicas, p.nodes) for p in held.placements] == [(1, 2)]
+
+
 def test_nodes_that_other_pools_leave_may_be_too_few_for_a_replica(plan_for: Make, big: Make, p5: Make) -> None:
     both = [big(name="first", priority=5), big(name="second")]
     found: Plan = plan_for(both, [p5(max_nodes={"OnDemand": 3})])

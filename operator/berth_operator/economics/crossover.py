@@ -22,8 +22,8 @@ import numpy as np
 
 from berth_operator.api import CapacityType, Effective, HardwareClass, Quantization, RuntimeName, ServingProfile
 from berth_operator.planner.architectures import ARCHITECTURES
-from berth_operator.planner.candidates import too_large, widths
 from berth_operator.planner.capacity import Load, TooSlow, replica_capacity
+from berth_operator.planner.spans import too_large, widths
 from berth_operator.planner.speed import Speed, best_profile, estimable, profile_speed, roofline_speed
 
 SECONDS_AN_HOUR = 3600

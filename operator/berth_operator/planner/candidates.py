@@ -15,12 +15,10 @@ from berth_operator.api import (
     ConstrainedCapacity,
     Effective,
     HardwareClass,
-    HardwareClassSpec,
     HardwareKind,
     ProvenanceMethod,
     Quantization,
     ReplicaResources,
-    RuntimeName,
     ServingProfile,
 )
 from berth_operator.api.inference_pool import HardwareMatch
@@ -31,13 +29,9 @@ from berth_operator.planner.speed import (
     GIB,
     Speed,
     best_profile,
-    devices,
-    efficiency_of,
     estimable,
     profile_speed,
-    roofline_kv_tokens,
     roofline_speed,
-    usable_bytes,
 )
 from berth_operator.planner.stages import stage_share
 from berth_operator.planner.types import ReplicaCapacity, Verdict
@@ -327,9 +321,9 @@ def _judge_alone(hardware: HardwareClass, quantization: Quantization, context: P
         )
     if objection := estimable(hardware.spec):
         return NoFit(Verdict.NOT_COMPARABLE, f"{objection}: supply a ServingProfile for {pair}", True)
-    if arithmetic := too_large(hardware.spec, architecture, quantization, load.context_tokens):
+    if arithmetic := spans.too_large(hardware.spec, architecture, quantization, load.context_tokens):
         fits = {}
-        for nodes in widths(hardware.spec, architecture, quantization, load.context_tokens):
+        for nodes in spans.widths(hardware.spec, architecture, quantization, load.context_tokens):
             speed = roofline_speed(hardware.spec, architecture, quantization, load.mean_context_tokens, nodes)
             fits[nodes] = replica_capacity(speed, load), unloaded_turn_seconds(speed, load)
         return span_fit(hardware, architecture, quantization, context, arithmetic, fits)
@@ -338,14 +332,6 @@ def _judge_alone(hardware: HardwareClass, quantization: Quantization, context: P
     if isinstance(capacity, TooSlow):
         return NoFit.too_slow(capacity, estimated=True)
     return Fit(quantization, capacity, 1, None, unloaded)
-
-
-def widths(
-    spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, context_tokens: int
-) -> list[int]:
-    """Numbers of nodes, above 1, over which a replica fits and may go."""
-    most = min(spans.most_nodes(spec), architecture.layers)
-    return [n for n in range(2, most + 1) if roofline_kv_tokens(spec, architecture, quantization, n) >= context_tokens]
 
 
 def span_fit(
@@ -360,7 +346,7 @@ def span_fit(
     spec, load = hardware.spec, Load.of(context.effective)
     if not judged:
         most = spans.most_nodes(spec)
-        rest = too_large(spec, architecture, quantization, load.context_tokens, most) if most > 1 else None
+        rest = spans.too_large(spec, architecture, quantization, load.context_tokens, most) if most > 1 else None
         return NoFit(
             Verdict.DOES_NOT_FIT, f"{too_large_for_one}; over {most} nodes {rest}" if rest else too_large_for_one, True
         )
@@ -418,28 +404,3 @@ def profile_fit(
     because = f"by ServingProfile {profile.metadata.name}" if nodes > 1 else ""
     per_node, resources = profile.spec.replicas_per_node or 1, profile.spec.resources
     return Fit(quantization, capacity, per_node, resources, unloaded, nodes, because)
-
-
-def too_large(
-    spec: HardwareClassSpec, architecture: Architecture, quantization: Quantization, context_tokens: int, nodes: int = 1
-) -> str | None:
-    """The arithmetic when weights and the KV of one request exceed a node's memory; None when they fit.
-
-    Of several nodes a replica, that of the fullest.
-    """
-    runtime: RuntimeName = spec.runtime.name
-    if roofline_kv_tokens(spec, architecture, quantization, nodes) >= context_tokens:
-        return None
-    share = stage_share(architecture.layers, nodes)
-    weights = architecture.resident_bytes(quantization, runtime) / GIB
-    if nodes > 1:
-        weights = architecture.stage_bytes(quantization, runtime, share) / GIB
-    kv = architecture.kv_bytes_per_token(runtime) * share * context_tokens / GIB
-    kept = efficiency_of(spec)
-    overhead = f"{1 - kept.usable_memory:.0%}".replace("%", " %")
-    if kept.reserve_gib_per_device:
-        overhead += f" and {devices(spec) * kept.reserve_gib_per_device:g} GiB"
-    return (
-        f"weights {weights:.1f} GiB + KV of one request {kv:.1f} GiB = {weights + kv:.1f} GiB"
-        f" > {usable_bytes(spec) / GIB:.1f} GiB ({spec.memory_gib} GiB less {overhead} kept for the runtime)"
-    )

@@ -13,11 +13,10 @@ from berth_operator.planner.candidates import (
     profile_fit,
     quantizations,
     span_fit,
-    too_large,
-    widths,
 )
 from berth_operator.planner.capacities import Pairs, judged, profiled_pairs, roofline_pairs
 from berth_operator.planner.capacity import Judged, Load, TooSlow
+from berth_operator.planner.spans import too_large, widths
 from berth_operator.planner.speed import Speed, best_profile, estimable, roofline_kv_tokens
 
 Judgements = dict[tuple[str, Quantization], Judgement]
