@@ -198,8 +198,8 @@ def penalties(lanes: Lanes) -> tuple[Floats, float]:
     levels = np.array([lanes.problems[i].effective.priority for i in lanes.pool])
     ranks = np.searchsorted(np.unique(levels), levels)
     step = min(LEVEL, MOST_LEVELS ** (1 / max(int(ranks.max(initial=0)), 1)))
-    each = np.where(usable, lanes.price / lanes.per_node, 0.0)  # the dearest: limits may leave only that
-    missing = 3.0 * max(float(each.max(initial=0.0)), 1.0)
+    each = np.where(usable, lanes.price / lanes.per_node, np.inf).min(1)
+    missing = 4.0 * max(float(np.where(np.isfinite(each), each, 0.0).max(initial=0.0)), 1.0)
     return base * step**ranks, missing
 
 
