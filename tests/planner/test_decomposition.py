@@ -165,6 +165,51 @@ def test_no_rule_of_a_pool_is_broken(option: Make, seed: int) -> None:
             assert solve([held], most).pools[p.key].unserved <= got.unserved + 1e-5
 
 
+def _scarce(seed: int, option: Make) -> tuple[list[PoolProblem], Limits]:
+    """Five pools of three priorities, with a few nodes of each class and type for all of them."""
+    problems, _ = _fleet(seed, option, 5)
+    rng = random.Random(seed)  # noqa: S311
+    limits = {r: rng.randint(0, 2) for r in sorted({o.resource for p in problems for o in p.options})}
+    rules = [replace(p.effective, priority=rng.choice([0, 0, 5, 9])) for p in problems]
+    return [replace(p, effective=e) for p, e in zip(problems, rules, strict=True)], limits
+
+
+def test_shortage_is_least_priority_by_priority_or_its_bound_says_that_it_may_not_be(option: Make) -> None:
+    worse = []
+    for seed in range(24):
+        problems, limits = _scarce(seed, option)
+        ours, best = _decomposed(problems, limits), _shortage(problems, solve(problems, limits))
+        got, before = _shortage(problems, ours), []
+        for level, mine in enumerate(got):
+            stage = ours.shortages[level] if ours.shortages else None
+            if before == best[:level]:
+                assert mine >= best[level] - 1e-5, (seed, "better than the best: a rule is broken")
+                assert stage is None or stage.bound <= best[level] + 1e-4, (seed, "a bound above the best")
+            if stage:
+                assert stage.unserved == pytest.approx(mine, abs=1e-5)
+            if mine > best[level] + 1e-5 and before == best[:level]:
+                assert stage is not None
+                assert stage.bound < mine - 1e-5, (seed, "called the least and is not")
+                worse.append(seed)
+            before.append(best[level] if abs(mine - best[level]) <= 1e-5 else mine)
+    assert len(worse) <= 4, worse
+
+
+def test_no_number_of_unimportant_pools_outweighs_an_important_one(option: Make) -> None:
+    """The large pool takes all nodes for a twentieth of its demand; each of the others would be served by one."""
+    only = (option("c", CapacityType.ON_DEMAND, "v", 2, 100),)
+
+    def pool(i: int, demand: int, priority: int) -> PoolProblem:
+        rules = replace(BASE, requests_per_second=Decimal(demand), priority=priority)
+        return PoolProblem(f"demo/p{i:03d}", rules, only)
+
+    problems = [pool(0, 2000, 1), *(pool(i, 2, 0) for i in range(1, 51))]
+    solution = _decomposed(problems, {only[0].resource: 50})
+    assert solution.pools["demo/p000"].unserved == pytest.approx(0.95)
+    assert [s.unserved for s in solution.shortages] == pytest.approx([0.95, 50.0])
+    assert [s.bound for s in solution.shortages] == pytest.approx([0.95, 50.0], abs=1e-2)
+
+
 def test_a_pool_held_to_less_hardware_keeps_to_it(option: Make) -> None:
     problems, limits = _fleet(3, option, 8)
     solver = FleetSolver(problems, limits)

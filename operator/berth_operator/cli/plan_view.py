@@ -75,6 +75,11 @@ def plan_data(plan: Plan) -> dict[str, Any]:
                 }
                 for price in plan.shadow_prices
             ],
+            "shortages": [
+                {"priority": short.priority, "unserved": round(short.unserved, 6), "atLeast": round(short.bound, 6)}
+                for short in plan.shortages
+            ]
+            or None,
             "solver": {"status": plan.solver_status, "gapPercent": round(plan.gap * 100, 3)},
         }
     )
@@ -313,6 +318,12 @@ def _footnotes(plan: Plan) -> Iterator[str]:
             f"One more node of {price.hardware_class} ({capacity_words(price.capacity_type)}) would save"
             f" {money(price.usd_per_hour)} USD/h."
         )
+    for short in plan.shortages:
+        if short.unserved > 0:
+            yield (
+                f"Priority {short.priority}: unserved shares of pools' demands add up to {short.unserved:.2f}; no plan"
+                f" that serves more important pools as well leaves less than {short.bound:.2f}."
+            )
     if plan.gap > 1e-9:
         yield f"This plan is within {plan.gap:.2%} of the cheapest there can be."
     if any(p.capacity.estimated for pool in plan.pools.values() for p in pool.placements):

@@ -15,6 +15,7 @@ from berth_operator.planner.types import (
     ReplicaCapacity,
     RunningPlacement,
     ShadowPrice,
+    Shortage,
     Snapshot,
     Verdict,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ReplicaCapacity",
     "RunningPlacement",
     "ShadowPrice",
+    "Shortage",
     "Snapshot",
     "Verdict",
     "amended",

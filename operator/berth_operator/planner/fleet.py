@@ -29,8 +29,10 @@ from berth_operator.planner.sharing import (
     in_parts,
     less,
 )
+from berth_operator.planner.shedding import Shed, least_shortage
 from berth_operator.planner.solution import Assignment, PoolSolution, Solution, nodes_used
 from berth_operator.planner.solver import TOLERANCE, SolverError, solve
+from berth_operator.planner.types import Shortage
 
 FLAT: Final = 700
 """Options of all pools up to which the flat program is solved."""
@@ -89,7 +91,7 @@ class FleetSolver:
         if not any(p.options for p in self.problems):
             return solve(problems, self.limits)
         try:
-            pools, short, part, outcome = self._search(problems, effort)
+            pools, short, part, outcome, shed = self._search(problems, effort)
         except SolverError as error:
             return Solution({}, 0.0, 0.0, {p.key: str(error) for p in problems})
         for p in self.problems:
@@ -98,12 +100,19 @@ class FleetSolver:
         duals = {r: float(v * u) for r, v, u in zip(part.lanes.rows, outcome.duals, part.lanes.unit, strict=True)}
         bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, part.bounds, strict=True)}
         # The distance to the bound is told of dollars alone: beside the price of shortage it would look like nothing.
-        return Solution(pools, sum(_costs(pools)), outcome.bound - short, {}, duals, bounds)
+        bound, shortages = outcome.bound - short, _shortages(pools, part, shed)
+        if shed and all(
+            mine.unserved <= its.unserved + TOLERANCE for mine, its in zip(shortages, shed.shortages, strict=True)
+        ):
+            bound = shed.bound
+            duals = {r: float(v * u) for r, v, u in zip(part.lanes.rows, shed.duals, part.lanes.unit, strict=True)}
+            bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, shed.pool_bounds, strict=True)}
+        return Solution(pools, sum(_costs(pools)), bound, {}, duals, bounds, shortages)
 
     def _search(
         self, problems: Sequence[PoolProblem], effort: Effort
-    ) -> tuple[dict[str, PoolSolution], float, Decomposition, Outcome]:
-        """Pools, the price of what they are short of, and where the bound comes from.  Raises SolverError.
+    ) -> tuple[dict[str, PoolSolution], float, Decomposition, Outcome, Shed | None]:
+        """Pools, the price of what they are short of, and where the bounds come from.  Raises SolverError.
 
         Where parts of nodes do not pack into the nodes there are, or leave much of them to nobody, other plans are
         looked for, with fewer nodes in parts; the bound stays that of parts, which is below them all.
@@ -114,18 +123,22 @@ class FleetSolver:
             self._first = Decomposition(lanes, len(served), *penalties(lanes))
         options = {p.key: p.options for p in problems}
         part = self._first.restricted(_allowed(self._first.lanes, options))
-        outcome = part.run(effort)
+        outcome, shed = part.run(effort), None
+        if effort is Effort.PROVE and float(part.columns.unserved[outcome.chosen].sum()) > TOLERANCE:
+            shed = least_shortage(part, outcome.chosen)
+            outcome = replace(outcome, chosen=shed.chosen, cost=float(part.costs()[shed.chosen].sum()))
         self._first.learn(part)
         found = self._packed(part, outcome)
         less = Effort.SEARCH if effort is Effort.PROVE else effort
         pools, short = found or FleetSolver(self.problems, self.limits, frozenset())._search(problems, less)[:2]
-        wasted = _wasted(problems, pools, self._shared) if effort is not Effort.COMPARE else frozenset()
+        weighed = effort is not Effort.COMPARE and shed is None  # who goes short is not a matter of weights
+        wasted = _wasted(problems, pools, self._shared) if weighed else frozenset()
         if wasted:
             others = FleetSolver(self.problems, self.limits, self._shared - wasted)._search(problems, less)
             if sum(_costs(others[0])) + others[1] < sum(_costs(pools)) + short:
                 pools, short = others[:2]
             pools = self._together(problems, pools)
-        return pools, short, part, outcome
+        return pools, short, part, outcome, shed
 
     def _together(self, problems: Sequence[PoolProblem], pools: dict[str, PoolSolution]) -> dict[str, PoolSolution]:
         """Pools solved together by the flat program, each with what it has and the few options that would cost least,
@@ -171,6 +184,14 @@ def _likely(problem: PoolProblem, solution: PoolSolution, most: int) -> tuple[Op
 
 def _costs(pools: Mapping[str, PoolSolution]) -> list[float]:
     return [pool.objective for pool in pools.values()]
+
+
+def _shortages(pools: Mapping[str, PoolSolution], part: Decomposition, shed: Shed | None) -> tuple[Shortage, ...]:
+    """What pools of each priority go without, beside what they must."""
+    unserved: dict[int, float] = {}
+    for p in part.lanes.problems:
+        unserved[p.effective.priority] = unserved.get(p.effective.priority, 0.0) + pools[p.key].unserved
+    return tuple(replace(s, unserved=unserved[s.priority]) for s in shed.shortages) if shed else ()
 
 
 def _wasted(

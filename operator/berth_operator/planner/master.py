@@ -107,7 +107,7 @@ class Master:
         none, unbounded = np.zeros(len(caps)), np.full(len(caps), highspy.kHighsInf)
         self.highs.addCols(len(caps), most, none, unbounded, len(caps), at, at, np.full(len(caps), -1.0))
 
-    def add(self, pool: Ints, cost: Floats, use: Ints) -> None:
+    def add(self, pool: Ints, cost: Floats, use: Ints | Floats) -> None:
         """New columns."""
         self.columns += len(pool)
         _add_columns(self.highs, pool, cost, use, len(self.caps))
@@ -130,7 +130,15 @@ class Master:
         return objective, np.maximum(dual, 0.0), value[more:], float(value[:more].sum())
 
 
-def whole_choice(pool: Ints, cost: Floats, use: Ints, caps: Floats, start: Ints | None = None) -> Ints | None:
+def whole_choice(
+    pool: Ints,
+    cost: Floats,
+    use: Ints | Floats,
+    caps: Floats,
+    start: Ints | None = None,
+    gap: float = REPAIR_GAP,
+    work: int = REPAIR_WORK,
+) -> Ints | None:
     """Columns, one for each pool that occurs in `pool`, of least cost within `caps`; None where there are none.
 
     `start`: columns to begin from.
@@ -153,8 +161,8 @@ def whole_choice(pool: Ints, cost: Floats, use: Ints, caps: Floats, start: Ints 
     kinds = np.full(columns, int(highspy.HighsVarType.kInteger.value), dtype=np.uint8)
     highs.changeColsIntegrality(columns, np.arange(columns, dtype=np.int32), kinds)
     for name, value in {
-        "mip_rel_gap": REPAIR_GAP,
-        "mip_max_nodes": max(1, REPAIR_WORK // max(columns, 1)),
+        "mip_rel_gap": gap,
+        "mip_max_nodes": max(1, work // max(columns, 1)),
         "mip_heuristic_run_feasibility_jump": False,
         "mip_detect_symmetry": False,
         "mip_allow_restart": False,
@@ -193,7 +201,9 @@ def _highs() -> Any:
     return highs
 
 
-def _add_columns(highs: Any, pool: Ints, cost: Floats, use: Ints, rows: int, upper: float = highspy.kHighsInf) -> None:
+def _add_columns(
+    highs: Any, pool: Ints, cost: Floats, use: Ints | Floats, rows: int, upper: float = highspy.kHighsInf
+) -> None:
     count = len(pool)
     column, row = np.nonzero(use)
     entries = np.concatenate([column, np.arange(count)])

@@ -32,17 +32,19 @@ class Prices:
     """[lane] USD/h for leaving all demand unserved."""
     missing: float
     """USD/h for a replica missing to minReplicas."""
+    least: float = LEAST
+    """What an unserved share, however small, weighs as much as."""
 
     def of(self, lane: Ints, nodes: Ints, served: Served) -> Floats:
         """USD/h of patterns [pattern, option] of lanes [pattern]; infinite for those that break a rule."""
         cost: Floats = (nodes * self.node[lane]).sum(1)
-        cost = cost + counted(served.unserved) * self.unserved[lane] + served.missing * self.missing
+        cost = cost + counted(served.unserved, self.least) * self.unserved[lane] + served.missing * self.missing
         return np.where(served.allowed, cost, np.inf)
 
 
-def counted(unserved: Floats) -> Floats:
-    """Unserved shares as they weigh: any at all counts as `LEAST`, lest a sliver be traded for a node's price."""
-    return np.where(unserved > TOLERANCE, np.maximum(unserved, LEAST), 0.0)
+def counted(unserved: Floats, least: float = LEAST) -> Floats:
+    """Unserved shares as they weigh: any at all counts as `least`, lest a sliver be traded for a node's price."""
+    return np.where(unserved > TOLERANCE, np.maximum(unserved, least), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,14 @@ def _within_rules(lanes: Lanes, prices: Prices, found: Found, ceiling: Floats, u
         node[lane] = prices.node[lane] + value[:, None] * weight
         dearer = replace(prices, node=node)
         priced = price(
-            lanes, lane, node[lane], prices.unserved[lane], prices.missing, ceiling[broken] + value * most, units
+            lanes,
+            lane,
+            node[lane],
+            prices.unserved[lane],
+            prices.missing,
+            ceiling[broken] + value * most,
+            units,
+            prices.least,
         )
         nodes, _ = mend(lanes, lane, priced.nodes, dearer)
         served = served_by(lanes, lane, nodes)
@@ -124,7 +133,8 @@ def _within_rules(lanes: Lanes, prices: Prices, found: Found, ceiling: Floats, u
 
 
 def _once(lanes: Lanes, which: Ints, prices: Prices, ceiling: Floats, units: int) -> Found:
-    priced = price(lanes, which, prices.node[which], prices.unserved[which], prices.missing, ceiling, units)
+    node, unserved = prices.node[which], prices.unserved[which]
+    priced = price(lanes, which, node, unserved, prices.missing, ceiling, units, prices.least)
     nodes, cost = priced.nodes, np.full(len(which), np.inf)
     below = np.flatnonzero(priced.below)
     nodes[below], cost[below] = mend(lanes, which[below], nodes[below], prices)

@@ -116,6 +116,7 @@ def planned(snapshot: Snapshot) -> Planned:
         gap=gap,
         solver_status="; ".join(sorted(set(failed.values()))) or ("Optimal" if gap <= PROVEN else "Feasible"),
         shadow_prices=_shadow_prices(live.solution.duals),
+        shortages=live.solution.shortages,
     )
     costs = {key: pool.objective for key, pool in live.solution.pools.items()}
     bounds = live.solution.pool_bounds if not failed and not shadow.solution.pools else {}

@@ -54,11 +54,19 @@ class Priced:
 
 
 def price(
-    lanes: Lanes, which: Ints, node_price: Floats, penalty: Floats, missing_price: float, ceiling: Floats, units: int
+    lanes: Lanes,
+    which: Ints,
+    node_price: Floats,
+    penalty: Floats,
+    missing_price: float,
+    ceiling: Floats,
+    units: int,
+    lacking: float = LEAST,
 ) -> Priced:
     """Price the lanes `which` at `node_price` [which, option] and `penalty` [which] USD/h for leaving all unserved.
 
     `ceiling` [which]: a pattern that costs more than this (infinite: unknown) need not be found.  `units`: Q - 1.
+    `lacking`: what any unserved share weighs as much as.
     """
     bound, nodes = np.zeros(len(which)), np.zeros(node_price.shape, dtype=np.int64)
     below = np.zeros(len(which), dtype=np.bool_)
@@ -70,7 +78,9 @@ def price(
         for start in range(0, len(group), size):
             at = group[start : start + size]
             level = int(wanted[at].max())
-            tables = _Tables(lanes, which[at], node_price[at], penalty[at], missing_price, times[at], units, level)
+            tables = _Tables(
+                lanes, which[at], node_price[at], penalty[at], missing_price, times[at], units, level, lacking
+            )
             bound[at], nodes[at], below[at] = tables.solve(ceiling[at])
             shared = np.flatnonzero(below[at] & (lanes.vendor_share[which[at]] < 1))
             if len(shared):
@@ -112,9 +122,11 @@ class _Tables:
         times: Ints,
         units: int,
         wanted: int,
+        lacking: float,
     ) -> None:
         self.lanes, self.lane, self.node_price, self.penalty = lanes, lane, node_price, penalty
         self.missing_price, self.times, self.units, self.wanted = missing_price, times, units, wanted
+        self.lacking = lacking
         self.need = units + 1
         self.exactly = units * (1 + _EDGE)
         """D: Q is `need`."""
@@ -150,7 +162,7 @@ class _Tables:
     def subset(self, rows: Ints) -> "_Tables":
         """The same of some of the lanes, without replicas wanted."""
         mine = self.lane[rows], self.node_price[rows], self.penalty[rows], self.missing_price, self.times[rows]
-        return _Tables(self.lanes, *mine, self.units, 0)
+        return _Tables(self.lanes, *mine, self.units, 0, self.lacking)
 
     def _unserved(self) -> Floats:
         """[lane, unit] price of units that nothing carries.
@@ -158,7 +170,7 @@ class _Tables:
         Of v units missing, all but a hair of one may be rounding, and yet something is missing.
         """
         short = np.maximum(np.arange(self.need + 1) - 1, 0) / self.exactly
-        short = np.maximum(short, LEAST)
+        short = np.maximum(short, self.lacking)
         short[0] = 0.0
         return self.penalty[:, None] * short[None, :]
 

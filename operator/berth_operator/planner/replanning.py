@@ -300,7 +300,7 @@ def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Pl
     return replace(
         last,
         snapshot=snapshot,
-        plan=replace(last.plan, pools=pools, gap=gap),
+        plan=replace(last.plan, pools=pools, gap=gap, shortages=()),
         cost=cost,
         bound=bound,
         pool_costs=costs,

@@ -7,6 +7,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from berth_operator.planner.candidates import Option, Resource
+from berth_operator.planner.types import Shortage
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class Solution:
     """USD/h that one more node of a limit would save, where the solver knows."""
     pool_bounds: Mapping[str, float] = field(default_factory=dict)
     """By pool, what its part costs at the least with nodes at their duals, where the solver knows."""
+    shortages: tuple[Shortage, ...] = ()
+    """By falling priority, where a decomposed plan leaves demand unserved."""
 
 
 def nodes_used(solution: Mapping[str, PoolSolution]) -> dict[Resource, int]:

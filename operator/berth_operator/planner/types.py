@@ -201,6 +201,17 @@ class ShadowPrice:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortage:
+    """What the pools of one priority go without, and must."""
+
+    priority: int
+    unserved: float
+    """Sum of the shares of their demands."""
+    bound: float
+    """No plan that serves the more important ones as well leaves less."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The placements of every pool, from one solve over one snapshot."""
 
@@ -210,3 +221,5 @@ class Plan:
     solver_status: str
     """Optimal; Feasible, where the search ended before the proof (see `gap`); or why some pools could not be solved."""
     shadow_prices: tuple[ShadowPrice, ...] = ()
+    shortages: tuple[Shortage, ...] = ()
+    """By falling priority, where a large fleet goes short; small ones go as short as they must, and no more."""
