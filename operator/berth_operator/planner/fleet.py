@@ -29,7 +29,7 @@ from berth_operator.planner.sharing import (
     in_parts,
     less,
 )
-from berth_operator.planner.shedding import Shed, least_shortage
+from berth_operator.planner.shedding import MOST_POOLS, Shed, least_shortage
 from berth_operator.planner.solution import Assignment, PoolSolution, Solution, nodes_used
 from berth_operator.planner.solver import TOLERANCE, SolverError, solve
 from berth_operator.planner.types import Shortage
@@ -124,7 +124,8 @@ class FleetSolver:
         options = {p.key: p.options for p in problems}
         part = self._first.restricted(_allowed(self._first.lanes, options))
         outcome, shed = part.run(effort), None
-        if effort is Effort.PROVE and float(part.columns.unserved[outcome.chosen].sum()) > TOLERANCE:
+        goes_short = float(part.columns.unserved[outcome.chosen].sum()) > TOLERANCE
+        if goes_short and effort is Effort.PROVE and part.pools <= MOST_POOLS:
             shed = least_shortage(part, outcome.chosen)
             outcome = replace(outcome, chosen=shed.chosen, cost=float(part.costs()[shed.chosen].sum()))
         self._first.learn(part)

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from berth_operator.planner.decomposition import SMALL, UNITS, Decomposition
+from berth_operator.planner.decomposition import UNITS, Decomposition
 from berth_operator.planner.exact import exact_pattern
 from berth_operator.planner.lanes import Flags, Floats, Ints
 from berth_operator.planner.master import Master, divided, whole_choice
@@ -25,6 +25,8 @@ from berth_operator.planner.patterns import Prices, cheapest
 from berth_operator.planner.solver import TOLERANCE
 from berth_operator.planner.types import Shortage
 
+MOST_POOLS: Final = 150
+"""Of a fleet whose shortage is bettered: it takes about twice as long again as the plan itself."""
 ROUNDS: Final = 3
 """Pricings of a stage."""
 ANSWERS: Final = 2
@@ -139,13 +141,11 @@ class _Search:
     def run(self, close: float) -> None:
         """Better the choice and its bound, until they are within `close`."""
         self._generate(close)
-        small = self.search.pools <= SMALL
-        if small and self.cost() > self.bound + close:
+        if self.cost() > self.bound + close:
             self._widen()
-        answers = ANSWERS if small else 1
-        for turn in range(answers + 1):
+        for turn in range(ANSWERS + 1):
             self._choose()
-            if self.cost() <= self.bound + close or turn == answers or not self._answer():
+            if self.cost() <= self.bound + close or turn == ANSWERS or not self._answer():
                 break
 
     def _generate(self, close: float) -> None:
@@ -153,7 +153,7 @@ class _Search:
         first = np.concatenate([np.full(self.rows, _FIRST_MOST), np.full(len(self.aim.most), _FIRST_MOST)])
         scale = max(float(self.costs()[self.chosen].max(initial=0.0)), 1e-3)
         master, known = Master(self.search.pools, self.caps, first * scale), 0
-        for _ in range(ROUNDS if self.search.pools <= SMALL else 1):
+        for _ in range(ROUNDS):
             new = slice(known, self.columns.count)
             master.add(self.columns.pool[new], self.costs()[new], self.use()[new])
             known = self.columns.count
@@ -183,7 +183,8 @@ class _Search:
     def _torn(self, which: Ints) -> Ints:
         """Of lanes, those of pools that are short or that the master divides."""
         short = self.columns.unserved[self.chosen] > TOLERANCE
-        return which[~self.lanes.odd[which] & (short | self.open)[self.lanes.pool[which]]]
+        torn: Ints = which[~self.lanes.odd[which] & (short | self.open)[self.lanes.pool[which]]]
+        return torn
 
     def _active(self) -> Ints:
         """Lanes whose patterns the stage weighs: the others are best given nothing."""
