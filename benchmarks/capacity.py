@@ -4,6 +4,13 @@ The worker is profiled by `berth bench`; `planner.capacity` says from the profil
 three cases: bound by the first token, by the gap between tokens (which bounds the slots), and by the whole turn.  Then
 agents come at 50, 75 and 95 % of that, and at more until an objective breaks.  The worker has one thread, so that the
 agents have a processor of their own, and does not speculate, so that a step is a token.
+
+Machines drift: right before and after each load the worker is probed (how long a step of a few streams takes), the
+prediction is that for the profile scaled to these probes, and a load during which they moved by more than a tenth is
+offered once more.
+
+Turns are short, so that 5,000 of them take minutes: by its rates a case of five loads takes about 13 minutes where a
+replica carries 35 turns/s.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +39,10 @@ SLOTS = (1, 2, 4, 8, 16)
 AT = (0.5, 0.75, 0.95)
 BEYOND = (1.1, 1.25, 1.4)
 """Of the predicted capacity, until an objective breaks."""
+AGENTS = Agents(system=32, new=16, output=8)
+DRIFT = 0.1
+"""Between the probes before and after a load; more, and it is offered again."""
+_PROBED = 4
 _LOOSE = 20.0
 _READY = re.compile(r"berth-worker ready grpc=(\S+) http=(\S+)")
 
@@ -44,7 +55,7 @@ def _cases(load: Load, speed: Speed) -> dict[str, Load]:
     turn = alone + (load.output_tokens - 1) * step[1]
     return {
         "first_token": replace(load, first_token=8 * alone),
-        "gap": replace(load, gap=2 * gap[4], first_token=20 * alone),
+        "gap": replace(load, gap=1.25 * max(gap[b] for b in (1, 2, 4, 8)), first_token=20 * alone),
         "turn": replace(load, turn=2.5 * turn),
     }
 
@@ -54,8 +65,10 @@ class Point:
     """A load and what came of it."""
 
     share: float
-    """Of the predicted capacity."""
-    rate: float
+    """Of the capacity predicted for the machine as it was meanwhile."""
+    nominal: float
+    drift: float
+    """A step's time over that of the profile."""
     predicted: Latencies | None
     seen: Seen
 
@@ -71,10 +84,10 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=["first_token", "gap", "turn"], help="only this one")
     chosen = parser.parse_args()
     turns = chosen.turns or (300 if chosen.quick else 5000)
-    agents = Agents()
+    agents = AGENTS
     report = Report(1)
     with worker(max(SLOTS)) as (grpc, http):
-        profile = bench(grpc, http, agents, chosen.quick)
+        profile = bench(grpc, http, agents, SLOTS, 4 if chosen.quick else 16)
     load = Load(
         prompt_tokens=agents.prompt,
         output_tokens=agents.output,
@@ -109,18 +122,15 @@ def _run(
     report.figure(f"{name}_predicted_turns_per_second", capacity.turns_per_second)
     report.figure(f"{name}_slots", capacity.concurrency)
     points: list[Point] = []
-    with worker(capacity.concurrency) as (grpc, _):
+    with worker(capacity.concurrency, load.gap) as (grpc, http):
         for number, share in enumerate((*AT, *BEYOND)):
             if share in BEYOND and points[-1].broken(load) > 1 and len(points) > len(AT):
                 break
-            rate = share * capacity.turns_per_second
-            progress(f"capacity: {name} at {share:.0%}: {turns} turns at {rate:.2f}/s")
-            seen = asyncio.run(offer(grpc, agents, rate, turns, seed=number))
-            points.append(Point(share, rate, latencies(speed, load, seen.rate, capacity.concurrency), seen))
+            points.append(_point(grpc, http, speed, load, agents, capacity.concurrency, turns, share, number))
             _show(name, points[-1], load, report)
     progress("")
     for share, key in ((0.5, "50"), (0.75, "75")):
-        at = next(p for p in points if p.share == share)
+        at = next(p for p in points if p.nominal == share)
         if at.predicted:
             errors[key] += [abs(v / p99(getattr(at.seen, k)) - 1) for k, v in asdict(at.predicted).items()]
     breaks = _breaking_share(points, load)
@@ -129,11 +139,64 @@ def _run(
         errors["capacity"].append(abs(1 / breaks - 1))
 
 
-def _show(name: str, point: Point, load: Load, report: Report) -> None:
-    report.note(f"{name} {point.share:.0%}", f"{len(point.seen.turn)} turns at {point.seen.rate:.2f}/s")
-    report.figure(
-        f"{name}_{point.share * 100:.0f}_cached_percent", 100 * sum(point.seen.cached) / len(point.seen.cached)
+def _point(
+    grpc: str,
+    http: str,
+    speed: Speed,
+    load: Load,
+    agents: Agents,
+    slots: int,
+    turns: int,
+    share: float,
+    seed: int,
+) -> Point:
+    """A share of what the machine carries now, offered; again, at most twice, while the machine drifts."""
+    for attempt in range(3):
+        before = _drift(grpc, http, agents, speed, slots)
+        rate = share * _carried(_scaled(speed, before), load)
+        progress(f"capacity: {share:.0%}: {turns} turns at {rate:.2f}/s, steps at {before:.2f} of the profile's")
+        seen = asyncio.run(offer(grpc, agents, rate, turns, seed=10 * seed + attempt))
+        after = _drift(grpc, http, agents, speed, slots)
+        if abs(after / before - 1) <= DRIFT:
+            break
+    meanwhile = (before + after) / 2
+    now = _scaled(speed, meanwhile)
+    return Point(seen.rate / _carried(now, load), share, meanwhile, latencies(now, load, seen.rate, slots), seen)
+
+
+def _drift(grpc: str, http: str, agents: Agents, speed: Speed, slots: int) -> float:
+    """How long a step takes, over what it took when the profile was made."""
+    streams = min(_PROBED, slots)
+    probe = bench(grpc, http, agents, (streams,), 2 * streams)
+    step = streams / float(probe.spec.points[0].decode_tokens_per_second)
+    return step / speed.step_seconds[speed.concurrency.index(streams)]
+
+
+def _scaled(speed: Speed, factor: float) -> Speed:
+    """The same machine, slower by a factor."""
+    return replace(
+        speed,
+        step_seconds=tuple(factor * s for s in speed.step_seconds),
+        gap_p99_seconds=tuple(factor * s for s in speed.gap_p99_seconds),
+        prefill_tokens_per_second=speed.prefill_tokens_per_second / factor,
+        attention_seconds=speed.attention_seconds * factor,
     )
+
+
+def _carried(speed: Speed, load: Load) -> float:
+    capacity = replica_capacity(speed, load)
+    if not isinstance(capacity, ReplicaCapacity):
+        raise SystemExit(f"capacity: {capacity.reason}: this machine has become too slow to measure anything")
+    return capacity.turns_per_second
+
+
+def _show(name: str, point: Point, load: Load, report: Report) -> None:
+    offered = (
+        f"{len(point.seen.turn)} turns at {point.seen.rate:.2f}/s, {point.share:.0%} of what it carries as it is now"
+    )
+    report.note(f"{name} {point.nominal:.0%}", f"{offered} (steps at {point.drift:.2f} of the profile's)")
+    cached = sum(point.seen.cached) / len(point.seen.cached)
+    report.figure(f"{name}_{point.nominal * 100:.0f}_cached_percent", 100 * cached)
     for what in ("first_token", "gap", "turn"):
         values = getattr(point.seen, what)
         low, high = p99_interval(values)
@@ -158,12 +221,12 @@ def _breaking_share(points: list[Point], load: Load) -> float | None:
 
 
 @contextmanager
-def worker(slots: int) -> Iterator[tuple[str, str]]:
-    """A berth-worker process; its gRPC and HTTP addresses."""
+def worker(slots: int, gap: float = _LOOSE) -> Iterator[tuple[str, str]]:
+    """A berth-worker process that knows the promise between tokens, seconds; its gRPC and HTTP addresses."""
     command = [str(Path(sys.executable).with_name("berth-worker")), "--model", MODEL, "--host", "127.0.0.1"]
     command += ["--grpc-port", "0", "--http-port", "0", "--threads", "1", "--speculation", "off"]
     command += ["--max-concurrency", str(slots), "--max-queue", "4096", "--max-context-tokens", "2048"]
-    command += ["--kv-cache-tokens", "65536"]
+    command += ["--kv-cache-tokens", "65536", "--inter-token-latency-p99-seconds", str(gap)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
@@ -176,15 +239,15 @@ def worker(slots: int) -> Iterator[tuple[str, str]]:
         process.wait()
 
 
-def bench(grpc: str, http: str, agents: Agents, quick: bool) -> ServingProfile:
+def bench(grpc: str, http: str, agents: Agents, streams: Sequence[int], requests: int) -> ServingProfile:
     """What `berth bench` prints of a worker, at the context of these agents."""
     context = agents.prompt + agents.output // 2
     output = 64
     command = [str(Path(sys.executable).with_name("berth")), "bench", grpc, "--http-address", http, "--model", MODEL]
-    command += ["--hardware-class", "here", "--concurrency", ",".join(map(str, SLOTS)), "-o", "json"]
+    command += ["--hardware-class", "here", "--concurrency", ",".join(map(str, streams)), "-o", "json"]
     command += ["--prompt-tokens", str(max(context - output // 2, 2)), "--output-tokens", str(output)]
-    command += ["--requests", str(4 if quick else 16), "--machine", "this one"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    command += ["--requests", str(requests), "--machine", "this one"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
     return ServingProfile.model_validate(json.loads(done.stdout))
 
 
