@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from berth_operator.api import HardwareClass
-from berth_operator.planner import Candidate, PoolPlan, Verdict
+from berth_operator.planner import Candidate, PoolPlan, Snapshot, Verdict, plan
 
 Make = Callable[..., Any]
 
@@ -111,3 +112,18 @@ def test_large_fleets_get_comparisons_that_are_true(plan_for: Make, chat_pool: M
     l4 = _candidate(planned, "l4")
     assert l4.reason == "alone it takes 1 node at $0.805/h = $0.805/h against $0.638/h of the whole plan"
     assert planned.usd_per_hour == Decimal("0.638")
+
+
+def test_a_plan_without_reasons_places_the_same_and_still_says_why_a_pool_goes_short(
+    pool: Make, hardware: Make, now: datetime
+) -> None:
+    lenient = {"timeToFirstTokenP99": "20s", "interTokenLatencyP99": "500ms"}
+    pools = (pool("fed", "0.2", priority=5, objectives=lenient), pool("short", "500", objectives=lenient))
+    few = hardware("graviton", compute={"int8Tops": 11}, max_nodes={"OnDemand": 3})
+    snapshot = Snapshot(now, pools, (few,))
+    told, bare = plan(snapshot).pools, plan(snapshot, explain=False).pools
+    assert {key: p.placements for key, p in bare.items()} == {key: p.placements for key, p in told.items()}
+    assert told["demo/fed"].candidates
+    assert not bare["demo/fed"].candidates
+    assert told["demo/short"].shortfall is not None
+    assert bare["demo/short"].shortfall == told["demo/short"].shortfall

@@ -3,7 +3,7 @@
 The checks are an ordered chain; the first that objects decides, so that a reason names what to change first.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -172,38 +172,42 @@ def candidates_of(classes: Iterable[HardwareClass], context: PoolContext) -> Can
     options: list[Option] = []
     unfit: list[Unfit] = []
     for hardware in sorted(classes, key=lambda c: c.metadata.name):
+        name, judged = hardware.metadata.name, _judge(hardware, context)
         for capacity in sorted(hardware.spec.capacity, key=lambda c: c.type.value):
-            found = _judge(hardware, capacity, context)
-            if isinstance(found, Unfit):
-                unfit.append(found)
+            found = judged if isinstance(judged, NoFit) else _options(hardware, capacity, judged, context)
+            if isinstance(found, NoFit):
+                unfit.append(Unfit(name, capacity.type, found.verdict, found.reason, found.estimated, found.slow))
             else:
                 options.extend(found)
     return Candidates(tuple(options), tuple(unfit))
 
 
-def _judge(hardware: HardwareClass, capacity: Capacity, context: PoolContext) -> list[Option] | Unfit:
-    def unfit(verdict: Verdict, reason: str, *, estimated: bool = False, slow: TooSlow | None = None) -> Unfit:
-        return Unfit(hardware.metadata.name, capacity.type, verdict, reason, estimated, slow)
-
+def _judge(hardware: HardwareClass, context: PoolContext) -> list[Fit] | NoFit:
+    """What of a class would serve a pool, whatever the capacity type."""
     if objection := not_allowed(hardware, context):
-        return unfit(Verdict.NOT_ALLOWED, objection)
+        return NoFit(Verdict.NOT_ALLOWED, objection, False)
     if context.effective.objective == "Power" and hardware.spec.power_watts is None:
-        return unfit(Verdict.NOT_COMPARABLE, "spec.powerWatts is unset, and the pool's objective is Power")
+        return NoFit(Verdict.NOT_COMPARABLE, "spec.powerWatts is unset, and the pool's objective is Power", False)
     judged = [_judge_quantization(hardware, q, context) for q in quantizations(context)]
     fitting = [j for j in judged if isinstance(j, Fit)]
-    if not fitting:
-        best = min((j for j in judged if isinstance(j, NoFit)), key=lambda j: _CLOSENESS[j.verdict])
-        return unfit(best.verdict, best.reason, estimated=best.estimated, slow=best.slow)
+    return fitting or min((j for j in judged if isinstance(j, NoFit)), key=lambda j: _CLOSENESS[j.verdict])
+
+
+def _options(
+    hardware: HardwareClass, capacity: Capacity, fitting: Sequence[Fit], context: PoolContext
+) -> list[Option] | NoFit:
+    """Options of a capacity type, as long as there are nodes of it."""
+    estimated = fitting[0].capacity.estimated
     least = min(fit.nodes_per_replica for fit in fitting)
     if capacity.max_nodes is not None and capacity.max_nodes < least:
         short = f": a replica spans {least}" if least > 1 else ""
         reason = f"maxNodes of {capacity.type.value} is {capacity.max_nodes}{short}"
-        return unfit(Verdict.NO_CAPACITY, reason, estimated=fitting[0].capacity.estimated)
-    until = constrained_until(hardware, capacity.type, context.now)
+        return NoFit(Verdict.NO_CAPACITY, reason, estimated)
+    until = constrained_until(hardware, capacity.type, context.now) if hardware.status.constrained else None
     own_limit = context.scheduled.get((hardware.metadata.name, capacity.type), 0) if until else None
     if own_limit == 0:
         reason = f"{capacity.type.value} nodes could not be had; tried again after {until}"
-        return unfit(Verdict.CONSTRAINED, reason, estimated=fitting[0].capacity.estimated)
+        return NoFit(Verdict.CONSTRAINED, reason, estimated)
     reserved = capacity.type is CapacityType.RESERVED
     return [
         Option(

@@ -176,7 +176,8 @@ def as_replicas(pairs: Sequence[tuple[Speed, Load]]) -> Replicas:
 def solve(replicas: Replicas, of: Sequence[Load], estimated: Sequence[bool]) -> list[Judged]:
     """What each pair carries."""
     loads = as_loads(of)
-    found = [_unable(replicas, load, i) for i, load in enumerate(of)]
+    alone = _alone(replicas, loads)
+    found: list[Judged | None] = [None] * len(of)
     kv = [int(x) for x in replicas.kv_cache_tokens[:, 0]]
     replicas, station = _useful(replicas, loads)
     possible = replicas.fits[:, 1]
@@ -187,8 +188,8 @@ def solve(replicas: Replicas, of: Sequence[Load], estimated: Sequence[bool]) -> 
                 i = int(rows[row])
                 rate, slots, first, gap, turn = figures
                 capacity = ReplicaCapacity(rate, int(slots), first, gap, turn, kv[i], estimated[i])
-                found[i] = capacity, found[i][1]
-    return found
+                found[i] = capacity, alone[i][2]
+    return [one or (too_slow(of[i], *alone[i]), alone[i][2]) for i, one in enumerate(found)]
 
 
 def _useful(replicas: Replicas, loads: Loads) -> tuple[Replicas, Station]:
@@ -312,15 +313,14 @@ def _p99s(
     return found[0], found[1]
 
 
-def _unable(replicas: Replicas, load: Load, row: int) -> Judged:
-    """What one request alone takes, worded as the promise that it breaks: for those where one does."""
-    speed = float(replicas.prefill_tokens_per_second[row, 0])
-    step = float(replicas.step[row, 1])
-    uncached = max(load.prompt_tokens * (1 - load.cached_share), 1.0)
+def _alone(replicas: Replicas, loads: Loads) -> list[tuple[float, float, float, float, float]]:
+    """(gap p99, first token, turn, uncached tokens, prefill tokens/s) of one request on an idle replica, by pair."""
+    speed, step = replicas.prefill_tokens_per_second, replicas.step[:, 1:2]
+    uncached = np.maximum(loads.prompt_tokens * (1 - loads.cached_share), 1.0)
     first = uncached / speed + step
-    turn = first + (load.output_tokens - 1) * step
-    slow = too_slow(load, float(replicas.gap_p99[row, 1]), first, turn, uncached, speed)
-    return slow, turn
+    turn = first + (loads.output_tokens - 1) * step
+    table = np.concatenate([replicas.gap_p99[:, 1:2], first, turn, uncached, speed], axis=1)
+    return [(a, b, c, d, e) for a, b, c, d, e in table.tolist()]
 
 
 def too_slow(

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_HALF_UP, Context, Decimal
 from fractions import Fraction
+from typing import Final
 
 from berth_operator.api import format_decimal
 from berth_operator.planner.candidates import Candidates, Option, Resource, Unfit
@@ -35,7 +36,9 @@ from berth_operator.planner.solution import Assignment, PoolSolution
 from berth_operator.planner.solver import TOLERANCE, SolverError, minimise
 from berth_operator.planner.types import Candidate, Problem, Verdict
 
-_MOST_STEPS = 12
+_MOST_STEPS: Final = 12
+_DIGITS: Final = Context(prec=60)
+_HUNDREDTH_OF_A_CENT: Final = Decimal("0.0001")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,8 @@ class Outcome:
     """The pool's plan if moving were free."""
     exact: bool
     """Find break-even prices with the solver, some milliseconds each; else compare with the candidate alone."""
+    usd_per_hour: Decimal
+    """Of the pool's plan."""
     beside: Mapping[Resource, Packing] = field(default_factory=dict)
     """Other pools' nodes that it may share."""
 
@@ -125,9 +130,9 @@ class Outcome:
         )
 
 
-def explain(outcome: Outcome) -> list[Candidate]:
+def verdicts(outcome: Outcome) -> list[Candidate]:
     """A verdict for every class and capacity type that was considered, in canonical order."""
-    verdicts = [_of_unfit(u) for u in outcome.candidates.unfit]
+    found = [_of_unfit(u) for u in outcome.candidates.unfit]
     by_resource: dict[Resource, list[Option]] = {}
     for option in outcome.candidates.options:
         by_resource.setdefault(option.resource, []).append(option)
@@ -135,11 +140,13 @@ def explain(outcome: Outcome) -> list[Candidate]:
     formats = {a.option.quantization for a in outcome.solution.assignments}
     for resource, options in by_resource.items():
         if resource in chosen:
-            verdicts.append(_of_chosen(outcome, chosen[resource]))
+            found.append(_of_chosen(outcome, chosen[resource]))
+        elif len(options) == 1:
+            found.append(_of_unused(outcome, options[0], options))
         else:
             pick = min(options, key=lambda o: (o.quantization not in formats, usd_per_million_tokens(outcome, o)))
-            verdicts.append(_of_unused(outcome, pick, options))
-    return sorted(verdicts, key=lambda c: (c.hardware_class, c.capacity_type.value))
+            found.append(_of_unused(outcome, pick, options))
+    return sorted(found, key=lambda c: (c.hardware_class, c.capacity_type.value))
 
 
 def usd_per_million_tokens(outcome: Outcome, option: Option) -> Decimal:
@@ -151,7 +158,7 @@ def usd_per_million_tokens(outcome: Outcome, option: Option) -> Decimal:
 def per_million(usd_per_hour: Decimal, tokens_per_second: float) -> Decimal:
     """USD per million tokens, to a hundredth of a cent."""
     tokens = Decimal(repr(tokens_per_second * 3600))
-    return (usd_per_hour * 1_000_000 / tokens).quantize(Decimal("0.0001"), ROUND_HALF_UP, Context(prec=60))
+    return (usd_per_hour * 1_000_000 / tokens).quantize(_HUNDREDTH_OF_A_CENT, ROUND_HALF_UP, _DIGITS)
 
 
 def _candidate(outcome: Outcome, option: Option, verdict: Verdict, reason: str) -> Candidate:
@@ -262,11 +269,11 @@ def _compared_alone(outcome: Outcome, option: Option, price: str) -> str:
     """The candidate carrying all that policy lets it carry, against the plan: cheap, and true, but no break-even."""
     share = _most_spot_percent(outcome, option) / 100 if option.spot else 1.0
     nodes = _nodes_alone(outcome, option, share)
-    cost = sum((a.usd_per_hour for a in outcome.solution.assignments), Decimal(0))
     whole = "alone" if share == 1 else f"for its at most {share:.0%} of traffic".replace("%", " %")
     return (
         f"{whole} it takes {_count(nodes, 'node')} at {price} ="
-        f" ${format_decimal(nodes * option.node_usd_per_hour)}/h against ${format_decimal(cost)}/h of the whole plan"
+        f" ${format_decimal(nodes * option.node_usd_per_hour)}/h"
+        f" against ${format_decimal(outcome.usd_per_hour)}/h of the whole plan"
     )
 
 

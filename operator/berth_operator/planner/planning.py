@@ -14,7 +14,7 @@ from berth_operator.planner.acceptance import may_carry_alone, placement_problem
 from berth_operator.planner.candidates import Candidates, PoolContext, Resource, api_time, candidates_of
 from berth_operator.planner.churn import Decision, Incumbent, decide
 from berth_operator.planner.counterfactual import Comparison, gpu_only_usd_per_hour
-from berth_operator.planner.explanation import Outcome, Usage, explain, per_million
+from berth_operator.planner.explanation import Outcome, Usage, per_million, verdicts
 from berth_operator.planner.faulty import avoided_of, avoiding, with_faulty
 from berth_operator.planner.judging import judge_all
 from berth_operator.planner.program import PoolProblem
@@ -73,12 +73,16 @@ class Planned:
     """Of pools that may share nodes, which `pool_bounds` count in parts."""
 
 
-def plan(snapshot: Snapshot) -> Plan:
-    """Place every pool of a snapshot.  Pure and deterministic; never raises for what a user can write."""
-    return planned(snapshot).plan
+def plan(snapshot: Snapshot, *, explain: bool = True) -> Plan:
+    """Place every pool of a snapshot.  Pure and deterministic; never raises for what a user can write.
+
+    Without `explain` what people read is left out: candidates and what GPUs alone would cost, except of pools that go
+    short.  The placements are the same.
+    """
+    return planned(snapshot, explain=explain).plan
 
 
-def planned(snapshot: Snapshot) -> Planned:
+def planned(snapshot: Snapshot, *, explain: bool = True) -> Planned:
     """The plan of a snapshot, with its proof.
 
     Pools that run are planned together; suspended pools and those of mode Recommend afterwards, together, with the
@@ -97,7 +101,8 @@ def planned(snapshot: Snapshot) -> Planned:
         True: Usage.of(_used_by([live, shadow]), pieces_of(effective, shadow.solution.pools)),
     }
     exact = sum(len(j.candidates.options) for j in accepted) <= EXACT_BREAK_EVENS
-    gpu_only = counterfactuals(accepted, {**live.solution.pools, **shadow.solution.pools}, snapshot.hardware_classes)
+    solved = {**live.solution.pools, **shadow.solution.pools}
+    gpu_only = counterfactuals(accepted, solved, snapshot.hardware_classes) if explain else {}
     pools = {}
     for j in judged:
         decision = shadow if j.shadow else live
@@ -106,7 +111,8 @@ def planned(snapshot: Snapshot) -> Planned:
         elif j.key in decision.solution.failed:
             pools[j.key] = _standing(j, decision.solution.failed[j.key])
         else:
-            pools[j.key] = pool_plan(j, decision, limits, usage[j.shadow], exact, gpu_only.get(j.key))
+            told = explain or goes_short(decision.solution.pools[j.key])
+            pools[j.key] = pool_plan(j, decision, limits, usage[j.shadow], exact, gpu_only.get(j.key), explain=told)
     cost = live.solution.cost + shadow.solution.cost
     bound = live.solution.bound + shadow.solution.bound
     failed = {**live.solution.failed, **shadow.solution.failed}
@@ -243,7 +249,7 @@ def _used_by(decisions: Sequence[Decision]) -> dict[Resource, dict[str, Fraction
 
 def unaccepted(judged: JudgedPool, limits: Mapping[Resource, int]) -> PoolPlan:
     """The plan of a pool whose spec cannot work: nothing placed, and why nothing else would serve it."""
-    candidates = tuple(explain(_unplaced(judged, limits)))
+    candidates = tuple(verdicts(_unplaced(judged, limits)))
     return PoolPlan(judged.key, judged.context.effective, not_accepted=judged.problem, candidates=candidates)
 
 
@@ -251,7 +257,7 @@ def _unplaced(judged: JudgedPool, limits: Mapping[Resource, int]) -> Outcome:
     """A pool that is not accepted: only what cannot serve it is explained."""
     nothing = PoolSolution((), 1.0, 0.0)
     unfit = Candidates((), judged.candidates.unfit)
-    return Outcome(judged.program, unfit, nothing, limits, Usage.of({}), limits, None, None, None, exact=False)
+    return Outcome(judged.program, unfit, nothing, limits, Usage.of({}), limits, None, None, None, False, Decimal(0))
 
 
 def pool_plan(
@@ -261,22 +267,24 @@ def pool_plan(
     usage: Usage,
     exact: bool,
     gpu_only: Decimal | None,
+    *,
+    explain: bool = True,
 ) -> PoolPlan:
-    """A solved pool in full: traffic, cost, reasons."""
+    """A solved pool in full: traffic, cost, reasons (without `explain` none)."""
     key, effective, problem = judged.key, judged.context.effective, judged.program
     solution = decision.solution.pools[key]
     kept = decision.kept.get(key)
     free = decision.free.pools.get(key)
     left = usage.left(limits, key)
-    outcome = Outcome(
-        *(problem, judged.candidates, solution, limits, usage, left, judged.incumbent, kept, free, exact),
-        beside=usage.beside(key, effective.objective) if exact else {},
-    )
     shares = spread(problem, solution.assignments)
     served = 1 - solution.unserved
     placements = placements_of(problem, solution.assignments, percents(problem, solution.assignments, shares))
     usd = sum((p.usd_per_hour for p in placements), Decimal(0))
-    candidates = tuple(explain(outcome))
+    outcome = Outcome(
+        *(problem, judged.candidates, solution, limits, usage, left, judged.incumbent, kept, free, exact, usd),
+        beside=usage.beside(key, effective.objective) if exact else {},
+    )
+    candidates = tuple(verdicts(outcome)) if explain else ()
     if effective.suspend:
         resume = usd if placements else None
         return PoolPlan(key, effective, candidates=candidates, resume_usd_per_hour=resume)
@@ -297,6 +305,11 @@ def pool_plan(
         over_budget=over_budget_of(judged, usd),
         kept=kept,
     )
+
+
+def goes_short(solution: PoolSolution) -> bool:
+    """Whether a plan owes a reason for what a pool lacks."""
+    return solution.unserved > 0 or solution.missing_replicas > 0
 
 
 def placements_of(
