@@ -17,9 +17,11 @@ import numpy as np
 from berth_operator.planner.exact import exact_pattern
 from berth_operator.planner.exchange import exchange
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
-from berth_operator.planner.master import Columns, Master, divided, total_use, whole_choice
+from berth_operator.planner.master import Columns, Master, divided, total_use
 from berth_operator.planner.patterns import EXACT, Found, Prices, cheapest, counted, mend
+from berth_operator.planner.pricing import TOLERANCE
 from berth_operator.planner.quick import guesses
+from berth_operator.planner.rounding import Patterns, make_room, relieved
 
 UNITS: Final = 60
 """Of demand in pricing, at first."""
@@ -46,19 +48,17 @@ LOST_LANES: Final = 4
 """Lanes a round that it prices because no good pattern of theirs is known."""
 EXACT_LANES: Final = 8
 """Loosest lanes that the flat program prices in the last round."""
-ANSWERS: Final = 2
 ANSWER_UNITS: Final = 120
-NEARLY: Final = 12
-"""Undivided pools that a repair may change."""
-MORE_NEARLY: Final = 45
-"""The same of a second repair, where the first one comes out far from the master."""
-FAR: Final = 2e-3
-WIDENED: Final = (0.7, 1.2, 1.6, 3.0)
+KEPT: Final = 6
+"""Columns of a pool that a second solve begins with: more make its master slow."""
+WITHIN: Final = 1e-5
+"""Of the cost of all, by which the flat program may be wrong about one pool."""
+ANSWERING: Final = 12
+"""Undivided pools whose patterns are looked for again when whole ones are chosen, at least."""
+WIDENED: Final = (0.7, 1.6)
 """Times the duals at which pools that a repair may change are priced beforehand."""
 AROUND: Final = 1.1
 """Times the best known pattern that one of those may cost."""
-NEAR: Final = 5
-"""Patterns of a pool that a repair may choose from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,10 @@ class Outcome:
     rounds: int
 
 
+ANSWERS: Final = {Effort.COMPARE: 0, Effort.SEARCH: 1, Effort.PROVE: 4}
+"""Times that pools answer the whole choice of the others, at most."""
+
+
 class Decomposition:
     """Column generation over some lanes; columns and duals are kept, so that a second solve starts warm."""
 
@@ -122,12 +126,16 @@ class Decomposition:
         self._add_floors()
 
     def restricted(self, most: Ints, caps: Floats | None = None) -> "Decomposition":
-        """The same pools with `most` [lane, option] nodes (and `caps` [row]), and the columns that keep to it."""
+        """The same pools with `most` [lane, option] nodes (and `caps` [row]), and each one's best columns that keep
+        to it."""
         lanes = replace(self.lanes, most=most, caps=self.lanes.caps if caps is None else caps)
         part = Decomposition(lanes, self.pools, self.unserved, self.missing)
         part.duals, part.warm = self.duals, self.warm
-        kept = (self.columns.nodes <= most[self.columns.lane]).all(1)
-        part.columns.copy(self.columns, np.flatnonzero(kept))
+        within = np.flatnonzero((self.columns.nodes <= most[self.columns.lane]).all(1))
+        pool = self.columns.pool[within]
+        order = np.lexsort(((self.costs() + self.columns.use @ self.duals)[within], pool))
+        rank = np.arange(len(order)) - np.searchsorted(pool[order], pool[order])
+        part.columns.copy(self.columns, within[np.sort(order[rank < KEPT])])
         return part
 
     def learn(self, part: "Decomposition") -> None:
@@ -222,7 +230,7 @@ class Decomposition:
         ceiling = self.ceilings(duals)[self.lanes.pool[found.lane]]
         gap = ceiling - bound[found.lane]
         order = np.argsort(-gap, kind="stable")
-        total = float(ceiling.sum())
+        total = self._dollars()
         lost = gap > 0.01 * self.unserved[found.lane]
         for place, i in enumerate(order[: max(most, LOST_LANES)]):
             if (place < most and gap[i] > WORTH * total) or lost[i]:
@@ -230,16 +238,24 @@ class Decomposition:
                 self._exactly(lane, duals, float(self.ceilings(duals)[self.lanes.pool[lane]]), bound)
 
     def _exactly(self, lane: int, duals: Floats, ceiling: float, bound: Floats) -> None:
-        result = exact_pattern(self.lanes, lane, self.prices(duals), ceiling)
+        result = exact_pattern(self.lanes, lane, self.prices(duals), ceiling, WITHIN * self._dollars())
         if result is not None:
             nodes, least = result
             self.add(np.array([lane]), nodes[None, :])
             bound[lane] = max(bound[lane], least)
 
+    def _dollars(self) -> float:
+        """USD/h of the pools that can be served in full, roughly, shortage and duals left aside."""
+        best = np.full(self.pools, np.inf)
+        served = self.columns.unserved <= TOLERANCE
+        np.minimum.at(best, self.columns.pool[served], self.columns.cost[served])
+        return float(best[np.isfinite(best)].sum())
+
     def run(self, effort: Effort = Effort.PROVE) -> Outcome:
         """Generate columns, choose whole ones."""
         master = Master(self.pools, self.lanes.caps, self._first_most())
-        known = self._feed(master, 0)
+        known = self.columns.count
+        master.begin(self.columns.pool, self.costs(), self.columns.use, self.duals)
         at = self._guess_rounds(master, known, WARM_GUESSES if self.warm else GUESSES)
         rounds, best = 0, 0.0
         if effort is Effort.COMPARE:
@@ -258,11 +274,9 @@ class Decomposition:
                 at = master.solve()[1]
             at, self.bounds = self.duals, bounds
         master.raise_most(1e6)
-        objective, duals, weight, _ = master.solve()
         if effort is Effort.SEARCH:
-            at = self.duals = duals
-        answers = ANSWERS if effort is Effort.PROVE else 0
-        chosen = self._whole(weight, duals, objective, answers, widen=effort is not Effort.COMPARE)
+            at = self.duals = master.solve()[1]
+        chosen = self._whole(master, effort)
         return Outcome(chosen, float(self.costs()[chosen].sum()), best, at, rounds)
 
     def _guess_rounds(self, master: Master, known: int, rounds: int) -> Floats:
@@ -307,71 +321,63 @@ class Decomposition:
         np.maximum.at(most, self.lanes.row, self.lanes.price / self.lanes.weight)
         return np.maximum(most[:-1] * FIRST_MOST, 1e-3)
 
-    def _whole(self, weight: Floats, duals: Floats, target: float, answers: int, *, widen: bool) -> Ints:
-        """One column a pool: the undivided as they are, the others by a small integer program.
+    def _whole(self, master: Master, effort: Effort) -> Ints:
+        """One column a pool, within all rows.
 
-        Then patterns are exchanged by ones and twos, and every pool of that program answers the others: the best that
-        it could do with what they leave becomes a column as well.
+        What a dive in the master comes to is mended (`rounding`).  Then the pools that are farthest from what they
+        would have at the duals answer the others: the best that each could do with what these leave becomes a column
+        as well.
         """
-        chosen, open_ = divided(self.columns.pool, weight, self.pools)
+        target, duals, weight, _ = master.solve()
+        heaviest, open_ = divided(self.columns.pool, weight, self.pools)
         if not open_.any():
-            return chosen
-        reduced = self.costs() + self.columns.use @ duals
-        certain = chosen
-        tight = open_ | self._nearly_divided(self.columns.pool, reduced, chosen, open_, NEARLY)
-        if widen:
-            self._widen(tight, duals)
-        weight = np.append(weight, np.ones(self.columns.count - len(weight)))
-        chosen = self._better(self._repair(chosen, tight, weight > 1e-6, duals), tight, duals, target, answers)
-        if answers and float(self.costs()[chosen].sum()) > target * (1 + FAR):
-            in_use = np.append(weight > 1e-6, np.ones(self.columns.count - len(weight), dtype=np.bool_))
-            wide = open_ | self._nearly_divided(self.columns.pool, reduced, certain, open_, MORE_NEARLY)
-            again = self._better(self._repair(certain, wide, in_use, duals), wide, duals, target, 1)
-            costs = self.costs()
-            chosen = again if costs[again].sum() < costs[chosen].sum() else chosen
+            return heaviest
+        if effort is Effort.PROVE:
+            self._widen(self._farthest(heaviest, open_, duals), duals)
+            self._feed(master, master.columns)
+            target, duals, weight, _ = master.solve()
+            heaviest, open_ = divided(self.columns.pool, weight, self.pools)
+        dived, _ = divided(self.columns.pool, master.dive(self.columns.pool, weight, self.columns.cost), self.pools)
+        chosen = self._settled(relieved(self._patterns(duals), dived, duals), duals, target)
+        if not self._close(chosen, target):
+            other = self._settled(relieved(self._patterns(duals), heaviest, duals), duals, target)
+            chosen = min(chosen, other, key=lambda one: float(self.costs()[one].sum()))
+        for _ in range(ANSWERS[effort]):
+            if self._close(chosen, target):
+                break
+            if not self._answer(chosen, self._farthest(chosen, open_, duals), duals):
+                break
+            chosen = self._settled(chosen, duals, target)
         return chosen
 
+    def _close(self, chosen: Ints, target: float) -> bool:
+        return float(self.costs()[chosen].sum()) <= target * (1 + CLOSE)
+
+    def _settled(self, chosen: Ints, duals: Floats, target: float) -> Ints:
+        """Whole columns after pools have made room for each other, and exchanged patterns by ones and twos."""
+        patterns = self._patterns(duals)
+        chosen = make_room(patterns, chosen, duals)
+        gain = float(patterns.cost[chosen].sum()) - target
+        return exchange(chosen, patterns.pool, patterns.cost, patterns.reduced, patterns.use, patterns.caps, gain)
+
+    def _patterns(self, duals: Floats) -> Patterns:
+        costs, c = self.costs(), self.columns
+        return Patterns(c.pool, costs, costs + c.use @ duals, c.use, self.lanes.caps)
+
+    def _farthest(self, chosen: Ints, open_: Flags, duals: Floats) -> Flags:
+        """Pools that are divided, and as many whose chosen pattern is farthest from their best at the duals."""
+        excess = (self.costs() + self.columns.use @ duals)[chosen] - self.ceilings(duals)
+        some = open_.copy()
+        some[np.argsort(-np.where(open_, -np.inf, excess), kind="stable")[: max(ANSWERING, int(open_.sum()))]] = True
+        return some
+
     def _widen(self, open_: Flags, duals: Floats) -> None:
-        """Add what the open pools would take were shared nodes cheaper or dearer: whole choices need such patterns."""
+        """Add what some pools would take were shared nodes cheaper or dearer: whole choices need such patterns."""
         which = np.flatnonzero(open_[self.lanes.pool] & ~self.lanes.odd)
         for factor in WIDENED:
             ceiling = AROUND * self.ceilings(factor * duals)[self.lanes.pool[which]]
             found = cheapest(self.lanes, which, self.prices(factor * duals), ceiling, UNITS, again=0)
             self.add(found.lane, found.nodes)
-
-    def _better(self, chosen: Ints, open_: Flags, duals: Floats, target: float, answers: int) -> Ints:
-        """Exchanges and answers, in turn."""
-        for turn in range(answers + 1):
-            costs = self.costs()
-            reduced = costs + self.columns.use @ duals
-            gain = float(costs[chosen].sum()) - target
-            if gain <= CLOSE * target or not answers:
-                break
-            caps = self.lanes.caps
-            chosen = exchange(chosen, self.columns.pool, costs, reduced, self.columns.use, caps, gain)
-            if turn == answers or not self._answer(chosen, open_, duals):
-                break
-        return chosen
-
-    def _repair(self, chosen: Ints, open_: Flags, in_use: Flags, duals: Floats) -> Ints:
-        columns, costs = self.columns, self.costs()
-        pool, count = columns.pool, columns.count
-        reduced = costs + columns.use @ duals
-        order = np.lexsort((reduced, pool))
-        rank = np.empty(count, dtype=np.int64)
-        first = np.searchsorted(pool[order], np.arange(self.pools))
-        rank[order] = np.arange(count) - first[pool[order]]
-        wanted = rank < NEAR
-        wanted[: self.pools] = True  # nothing served
-        wanted |= in_use
-        candidates = np.flatnonzero(open_[pool] & wanted)
-        left = self.lanes.caps - total_use(columns.use, chosen[~open_])
-        picked = whole_choice(pool[candidates], costs[candidates], columns.use[candidates], left)
-        if picked is None:
-            raise AssertionError("the patterns that serve nothing always fit")  # pragma: no cover
-        chosen = chosen.copy()
-        chosen[pool[candidates[picked]]] = candidates[picked]
-        return chosen
 
     def _answer(self, chosen: Ints, open_: Flags, duals: Floats) -> bool:
         """Add each open pool's best patterns within the nodes that the others leave; whether any is new."""
@@ -392,15 +398,3 @@ class Decomposition:
             found = cheapest(within, which, prices, paid[self.lanes.pool[which]], ANSWER_UNITS, 10 * EXACT)
             self.add(found.lane, found.nodes)
         return self.columns.count > before
-
-    def _nearly_divided(self, pool: Ints, reduced: Floats, chosen: Ints, open_: Flags, most: int) -> Flags:
-        """Undivided pools whose second pattern costs least more: they give the repair room."""
-        second = np.full(self.pools, np.inf)
-        pool = pool[: len(reduced)]
-        others = np.ones(len(pool), dtype=np.bool_)
-        others[chosen] = False
-        np.minimum.at(second, pool[others], reduced[others])
-        spread = np.where(open_, np.inf, second - reduced[chosen])
-        extra = np.zeros(self.pools, dtype=np.bool_)
-        extra[np.argsort(spread, kind="stable")[: max(most, int(open_.sum()))]] = True
-        return extra & ~open_ & np.isfinite(spread)

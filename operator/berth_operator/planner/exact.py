@@ -14,10 +14,12 @@ from berth_operator.planner.solver import SolverError, minimise_roughly
 from berth_operator.planner.useful import useful_nodes
 
 
-def exact_pattern(lanes: Lanes, lane: int, prices: Prices, ceiling: float) -> tuple[Ints, float] | None:
+def exact_pattern(
+    lanes: Lanes, lane: int, prices: Prices, ceiling: float, within: float | None = None
+) -> tuple[Ints, float] | None:
     """([option] nodes, lower bound of the price) of a lane's cheapest pattern; None if HiGHS has none.
 
-    The bound is the lesser of `ceiling` and what no pattern is below.
+    The bound is the lesser of `ceiling` and what no pattern is below, less up to `within` USD/h (0.1 %).
     """
     one = np.array([lane])
     times = useful_nodes(lanes, one, prices.node[one], prices.unserved[one], np.array([ceiling]))[0]
@@ -35,7 +37,7 @@ def exact_pattern(lanes: Lanes, lane: int, prices: Prices, ceiling: float) -> tu
     if columns.missing is not None:
         terms[columns.missing] = prices.missing
     try:
-        point = minimise_roughly(program, terms)
+        point = minimise_roughly(program, terms, within)
     except SolverError:
         return None
     nodes = np.zeros(lanes.share.shape[1], dtype=np.int64)

@@ -1,7 +1,8 @@
 """Which patterns together?  The restricted master: one pattern a pool, shared nodes within their limits.
 
-As a linear program its duals price the shared rows; as a small integer program over the pools that the linear one
-leaves divided it gives the plan.  HiGHS solves both, one thread, fixed seed, limits in nodes.
+As a linear program its duals price the shared rows.  It divides few pools among patterns; a dive, in which these are
+given their heaviest one by one, and the program is solved again for the others, is where whole choices start from.
+HiGHS solves it, one thread, fixed seed.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,12 @@ from berth_operator.planner.solver import SolverError
 
 WHOLE: Final = 0.999
 """Weight of a pattern in the linear master from which the pool is not divided."""
-REPAIR_GAP: Final = 3e-3
-REPAIR_WORK: Final = 30_000
-"""Branch-and-bound nodes x binaries of a repair."""
+MOST_DIVES: Final = 12
+AT_ONCE: Final = 4
+"""One in so many divided pools is given its heaviest column in a step of a dive."""
 _GROWTH: Final = 2
+_DUAL, _PRIMAL = 1, 4
+"""Ways of the simplex: columns leave a point feasible, bounds leave it dual feasible."""
 
 
 class Columns:
@@ -98,6 +101,7 @@ class Master:
         """`most` [row]: USD/h at which more of a row could be had, which keeps early duals from running away."""
         self.pools, self.caps, self.most, self.columns = pools, caps, most, 0
         self.highs: Any = _highs()
+        self.highs.setOptionValue("simplex_strategy", _PRIMAL)
         rows = len(caps) + pools
         lower = np.concatenate([np.full(len(caps), -highspy.kHighsInf), np.ones(pools)])
         upper = np.concatenate([caps, np.ones(pools)])
@@ -109,14 +113,57 @@ class Master:
 
     def add(self, pool: Ints, cost: Floats, use: Ints | Floats) -> None:
         """New columns."""
-        self.columns += len(pool)
         _add_columns(self.highs, pool, cost, use, len(self.caps))
+        self.columns += len(pool)
+
+    def begin(self, pool: Ints, cost: Floats, use: Ints, duals: Floats) -> None:
+        """First columns, at least one of every pool, and a basis: each pool's cheapest at `duals`, and what these
+        together take beyond the rows bought.  It is feasible, and near where the duals are right: a pivot for each pool
+        is spared."""
+        self.add(pool, cost, use)
+        order = np.lexsort((cost + use @ duals, pool))
+        cheapest = order[np.searchsorted(pool[order], np.arange(self.pools))]
+        over = use[cheapest].sum(0) > self.caps
+        state = highspy.HighsBasisStatus
+        kinds = np.array([state.kLower, state.kUpper, state.kBasic], dtype=object)
+        columns = np.zeros(len(self.caps) + len(pool), dtype=np.int64)
+        columns[: len(self.caps)][over] = 2
+        columns[len(self.caps) + cheapest] = 2
+        rows = np.concatenate([np.where(over, 1, 2), np.zeros(self.pools, dtype=np.int64)])
+        basis = highspy.HighsBasis()
+        basis.col_status, basis.row_status, basis.valid = kinds[columns].tolist(), kinds[rows].tolist(), True
+        self.highs.setBasis(basis)
 
     def raise_most(self, factor: float) -> None:
         """Let duals go further."""
         self.most = self.most * factor
         at = np.arange(len(self.caps), dtype=np.int32)
         self.highs.changeColsCost(len(self.caps), at, self.most)
+
+    def dive(self, pool: Ints, weight: Floats, cost: Floats) -> Floats:
+        """[column] weights after pools that are divided have been given their heaviest column, the dearest first.
+
+        `weight` [column]: of the solved master; `pool`, `cost` [column].
+        """
+        fixed: list[Ints] = []
+        self.highs.setOptionValue("simplex_strategy", _DUAL)
+        for _ in range(MOST_DIVES):
+            heaviest, open_ = divided(pool, weight, self.pools)
+            heaviest = heaviest[open_]
+            if not len(heaviest):
+                break
+            order = np.argsort(-(weight * cost)[heaviest], kind="stable")
+            fixed.append(heaviest[order[: -(-len(heaviest) // AT_ONCE)]])
+            self._at_least(fixed[-1], 1.0)
+            weight = self.solve()[2]
+        self.highs.setOptionValue("simplex_strategy", _PRIMAL)
+        if fixed:
+            self._at_least(np.concatenate(fixed), 0.0)
+        return weight
+
+    def _at_least(self, columns: Ints, least: float) -> None:
+        at = np.sort(columns + len(self.caps)).astype(np.int32)
+        self.highs.changeColsBounds(len(at), at, np.full(len(at), least), np.full(len(at), highspy.kHighsInf))
 
     def solve(self) -> tuple[float, Floats, Floats, float]:
         """(objective, price of each shared row, weight of each column, nodes bought beyond the rows)."""
@@ -215,7 +262,7 @@ def _add_columns(
         count,
         cost,
         np.zeros(count),
-        np.full(count, upper),
+        np.full(count, highspy.kHighsInf),
         len(value),
         starts,
         index[order].astype(np.int32),

@@ -20,6 +20,7 @@ EXACT: Final = 5e-4
 """Relative difference between patterns and bounds, of all lanes together, that is left alone."""
 _MOST_TRIES: Final = 4
 _MOST_MENDS: Final = 3
+_MOST_EXCHANGES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ def cheapest(
     """
     found = _once(lanes, which, prices, ceiling, units)
     _within_rules(lanes, prices, found, ceiling, units)
+    _polish_loose(lanes, prices, found, ceiling, exact)
     for turn in range(1, again + 1):
         known = np.minimum(found.cost, ceiling)
         loose = _loosest(known, found.bound, exact)
@@ -78,11 +80,21 @@ def cheapest(
         for part, finer in ((loose[~shared], FINER), (loose[shared], FINER_BY_VENDOR)):
             if len(part):
                 better = _once(lanes, which[part], prices, known[part], units * finer**turn)
+                _polish_loose(lanes, prices, better, known[part], 0.0)
                 cheaper = better.cost < found.cost[part]
                 found.nodes[part[cheaper]] = better.nodes[cheaper]
                 found.cost[part] = np.minimum(found.cost[part], better.cost)
                 found.bound[part] = np.maximum(found.bound[part], np.minimum(better.bound, known[part]))
     return found
+
+
+def _polish_loose(lanes: Lanes, prices: Prices, found: Found, ceiling: Floats, exact: float) -> None:
+    """Better the patterns that are not known to be the cheapest."""
+    loose = _loosest(np.minimum(found.cost, ceiling), found.bound, exact)
+    loose = loose[np.isfinite(found.cost[loose])]
+    if len(loose):
+        bettered = polish(lanes, found.lane[loose], found.nodes[loose], found.cost[loose], prices)
+        found.nodes[loose], found.cost[loose] = bettered
 
 
 def _loosest(known: Floats, bound: Floats, exact: float) -> Ints:
@@ -144,31 +156,59 @@ def _once(lanes: Lanes, which: Ints, prices: Prices, ceiling: Floats, units: int
 def mend(lanes: Lanes, lane: Ints, nodes: Ints, prices: Prices) -> tuple[Ints, Floats]:
     """Patterns with a node more here and there, where that is cheaper than what they leave unserved; and their cost."""
     cost = prices.of(lane, nodes, served_by(lanes, lane, nodes))
-    base = (nodes * prices.node[lane]).sum(1)
-    active = np.flatnonzero((cost > base + 1e-9) & np.isfinite(cost))
-    nodes = nodes.copy()
-    for _ in range(_MOST_MENDS):
+    return _bettered(lanes, lane, nodes, cost, prices, _MOST_MENDS, exchange=False)
+
+
+def polish(lanes: Lanes, lane: Ints, nodes: Ints, cost: Floats, prices: Prices) -> tuple[Ints, Floats]:
+    """Patterns of known cost, with nodes added, taken away or exchanged one for one while that makes them cheaper."""
+    return _bettered(lanes, lane, nodes, cost, prices, _MOST_EXCHANGES, exchange=True)
+
+
+def _bettered(
+    lanes: Lanes, lane: Ints, nodes: Ints, cost: Floats, prices: Prices, most: int, *, exchange: bool
+) -> tuple[Ints, Floats]:
+    nodes, cost = nodes.copy(), cost.copy()
+    active = np.flatnonzero(np.isfinite(cost))
+    for _ in range(most):
+        base = (nodes[active] * prices.node[lane[active]]).sum(1)
+        if not exchange:
+            active, base = active[cost[active] > base + 1e-9], base[cost[active] > base + 1e-9]
         if not len(active):
             break
-        better, cheaper = _step(lanes, lane[active], nodes[active], prices, cost[active] - base[active])
+        lacking = cost[active] - base
+        better, cheaper = _neighbour(lanes, lane[active], nodes[active], prices, lacking, exchange=exchange)
         gain = cheaper < cost[active] - 1e-9
-        active, better, cheaper = active[gain], better[gain], cheaper[gain]
-        nodes[active], cost[active] = better, cheaper
-        base[active] = (better * prices.node[lane[active]]).sum(1)
-        active = active[cost[active] > base[active] + 1e-9]
+        active = active[gain]
+        nodes[active], cost[active] = better[gain], cheaper[gain]
     return nodes, cost
 
 
-def _step(lanes: Lanes, lane: Ints, nodes: Ints, prices: Prices, worth: Floats) -> tuple[Ints, Floats]:
-    """The best neighbour of each pattern: one node more of one option that costs less than all that is lacking."""
-    valid = (nodes < lanes.most[lane]) & (prices.node[lane] < worth[:, None])
-    at, which = np.nonzero(valid)
-    flat = nodes[at]
-    flat[np.arange(len(at)), which] += 1
-    cost = np.full(valid.shape, np.inf)
-    cost[at, which] = prices.of(lane[at], flat, served_by(lanes, lane[at], flat))
+def _neighbour(
+    lanes: Lanes, lane: Ints, nodes: Ints, prices: Prices, lacking: Floats, *, exchange: bool
+) -> tuple[Ints, Floats]:
+    """The best neighbour of each pattern, and its cost: a node more of one option, with `exchange` also one less of
+    another, or only that.
+
+    `lacking` [pattern]: what goes for shortage, which is the most that a neighbour may cost more in nodes.
+    """
+    price, rows = prices.node[lane], np.arange(len(lane))
+    width = price.shape[1]
+    nothing = np.zeros((len(lane), 1))
+    idle = lanes.spot[lane] & (lanes.spot_share[lane] <= 0)[:, None]
+    more = np.concatenate([np.where((nodes < lanes.most[lane]) & ~idle, price, np.inf), nothing], 1)
+    less = np.concatenate([np.where(nodes > 0, price, -np.inf), nothing], 1) if exchange else nothing
+    dearer = more[:, :, None] - less[:, None, :]
+    at, add, take = np.nonzero(dearer < lacking[:, None, None] - 1e-9)
+    tried = np.concatenate([nodes[at], np.zeros((len(at), 1), dtype=np.int64)], 1)
+    tried[np.arange(len(at)), add] += 1
+    tried[np.arange(len(at)), take if exchange else width] -= 1
+    tried = np.ascontiguousarray(tried[:, :width])
+    cost = np.full(dearer.shape, np.inf)
+    cost[at, add, take] = prices.of(lane[at], tried, served_by(lanes, lane[at], tried))
+    cost = cost.reshape(len(lane), -1)
     best = np.argmin(cost, 1)
-    rows = np.arange(len(lane))
-    near = nodes.copy()
-    near[rows, best] += 1
-    return near, cost[rows, best]
+    near = np.concatenate([nodes, np.zeros((len(lane), 1), dtype=np.int64)], 1)
+    add, take = np.divmod(best, dearer.shape[2])
+    near[rows, add] += 1
+    near[rows, take if exchange else width] -= 1
+    return near[:, :width], cost[rows, best]

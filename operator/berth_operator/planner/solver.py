@@ -173,14 +173,17 @@ def minimise(program: Program, stages: Sequence[Terms]) -> Stage:
     return _run(highs, program, last) if point is None else _run_after(highs, program, last, point)
 
 
-def minimise_roughly(program: Program, terms: Terms) -> Stage:
-    """Minimise `terms` to a gap of 0.1 % in few nodes, with little of what HiGHS does beside branching.
+def minimise_roughly(program: Program, terms: Terms, within: float | None = None) -> Stage:
+    """Minimise `terms` to a gap of 0.1 %, or of `within`, in few nodes, with little of what HiGHS does but branch.
 
     Raises SolverError.
     """
     highs = _load(program)
     for name, value in ROUGH.items():
         highs.setOptionValue(name, value)
+    if within is not None:
+        highs.setOptionValue("mip_rel_gap", 0.0)
+        highs.setOptionValue("mip_abs_gap", within)
     return _run(highs, program, terms)
 
 

@@ -26,15 +26,16 @@ def useful_nodes(lanes: Lanes, lane: Ints, node_price: Floats, penalty: Floats, 
 
     `node_price` [lane, option], `penalty` [lane] USD/h for leaving all unserved, `ceiling` [lane].
     """
-    share, spot = lanes.share[lane], lanes.spot[lane]
+    spot, a, s = lanes.spot[lane], lanes.most_lost(lane), lanes.spot_share[lane]
+    # Of a node that could carry more than it may, the rest is worth nothing.
+    share = np.minimum(lanes.share[lane], np.where(spot, np.minimum(a, s[:, None]), 1.0))
     # Spot that may carry nothing still counts as a replica.
     idle = spot & ((lanes.spot_share[lane] <= 0) & (lanes.least[lane] <= 1))[:, None]
     available = np.where(idle, 0, lanes.most[lane])
-    usable = (available > 0) & (share > 0)
+    usable = (available > 0) & (lanes.share[lane] > 0)
     wide = np.maximum(share, 1e-12)
     density = np.where(usable, node_price / wide, _HUGE)
     steady = np.minimum(np.where(spot, _HUGE, density).min(1), penalty)  # value of a unit carried by steady nodes
-    a, s = lanes.most_lost(lane), lanes.spot_share[lane]
     order = np.argsort(np.where(spot, density, _HUGE), axis=1)
     room = np.take_along_axis(np.where(spot & usable, np.minimum(a, available * share), 0.0), order, 1)
     sorted_density = np.take_along_axis(np.where(spot, density, _HUGE), order, 1)
