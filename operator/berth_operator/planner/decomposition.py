@@ -17,7 +17,7 @@ import numpy as np
 from berth_operator.planner.exact import exact_pattern
 from berth_operator.planner.exchange import exchange
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
-from berth_operator.planner.master import Columns, Master, divided, total_use
+from berth_operator.planner.master import Columns, Master, divided, total_use, whole_choice
 from berth_operator.planner.patterns import EXACT, Found, Prices, cheapest, counted, mend
 from berth_operator.planner.pricing import TOLERANCE
 from berth_operator.planner.quick import guesses
@@ -55,7 +55,11 @@ WITHIN: Final = 1e-5
 """Of the cost of all, by which the flat program may be wrong about one pool."""
 ANSWERING: Final = 12
 """Undivided pools whose patterns are looked for again when whole ones are chosen, at least."""
-WIDENED: Final = (0.7, 1.6)
+FAR: Final = 0.03
+"""Relative distance to the master from which whole choices are looked for by an integer program."""
+NEAR: Final = 12
+"""Columns of a pool that it may choose from."""
+WIDENED: Final = (0.7, 1.2, 1.6, 3.0)
 """Times the duals at which pools that a repair may change are priced beforehand."""
 AROUND: Final = 1.1
 """Times the best known pattern that one of those may cost."""
@@ -348,6 +352,25 @@ class Decomposition:
             if not self._answer(chosen, self._farthest(chosen, open_, duals), duals):
                 break
             chosen = self._settled(chosen, duals, target)
+        if effort is not Effort.COMPARE and float(self.costs()[chosen].sum()) > target * (1 + FAR):
+            chosen = self._repaired(chosen, self._farthest(chosen, open_, duals), duals)
+        return chosen
+
+    def _repaired(self, chosen: Ints, open_: Flags, duals: Floats) -> Ints:
+        """The best that some pools could choose together of their best columns: a small integer program."""
+        patterns = self._patterns(duals)
+        order = np.lexsort((patterns.reduced, patterns.pool))
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = np.arange(len(order)) - np.searchsorted(patterns.pool[order], patterns.pool[order])
+        wanted = rank < NEAR
+        wanted[chosen] = True
+        columns = np.flatnonzero(open_[patterns.pool] & wanted)
+        left = patterns.caps - patterns.use[chosen[~open_]].sum(0)
+        start = np.flatnonzero(np.isin(columns, chosen))
+        picked = whole_choice(patterns.pool[columns], patterns.cost[columns], patterns.use[columns], left, start)
+        chosen = chosen.copy()
+        if picked is not None:
+            chosen[patterns.pool[columns[picked]]] = columns[picked]
         return chosen
 
     def _close(self, chosen: Ints, target: float) -> bool:

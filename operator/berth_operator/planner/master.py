@@ -16,6 +16,9 @@ from berth_operator.planner.solver import SolverError
 
 WHOLE: Final = 0.999
 """Weight of a pattern in the linear master from which the pool is not divided."""
+REPAIR_GAP: Final = 3e-3
+REPAIR_WORK: Final = 30_000
+"""Branch-and-bound nodes x binaries of a repair."""
 MOST_DIVES: Final = 12
 AT_ONCE: Final = 4
 """One in so many divided pools is given its heaviest column in a step of a dive."""
