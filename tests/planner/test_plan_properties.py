@@ -32,7 +32,7 @@ def scenario(hardware: Make, pool: Make, profile: Make, running: Make) -> Callab
                 prices["Spot"] = f"{price * rng.uniform(0.2, 0.8):.3f}"
             limits = {t: rng.randint(0, 6) for t in prices if rng.random() < 0.4}
             kind = rng.choice(["CPU", "GPU"])
-            sizes: list[dict[str, Any]] = [{}, {"replicasPerNode": 2}, {"nodesPerReplica": 2 if kind == "GPU" else 1}]
+            sizes: list[dict[str, Any]] = [{}, {"nodesPerReplica": 2 if kind == "GPU" else 1}]
             sizes += [{"replicasPerNode": n, "resources": {"cpu": str(14 // n), "memory": "6Gi"}} for n in (2, 4)]
             size = rng.choice(sizes)
             classes.append(

@@ -193,6 +193,7 @@ def test_a_profile_that_plan_would_refuse_is_said_to_be_one(bench: Bench, paced:
         (["--concurrency=one"], 2, "--concurrency: found 'one': write numbers from 1 to 1024"),
         (["--concurrency=0,1"], 2, "--concurrency: found '0,1'"),
         (["--concurrency=64", "--prompt-tokens=2000"], 2, "64 streams of 2064 tokens need 132096 tokens of KV cache"),
+        ([*SHORT, "--replicas-per-node=2"], 2, "--replicas-per-node: found 2 without --cpu"),
         ([*SHORT, "--cpu=two"], 2, "no valid ServingProfile comes of this: spec.resources.cpu"),
     ],
 )

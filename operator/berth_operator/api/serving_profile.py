@@ -58,6 +58,11 @@ class ServingProfileSpec(ApiModel):
                 "points must be unique by concurrency and contextTokens",
             ),
             (
+                "!has(self.replicasPerNode) || self.replicasPerNode == 1 || has(self.resources)",
+                "replicasPerNode above 1 needs resources, what one replica takes: without them each pod takes a whole"
+                " node",
+            ),
+            (
                 "!has(self.nodesPerReplica) || self.nodesPerReplica == 1"
                 " || !has(self.replicasPerNode) || self.replicasPerNode == 1",
                 "nodesPerReplica and replicasPerNode exclude each other: a replica spans nodes, or several share one",

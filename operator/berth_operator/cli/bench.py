@@ -73,6 +73,13 @@ def command(
     Prompts are random, so that nothing is cached when prefill is timed.  Figures and progress go to stderr, the
     profile to stdout.  Give the worker to the bench alone.
     """
+    resources = {"cpu": cpu, "memory": memory, "accelerators": accelerators}
+    if replicas_per_node and replicas_per_node > 1 and not any(resources.values()):
+        leave(
+            BAD_INPUT,
+            f"--replicas-per-node: found {replicas_per_node} without --cpu, --memory or --accelerators: say what one"
+            " replica takes of its node; without, each takes a whole one",
+        )
     try:
         plan = Plan(
             model,
@@ -108,7 +115,7 @@ def command(
         hardware_class=hardware_class,
         quantization=quantization.value,
         kv_cache_tokens=kv_tokens,
-        resources={"cpu": cpu, "memory": memory, "accelerators": accelerators},
+        resources=resources,
         replicas_per_node=replicas_per_node,
         source=_source(address, plan, facts, machine),
         date=datetime.now(UTC).date().isoformat(),
