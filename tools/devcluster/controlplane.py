@@ -21,8 +21,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import yaml
-
 from devcluster import access, binaries, components
 from devcluster.audit import AuditEvent, read_events
 from devcluster.components import Component, Layout
@@ -112,8 +110,18 @@ class ControlPlane:
         self._await(f"{', '.join(names)} ready", [self._component(name).ready_url for name in names])
 
     def stop(self, name: str) -> None:
-        """Kill one component, as a crash would; ``start`` brings it back on the same port with the same data."""
+        """Kill one component, as a crash would; ``start`` brings it back on the same port with the same data.
+
+        The API server goes once no namespace is being deleted: the namespace controller would find no custom resources
+        in the first moments of the new one, and leave the objects of a namespace that is gone.
+        """
         self._component(name)
+        if (
+            name == components.API_SERVER
+            and name in self._processes
+            and components.CONTROLLER_MANAGER in self._processes
+        ):
+            self.wait_for("no namespace is being deleted", lambda: "Terminating" not in self._namespaces(), 90)
         process = self._processes.pop(name, None)
         if process is not None:
             kill([process])
@@ -194,7 +202,8 @@ class ControlPlane:
 
     def apply(self, *manifests: Manifest) -> None:
         """``kubectl apply`` of objects."""
-        self.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(manifests, sort_keys=False))
+        documents = "\n".join(json.dumps(manifest) for manifest in manifests)  # in YAML a name like 12e3 is a number
+        self.kubectl("apply", "-f", "-", input=documents)
 
     def kubeconfig_for_service_account(self, namespace: str, name: str, *, duration: str = "24h") -> Path:
         """A kubeconfig with a real token of this ServiceAccount: it may do what RBAC grants it, and no more."""
@@ -247,6 +256,9 @@ class ControlPlane:
     def wait_for(self, what: str, condition: Callable[[], T], timeout_s: float = 30.0) -> T:
         """Poll until ``condition`` returns something true, and return that; raise early if a component dies."""
         return wait_for(what, condition, timeout_s, self._processes.values())
+
+    def _namespaces(self) -> str:
+        return self.kubectl("get", "namespaces", "--output=jsonpath={.items[*].status.phase}")
 
     def _await(self, what: str, urls: Collection[str]) -> None:
         self.wait_for(what, lambda: all(self._answers(url) for url in urls), _READY_WITHIN_S)
