@@ -256,7 +256,7 @@ class Loop:
 
     async def stand_in(self, found: Mapping[str, Evacuation]) -> None:
         """Between passes: give Deployments the stand-ins that these evacuations want, as far as they are planned."""
-        children = [child for reflector in self._cluster.children.values() for child in reflector.values()]
+        children, workers = self._cluster.observed_children_and_workers()
         keys = unequal(found, children)
         if self._last is None or not keys:
             return
@@ -265,7 +265,7 @@ class Loop:
         snapshot = replace(snapshot, pools=tuple(pool for pool in snapshot.pools if pool.key in keys))
         rendered = await asyncio.to_thread(render_isolated, planned, snapshot, self._settings.render, {})
         surges = {key: one.surge for key, one in found.items()}
-        steps = standing_in(planned, snapshot, rendered, children, self._cluster.observed_workers(), surges)
+        steps = standing_in(planned, snapshot, rendered, children, workers, surges)
         steps = dict(in_turn(steps, children, self._failed, self._settings.max_moves).steps)
         manifests = [m for step in steps.values() for m in step.apply if m["kind"] in WORKLOAD_KINDS]
         await self._cluster.applier.write(manifests, [], more=True)

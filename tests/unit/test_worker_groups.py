@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from berth_operator.api import CapacityType
-from berth_operator.cluster.groups import replicas_of
+from berth_operator.cluster.groups import as_seen, replicas_of
 from berth_operator.cluster.neighbours import decode_autoscaler
 from berth_operator.cluster.nodes import Fate, Notice
 from berth_operator.cluster.observe import Child, Member, Worker, child_decoder, decode_worker
@@ -68,6 +68,20 @@ def test_a_group_has_a_node_once_all_of_its_pods_have_one() -> None:
 
 def test_a_group_without_its_leader_is_none_yet() -> None:
     assert replicas_of(_group()[1:]) == ()
+
+
+@pytest.mark.parametrize(
+    "change", [{"traffic": False}, {"deleting": True}, {"ready": False}, {"pool": "default/other"}]
+)
+def test_a_set_that_has_not_seen_the_end_of_a_group_is_not_believed(change: dict[str, Any]) -> None:
+    """Else it would shrink, and give up its last group, while the ended one comes again."""
+    stale = Child(LEADER_WORKER_SETS, "default", SET, "uid", "agents", None, "", "", replicas=2, ready_replicas=2)
+    stale = replace(stale, placement="1234abcd")
+    stays = replace(_pod(0), member=Member(f"{SET}-1", 0, 1))
+    assert [c.ready_replicas for c in as_seen([stale], [_pod(0), stays])] == [2]
+    assert [c.ready_replicas for c in as_seen([stale], [replace(_pod(0), **change), stays])] == [1]
+    deployment = replace(stale, resource=DEPLOYMENTS)
+    assert as_seen([deployment, stale], [])[0] is deployment
 
 
 def test_a_group_leaves_with_the_first_of_its_nodes() -> None:

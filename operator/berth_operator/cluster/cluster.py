@@ -12,11 +12,12 @@ from berth_operator.api import HardwareClass, InferencePool, ServingProfile
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from berth_operator.cluster.apply import Applier
 from berth_operator.cluster.discovery import Discovery
-from berth_operator.cluster.groups import replicas_of
+from berth_operator.cluster.groups import as_seen, replicas_of
 from berth_operator.cluster.kube import PAGE, Kube
 from berth_operator.cluster.neighbours import decode_autoscaler
 from berth_operator.cluster.node_watch import NodeWatch
 from berth_operator.cluster.observe import (
+    Child,
     Invalid,
     Observation,
     Worker,
@@ -130,17 +131,24 @@ class Cluster:
         ending = {name for (_, name), namespace in self.namespaces.items() if namespace.terminating}
         pools = [pool for (namespace, _), pool in self.pools.items() if namespace not in ending]
         raw = [*pools, *self.hardware_classes.values(), *self.serving_profiles.values()]
+        children, workers = self.observed_children_and_workers()
         return Observation(
             pools=_alive(pools, InferencePool),
             hardware_classes=_alive(self.hardware_classes.values(), HardwareClass),
             serving_profiles=_alive(self.serving_profiles.values(), ServingProfile),
             invalid=tuple(item for item in raw if isinstance(item, Invalid)),
-            children=tuple(child for reflector in self.children.values() for child in reflector.values()),
-            workers=self.observed_workers(),
+            children=children,
+            workers=workers,
             namespace_labels={name: namespace.labels for (_, name), namespace in self.namespaces.items()},
             available=self.discovery.available,
             autoscalers=tuple(scaler for scaler in self.autoscalers.values() if scaler is not None),
         )
+
+    def observed_children_and_workers(self) -> tuple[tuple[Child, ...], tuple[Worker, ...]]:
+        """Every child, as far as its workers bear it out, and every worker."""
+        workers = self.observed_workers()
+        children = [child for reflector in self.children.values() for child in reflector.values()]
+        return as_seen(children, workers), workers
 
     def observed_workers(self) -> tuple[Worker, ...]:
         """Every worker, with the notice of its node; of a replica that spans nodes one, with that of any."""

@@ -6,12 +6,13 @@ pods.  It has a node once all of them have one, and its node goes away as soon a
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from berth_operator.cluster.observe import Worker
+from berth_operator.cluster.observe import Child, Worker
+from berth_operator.cluster.resources import LEADER_WORKER_SETS
 
 LEADER: Final = 0
 
@@ -30,6 +31,27 @@ def replicas_of(pods: Iterable[Worker]) -> tuple[Worker, ...]:
         if leader is not None:
             out.append(_as_one(leader, members))
     return tuple(out)
+
+
+def as_seen(children: Sequence[Child], workers: Sequence[Worker]) -> tuple[Child, ...]:
+    """The children, a LeaderWorkerSet with no more ready replicas than are seen to be ready, to serve and to stay.
+
+    Its status lags behind the end of a group; whoever believes it lets the set shrink while that group comes again, and
+    the set gives up its last group, which serves.
+    """
+    if not any(child.resource == LEADER_WORKER_SETS for child in children):
+        return tuple(children)
+    serving = Counter(
+        (worker.pool, worker.placement) for worker in workers if worker.ready and worker.traffic and not worker.deleting
+    )
+
+    def seen(child: Child) -> Child:
+        if child.resource != LEADER_WORKER_SETS:
+            return child
+        ready = serving[f"{child.namespace}/{child.pool}", child.placement]
+        return replace(child, ready_replicas=min(child.ready_replicas, ready))
+
+    return tuple(seen(child) for child in children)
 
 
 def _as_one(leader: Worker, members: Sequence[Worker]) -> Worker:
