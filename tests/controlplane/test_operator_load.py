@@ -186,6 +186,8 @@ def test_an_idle_pool_sleeps_and_its_first_clients_wake_it_and_are_all_answered(
     found = operator.wait_for("clients come to the operator", lambda: slice_of(fleet, namespace))
     assert found["metadata"]["labels"]["kubernetes.io/service-name"] == "agents"
     assert found["endpoints"][0]["addresses"] == [ADVERTISED]
+    passes = operator.passes
+    operator.wait_for("the status of that pass is written, too", lambda: operator.passes >= passes + 1)
     mark, passes = fleet.cluster.audit_mark(), operator.passes
     operator.wait_for("it sleeps on", lambda: operator.passes >= passes + 2)
     assert operator.writes(mark) == []
