@@ -346,7 +346,7 @@ class _Chain:
             """[pair, i] logarithm of the sum over all numbers below turns[i] - 1."""
             found = np.full_like(turns, -np.inf)
             np.logaddexp.accumulate(terms, axis=1, out=found[:, 1:])
-            rest = np.where(of_last < found, -np.expm1(of_last - found), 0.0)
+            rest = np.where(of_last < found, -np.expm1(np.minimum(of_last - found, 0.0)), 0.0)
             found += np.log(np.maximum(rest, 0.0))
             found[:, :2] = -np.inf
             return found
