@@ -15,6 +15,7 @@ from berth_operator.cluster.resources import DEPLOYMENTS
 from berth_operator.planner.candidates import api_time
 from berth_operator.shortage import Refusal, ShortagePolicy, Shortages, shortages
 from berth_operator.troubles import trouble_of
+from devcluster.hardware import graviton4
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -291,22 +292,7 @@ def test_a_class_that_has_held_is_forgotten(hardware: Any) -> None:
 
 @given(data=st.data(), minutes=st.lists(st.integers(1, 30), min_size=1, max_size=40))
 def test_any_story_keeps_the_back_off_in_bounds_and_never_shortens_it(data: st.DataObject, minutes: list[int]) -> None:
-    item = HardwareClass.model_validate(
-        {
-            "metadata": {"name": CLASS},
-            "spec": {
-                "vendor": "AWS",
-                "chip": "Graviton4",
-                "kind": "CPU",
-                "architecture": "arm64",
-                "cpus": 16,
-                "memoryGiB": 32,
-                "memoryBandwidthGBps": 228,
-                "capacity": [{"type": "OnDemand", "usdPerHour": "0.638"}],
-                "runtime": {"name": "Berth"},
-            },
-        }
-    )
+    item = HardwareClass.model_validate(graviton4(CLASS, {"type": "OnDemand", "usdPerHour": "0.638"}))
     now, last = NOW, None
     for step in minutes:
         now += timedelta(minutes=step)

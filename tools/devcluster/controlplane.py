@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import http
 import json
-import os
 import ssl
 import subprocess
 import urllib.request
@@ -25,7 +24,7 @@ from devcluster import access, binaries, components
 from devcluster.audit import AuditEvent, read_events
 from devcluster.components import Component, Layout
 from devcluster.nodes import Manifest, SimulatedNodePool
-from devcluster.processes import Process, ProcessError, kill, wait_for
+from devcluster.processes import Process, ProcessError, kill, own_environment, wait_for
 from devcluster.scratch import ScratchFolder
 
 T = TypeVar("T")
@@ -279,7 +278,7 @@ class ControlPlane:
 
     def _environment(self) -> dict[str, str]:
         """Of our processes: no proxy between them, no file outside our folder."""
-        kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and k != "KUBECONFIG"}
+        kept = {name: value for name, value in own_environment().items() if name != "KUBECONFIG"}
         return kept | {"HOME": str(self.folder), "KUBECACHEDIR": str(self.folder / "kubectl-cache")}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import socket
 import urllib.error
 import urllib.request
@@ -17,7 +16,7 @@ from devcluster.binaries import ensure
 from devcluster.components import free_ports
 from devcluster.controlplane import ControlPlane
 from devcluster.crds import crd_files, install
-from devcluster.processes import Process, kill, wait_for
+from devcluster.processes import Process, kill, own_environment, wait_for
 from devcluster.scratch import ScratchFolder
 
 SOURCE: Final = "leader-worker-set"
@@ -49,8 +48,7 @@ class LeaderWorkerSets:
         (crd,) = crd_files(SOURCE)  # it will not start without its other kind
         self._others = crd.with_name("disaggregatedset.x-k8s.io_disaggregatedsets.yaml")
         self._cluster.kubectl("apply", "--server-side", f"--filename={self._others}")
-        environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        environment["KUBECONFIG"] = str(self._cluster.kubeconfig)
+        environment = own_environment() | {"KUBECONFIG": str(self._cluster.kubeconfig)}
         self._process = Process("lws", [binary, f"--config={config}"], folder / "lws.log", environment)
         self._hooks = self._webhooks(webhook, authority.credentials.certificate)
         try:

@@ -90,6 +90,11 @@ def kill(processes: Iterable[Process]) -> None:
         process._process.wait()
 
 
+def own_environment() -> dict[str, str]:
+    """This process's environment for a program that talks to others of this machine: without proxies."""
+    return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+
+
 def wait_for(what: str, condition: Callable[[], T], timeout_s: float = 30.0, watch: Iterable[Process] = ()) -> T:
     """Poll until ``condition`` returns something true, and return that; fail at once if a watched process dies."""
     watched = list(watch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import urllib.error
 import urllib.parse
@@ -17,7 +16,7 @@ import yaml
 
 from devcluster.binaries import ensure
 from devcluster.components import free_ports
-from devcluster.processes import Process, kill, wait_for
+from devcluster.processes import Process, kill, own_environment, wait_for
 from devcluster.scratch import ScratchFolder
 
 SCRAPE_INTERVAL_S = 0.5
@@ -66,7 +65,7 @@ class Prometheus:
                 "--query.lookback-delta=1m",
             ],
             folder / "prometheus.log",
-            {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},
+            own_environment(),
         )
         try:
             wait_for("prometheus is ready", self._is_ready, _READY_WITHIN_S, [self._process])
