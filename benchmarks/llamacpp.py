@@ -1,8 +1,9 @@
 """How fast is our int8 step beside llama.cpp's, on the same machine, threads, models and depths?
 
 Interleaved, a round runs every side once; ratios are of medians, the peer in whichever of its settings is fastest.
-Ours runs through Model.forward in this process, as llama-bench runs llama_decode: neither samples.  What the engine
-costs around the steps is in the figures engine_*.
+Ours runs through Model.forward, as llama-bench runs llama_decode: neither samples.  What the engine costs around the
+steps is in the figures engine_*.  Each of our runs loads the model anew, as each of llama.cpp's does: where the weights
+come to lie in memory made a factor of two at batch 1 between processes, and none within one.
 
     python benchmarks/llamacpp.py [--quick] [--json FILE] [--threads N] [--only PREFIX ...]
 """
@@ -15,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import models
 import torch
@@ -68,12 +70,14 @@ def small_benches(quick: bool) -> list[Bench]:
     return benches
 
 
-def compare(report: Report, model: Model, benches: list[Bench], rounds: int, peer: str, threads: int) -> None:
+def compare(
+    report: Report, loading: Callable[[], LoadedModel], benches: list[Bench], rounds: int, peer: str, threads: int
+) -> None:
     """Measure each bench; figures NAME_vs_PEER, berth_NAME and llamacpp_NAME."""
     for bench in benches:
         few = rounds < 7
         settings = candidates(bench.case, threads, keep=1 if few else 3, scans=1 if few else 2)
-        cases: dict[str, Callable[[], float]] = {"berth": warmed(bench.ours(model))}
+        cases: dict[str, Callable[[], float]] = {"berth": anew(loading, bench.ours)}
         for setting in settings:
             cases[str(setting)] = lambda setting=setting, bench=bench: run(bench.case, setting, threads)  # type: ignore[misc]
         values = interleave(rounds, cases, bench.name)
@@ -81,18 +85,18 @@ def compare(report: Report, model: Model, benches: list[Bench], rounds: int, pee
         report.speeds(f"berth_{bench.name}", mine)
         report.ratio(f"{bench.name}_vs_llamacpp_{peer}", mine, values)
         report.speeds(f"llamacpp_{bench.name}_{peer}", values[report.machine[f"{bench.name}_vs_llamacpp_{peer}_peer"]])
-        del cases
+
+
+def anew(loading: Callable[[], LoadedModel], ours: Callable[[Model], Decode | Prefill]) -> Callable[[], float]:
+    """Load, run twice, and count the second: the other side reads its model and warms up before each run too."""
+
+    def run_anew() -> float:
         gc.collect()
+        case = ours(loading().model)
+        case.run()
+        return case.run()
 
-
-def warmed(ours: Decode | Prefill) -> Callable[[], float]:
-    """Run twice, and count the second: the other side reads its model and warms up before each of its runs too."""
-
-    def run_again() -> float:
-        ours.run()
-        return ours.run()
-
-    return run_again
+    return run_anew
 
 
 def read_bandwidth(report: Report, threads: int, rounds: int, size: int) -> float:
@@ -114,14 +118,16 @@ def read_bandwidth(report: Report, threads: int, rounds: int, size: int) -> floa
 def one_billion(report: Report, threads: int, rounds: int) -> None:
     """1.1B: batch 1, and which share of the memory's read bandwidth that is."""
     source = models.one_billion()
-    loaded = load(str(source), threads=threads)
+    loading = partial(load, str(source), threads=threads)
+    loaded = loading()
+    config, weights = loaded.config, loaded.resident_bytes
+    del loaded
     bandwidth = read_bandwidth(report, threads, 3 * rounds, 1 << 30)
-    report.figure("berth_1b_weights_gb", loaded.resident_bytes / 1e9)
-    compare(report, loaded.model, [decode_bench("decode_b1_1b", Case(source, decode=16))], rounds, "q8", threads)
+    report.figure("berth_1b_weights_gb", weights / 1e9)
+    compare(report, loading, [decode_bench("decode_b1_1b", Case(source, decode=16))], rounds, "q8", threads)
     # a step reads every weight but the embedding's rows, of which it reads one
-    config = loaded.config
     embedding = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
-    read = (loaded.resident_bytes - embedding) / 1e9
+    read = (weights - embedding) / 1e9
     report.figure("berth_1b_read_gb_per_token", read)
     report.figure("decode_b1_1b_bandwidth_fraction", report.figures["berth_decode_b1_1b"] * read / bandwidth)
 
@@ -131,19 +137,12 @@ def four_bits(report: Report, threads: int, rounds: int) -> None:
     names = []
     for kind in ("Q4_0", "Q4_1"):
         source = models.small(kind)
-        loaded = load(str(source), quantization=_four_bit_name(), threads=threads)  # type: ignore[arg-type]
-        report.note(f"int4_{kind.lower()}_recipe", loaded.recipe)
+        loading = partial(load, str(source), quantization="Int4", threads=threads)
+        report.note(f"int4_{kind.lower()}_recipe", loading().recipe)
         peer = kind.lower()
-        compare(report, loaded.model, [decode_bench("decode_b1_int4", Case(source, decode=64))], rounds, peer, threads)
+        compare(report, loading, [decode_bench("decode_b1_int4", Case(source, decode=64))], rounds, peer, threads)
         names.append(f"decode_b1_int4_vs_llamacpp_{peer}")
     report.figure("decode_b1_int4_vs_llamacpp", min(report.figures[name] for name in names))
-
-
-def _four_bit_name() -> str:
-    """ "Int4" where the worker has it; the int8 path, which runs any checkpoint, where it has not yet."""
-    from berth_worker.model import interface  # noqa: PLC0415
-
-    return "Int4" if "Int4" in str(interface.Quantization) else "Int8"
 
 
 def engine(report: Report, loaded: LoadedModel, rounds: int) -> None:
@@ -182,11 +181,12 @@ def main() -> None:
         return not chosen.only or any(name.startswith(tuple(chosen.only)) for name in names)
 
     report = Report(chosen.threads)
-    loaded = load(models.EMBEDDED, threads=chosen.threads)
+    loading = partial(load, models.EMBEDDED, threads=chosen.threads)
+    loaded = loading()
     report.note("berth", f"{loaded.name} {loaded.recipe} {loaded.path}")
     report.note("peer", f"llama.cpp of {LLAMA_CPP}")
     benches = [bench for bench in small_benches(chosen.quick) if wanted(bench.name)]
-    compare(report, loaded.model, benches, rounds, "q8", chosen.threads)
+    compare(report, loading, benches, rounds, "q8", chosen.threads)
     if wanted("engine"):
         engine(report, loaded, rounds)
     if not chosen.quick:
