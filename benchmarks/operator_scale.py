@@ -17,6 +17,7 @@ memory_mb                    the most that an operator process ever held (VmHWM)
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 import statistics
@@ -305,7 +306,8 @@ async def run(bench: Bench, foreign: int, changes: int, window_s: float) -> None
             await asyncio.sleep(bench.rng.uniform(0, 3))
         times.sort()
         report.figure("change_p50_seconds", statistics.median(times))
-        report.figure("change_p99_seconds", times[min(len(times) - 1, int(len(times) * 0.99))])
+        report.figure("change_p99_seconds", times[math.ceil(len(times) * 0.99) - 1])
+        report.figure("change_most_seconds", times[-1])
         await bench.quiet(operator, 30, 900)
 
         operator.kill()
@@ -366,13 +368,13 @@ def main() -> None:
     parser.add_argument("--pools", type=int, help="default: 1000; quick: 200")
     parser.add_argument("--nodes", type=int, help="simulated ones (default: 5000; quick: 600)")
     parser.add_argument("--foreign-pods", type=int, help="default: 50000; quick: 1000")
-    parser.add_argument("--changes", type=int, help="of one pool, one after another (default: 100; quick: 20)")
+    parser.add_argument("--changes", type=int, help="of one pool, one after another (default: 200; quick: 20)")
     parser.add_argument(
         "--window", type=float, help="seconds of steady state that are watched (default: 120; quick: 30)"
     )
     parser.add_argument("--keep-log", type=Path, metavar="FILE", help="what the operator has said")
     arguments = parser.parse_args()
-    usual = {"pools": (1000, 200), "nodes": (5000, 600), "foreign_pods": (50_000, 1000), "changes": (100, 20)}
+    usual = {"pools": (1000, 200), "nodes": (5000, 600), "foreign_pods": (50_000, 1000), "changes": (200, 20)}
     for name, choices in {**usual, "window": (120.0, 30.0)}.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, choices[arguments.quick])
