@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from berth_operator.api import InferencePoolStatus
-from berth_operator.status import settled
+from berth_operator.settling import settled
 
-STARTING_SECONDS: Final = 10.0
+STARTING_SECONDS: Final = 30.0
 """Between two statuses that tell of nothing but workers that have become ready."""
 _READINESS: Final = frozenset({"Ready", "Progressing", "Available"})
 
