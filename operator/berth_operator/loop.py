@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from berth_operator.api import HardwareClass, HardwareClassSpec, HardwareClassSt
 from berth_operator.api.meta import Facts
 from berth_operator.catalog.matching import NodesThere
 from berth_operator.catalog.sanity import Fault, Sifted, sift
+from berth_operator.class_status import hardware_class_status, nodes_in_use
 from berth_operator.cluster.attempts import Result
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import NotLeaderError
@@ -35,7 +37,7 @@ from berth_operator.prices import Priced, PricePolicy, Quotes, own_prices, plan_
 from berth_operator.render import LiveDeployment, RenderSettings, activation_slice
 from berth_operator.replanner import Replanner
 from berth_operator.shortage import Refusal, ShortagePolicy, Shortages, shortages
-from berth_operator.status import Trouble, hardware_class_status
+from berth_operator.status import Trouble
 from berth_operator.status_writer import StatusWriter
 from berth_operator.surroundings import belonging, conditions, live_deployments
 from berth_operator.telemetry import Telemetry, readings
@@ -51,6 +53,9 @@ _RETRY_SECONDS: Final = (1.0, 30.0)
 _QUIET_SECONDS: Final = 0.2
 _ARRIVALS_SECONDS: Final = 5.0
 """For which a pass waits at most while ever more pools are made or edited: planned together, none is planned twice."""
+
+_READINGS_SECONDS: Final = 5.0
+"""For which metrics may be of an earlier pass while the next one is due already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +129,13 @@ class Loop:
         self._also: Kept[str, dict[str, Facts]] = Kept()
         self._rendering: Kept[str, RenderSettings] = Kept()
         self._rendered: Memo[list[Manifest] | None] = Memo()
+        self._steps: Memo[Steps] = Memo()
         self._settled: Memo[InferencePoolStatus] = Memo()
         self._last: tuple[Plan, Snapshot] | None = None
         self._troubles: Kept[str, Trouble] = Kept()
         self._failed: set[str] = set()
         self._running_since: float | None = None
+        self._read_at = -math.inf
         self._errors = 0
 
     def mark_dirty(self) -> None:
@@ -191,7 +198,7 @@ class Loop:
         found = troubles(planned, seen.children, seen.workers, short, now)
         self._failed = {key for key, trouble in found.items() if trouble.stuck}
         turns = in_turn(
-            standing_in(planned, snapshot, rendered, seen.children, workers, surges),
+            standing_in(planned, snapshot, rendered, seen.children, workers, surges, self._steps),
             *(seen.children, self._failed, self._settings.max_moves),
         )
         found = dict.fromkeys(turns.waiting, QUEUED) | found
@@ -220,8 +227,10 @@ class Loop:
         results += await self._statuses.write_pools(statuses, snapshot.pools, seen.invalid)
         results[Result.FAILED] += sum(manifests is None for manifests in rendered.values())
         said = {key: status.conditions or () for key, status in statuses.items()}
-        observed = self._traffic.observed(snapshot.pools) if self._traffic else {}
-        self._telemetry.update(readings(snapshot, planned, seen.workers, said, priced.prices, observed))
+        if not self._dirty.is_set() or time.monotonic() - self._read_at >= _READINGS_SECONDS:
+            observed = self._traffic.observed(snapshot.pools) if self._traffic else {}
+            self._telemetry.update(readings(snapshot, planned, seen.workers, said, priced.prices, observed))
+            self._read_at = time.monotonic()
         self._refresh_if_due()
         return Passed(planned, results)
 
@@ -293,13 +302,14 @@ class Loop:
         now: datetime,
     ) -> dict[str, HardwareClassStatus]:
         unmatched, there = {fault.name: fault for fault in self._unmatched()}, self._nodes().present
+        in_use = nodes_in_use(planned)
         out = {}
         for hardware in classes:
             name = hardware.metadata.name
             faults = [*sifted.of(name), *([unmatched[name]] if name in unmatched else [])]
             known = [one for (at, _), one in there.items() if at == name]
             out[name] = hardware_class_status(
-                *(hardware, planned, now, priced, faults, self._settings.prices, short.constrained.get(name, ())),
+                *(hardware, in_use, now, priced, faults, self._settings.prices, short.constrained.get(name, ())),
                 matched=any(known) if known else None,
                 avoided=short.avoided.get(name, ()),
             )

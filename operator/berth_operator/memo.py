@@ -47,6 +47,6 @@ class Kept(Generic[K, T]):
 
     def same(self, items: Iterable[tuple[K, T]]) -> dict[K, T]:
         """These items by key, each as the object that was given out before where it is equal."""
-        found = {key: old if (old := self._last.get(key)) == item else item for key, item in items}
+        found = {key: old if (old := self._last.get(key)) is item or old == item else item for key, item in items}
         self._last = found
         return found

@@ -20,7 +20,8 @@ from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.memo import Kept, Memo
 from berth_operator.planner import AtFault, Plan, PoolPlan, RunningPlacement, Snapshot
 from berth_operator.render import LiveDeployment, RenderSettings, render
-from berth_operator.status import Trouble, pool_status, rejected_status, settled
+from berth_operator.settling import settled
+from berth_operator.status import Trouble, pool_status, rejected_status
 from berth_operator.transition import Steps, next_steps
 
 log = logging.getLogger(__name__)
@@ -97,9 +98,14 @@ def render_isolated(
 
 
 def steps_of(
-    planned: Plan, snapshot: Snapshot, rendered: Mapping[str, list[Manifest] | None], children: Sequence[Child]
+    planned: Plan,
+    snapshot: Snapshot,
+    rendered: Mapping[str, list[Manifest] | None],
+    children: Sequence[Child],
+    memo: Memo[Steps] | None = None,
 ) -> dict[str, Steps]:
-    """The next steps of every pool whose plan is to be applied."""
+    """The next steps of every pool whose plan is to be applied.  `memo`: of earlier passes."""
+    memo = memo or Memo()
     owned: dict[str, list[Child]] = defaultdict(list)
     for child in children:
         if child.owner_uid is not None:
@@ -109,12 +115,11 @@ def steps_of(
         pool_plan, manifests = planned.pools.get(pool.key), rendered.get(pool.key)
         if pool_plan is None or pool_plan.not_accepted or pool_plan.effective.mode != "Apply" or manifests is None:
             continue
-        out[pool.key] = next_steps(
-            manifests,
-            owned[pool.metadata.uid],
-            suspended=pool_plan.effective.suspend,
-            hold=_why_hold(pool_plan),
-        )
+        own = owned[pool.metadata.uid]
+        suspended, hold = pool_plan.effective.suspend, _why_hold(pool_plan)
+        made = partial(next_steps, manifests, own, suspended=suspended, hold=hold)
+        out[pool.key] = memo.get(pool.key, (pool_plan, manifests, *own), made)
+    memo.keep_only(out.keys())
     return out
 
 
@@ -125,11 +130,12 @@ def standing_in(
     children: Sequence[Child],
     workers: Sequence[Worker],
     surges: Mapping[str, Mapping[str, int]],
+    memo: Memo[Steps] | None = None,
 ) -> dict[str, Steps]:
     """`steps_of` while workers leave: those are counted as gone.  `surges`: stand-ins by pool and placement."""
     wanted = [manifest for manifests in rendered.values() for manifest in manifests or ()]
     surges = with_those_that_must_stay(surges, children)
-    steps = steps_of(planned, snapshot, rendered, without_stand_ins(children, workers, wanted))
+    steps = steps_of(planned, snapshot, rendered, without_stand_ins(children, workers, wanted), memo)
     return steps | {key: with_stand_ins(steps[key], surge) for key, surge in surges.items() if key in steps}
 
 

@@ -30,11 +30,11 @@ from berth_operator.api import (
 )
 from berth_operator.api.quantities import parse_duration
 from berth_operator.catalog.matching import NodesThere
+from berth_operator.class_status import had_nodes
 from berth_operator.cluster.observe import Child, Worker
 from berth_operator.cluster.pod_troubles import Obstacle
 from berth_operator.cluster.resources import WORKLOADS
 from berth_operator.planner.candidates import api_time
-from berth_operator.status import had_nodes
 
 Hardware = tuple[str, CapacityType]
 E = TypeVar("E", bound=ConstrainedCapacity)
@@ -268,15 +268,17 @@ def _duration(text: str, policy: ShortagePolicy) -> timedelta:
 def _lacks(
     children: Iterable[Child], workers: Sequence[Worker], nodes: NodesThere, proven: Collection[str]
 ) -> list[Lack]:
+    waiting: dict[tuple[str, Hardware], list[Worker]] = defaultdict(list)
+    for worker in workers:
+        if worker.blocked and not worker.deleting:
+            waiting[worker.pool, (worker.hardware_class, worker.capacity_type)].append(worker)
+    if not waiting:
+        return []
     wanted: Counter[tuple[str, Hardware]] = Counter()
     for child in children:
         if child.resource in WORKLOADS and child.hardware_class and child.capacity_type and not child.deleting:
             wanted[f"{child.namespace}/{child.pool}", (child.hardware_class, child.capacity_type)] += child.replicas
     placed = Counter((w.pool, (w.hardware_class, w.capacity_type)) for w in workers if w.node and not w.deleting)
-    waiting: dict[tuple[str, Hardware], list[Worker]] = defaultdict(list)
-    for worker in workers:
-        if worker.blocked and not worker.deleting:
-            waiting[worker.pool, (worker.hardware_class, worker.capacity_type)].append(worker)
     out = []
     for key, pods in sorted(waiting.items()):
         first = min((w.blocked for w in pods if w.blocked), key=lambda b: (b.since, b.detail))

@@ -3,8 +3,6 @@
 Pure.  A status that differs from the one in force only by jitter (prices and predictions within 2 %) is not written.
 """
 
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,13 +11,9 @@ from typing import Any, Literal
 
 from berth_operator import planner
 from berth_operator.api import (
-    AvoidedCapacity,
     CandidateStatus,
     CapacityType,
     Condition,
-    ConstrainedCapacity,
-    HardwareClass,
-    HardwareClassStatus,
     InferencePool,
     InferencePoolStatus,
     PlacementStatus,
@@ -30,18 +24,12 @@ from berth_operator.api import (
 )
 from berth_operator.api.meta import Facts
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
-from berth_operator.catalog.sanity import NO_NODE, Fault
 from berth_operator.history import Situation, recorded
 from berth_operator.load.facts import NO_LOAD, LoadFacts
-from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement, Verdict
-from berth_operator.planner.candidates import in_force
-from berth_operator.prices import Priced, PricePolicy, complaint, in_status, own_prices, settled_prices
+from berth_operator.planner import Placement, PoolPlan, Problem, RunningPlacement, Verdict
+from berth_operator.settling import condition, same_words, settled
 
-_DEAD_BAND = 0.02
 _OUT_OF_REACH = {Verdict.CONSTRAINED, Verdict.AT_FAULT}
-_NODES_GONE = "NodesGone"
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+")
 
 _AWAITS_REQUESTS: Facts = ("True", "Asleep", "no worker runs; the first request wakes the pool")
 
@@ -161,126 +149,9 @@ def rejected_status(
     """The status (API form) of a pool whose object does not even parse: Accepted=False and Ready=False."""
     problem: Facts = ("False", "InvalidSpec", message)
     old = {c.type: c for c in pool_status_now.conditions or ()}
-    conditions = [_condition(kind, problem, old, generation, now) for kind in ("Ready", "Accepted")]
+    conditions = [condition(kind, problem, old, generation, now) for kind in ("Ready", "Accepted")]
     history = recorded(pool_status_now.history or (), now, Situation(refused=message))
     return InferencePoolStatus(observed_generation=generation, conditions=conditions, history=history).to_api()
-
-
-def hardware_class_status(
-    hardware: HardwareClass,
-    plan: Plan,
-    now: datetime,
-    priced: Priced | None = None,
-    faults: Sequence[Fault] = (),
-    policy: PricePolicy | None = None,
-    constrained: Sequence[ConstrainedCapacity] = (),
-    matched: bool | None = None,
-    avoided: Sequence[AvoidedCapacity] = (),
-) -> HardwareClassStatus:
-    """The status of a hardware class: prices in force with source and age, faults, and nodes that the plan uses.
-
-    `priced` is of all classes (None: each has its own price); `faults` are of this class and its profiles;
-    `constrained` is what cannot be had, or could not a while ago; `matched`: whether any node has the labels of any of
-    its capacities (None: not known); `avoided`: as `constrained`, for what takes no pod because of how it is written.
-    """
-    used = {
-        kind: math.ceil(
-            sum(
-                p.paid_nodes
-                for pool in plan.pools.values()
-                if pool.effective.mode == "Apply"
-                for p in pool.placements
-                if p.hardware_class == hardware.metadata.name and p.capacity_type == kind
-            )
-        )
-        for kind in CapacityType
-    }
-    short, shunned = in_force(constrained, now), in_force(avoided, now)
-    limited = [c for c in hardware.spec.capacity if c.max_nodes is not None and used[c.type] >= c.max_nodes]
-    facts: Facts
-    if short:
-        facts = ("False", "Constrained", "no more nodes for now: " + "; ".join(map(_shortage, short)))
-    elif shunned:
-        facts = ("False", shunned[0].reason, "new placements keep off it: " + "; ".join(map(_shortage, shunned)))
-    elif len(limited) == len(hardware.spec.capacity):
-        limits = ", ".join(f"{c.type.value} {used[c.type]} of {c.max_nodes}" for c in limited)
-        facts = ("True", "AllInUse", f"every node that capacity.maxNodes allows is in use: {limits}")
-    else:
-        facts = ("True", "Available", "nodes can be had")
-        if constrained:
-            since = ", ".join(f"{c.type.value} since {c.until}" for c in constrained)
-            facts = ("True", "Recovering", f"tried again after a shortage: {since}")
-    name = hardware.metadata.name
-    found = (priced or own_prices([hardware])).of(name) or own_prices([hardware]).of(name)
-    said = {
-        "Accepted": _class_accepted(faults),
-        "Available": facts,
-        "PricesCurrent": _prices_current(priced, name, policy),
-        "ProfilesAccepted": _profiles_accepted(faults),
-        "NodesMatch": _nodes_match(hardware, faults, matched),
-    }
-    old = {c.type: c for c in hardware.status.conditions or ()}
-    status = HardwareClassStatus(
-        observed_generation=hardware.metadata.generation,
-        conditions=[
-            _condition(kind, fact, old, hardware.metadata.generation, now) for kind, fact in said.items() if fact
-        ],
-        constrained=list(constrained) or None,
-        avoided=list(avoided) or None,
-        prices=settled_prices(hardware.status.prices or (), in_status(found), policy),
-        nodes_in_use=sum(used.values()),
-    )
-    return hardware.status if settled(hardware.status.to_api(), status.to_api()) else status
-
-
-def _shortage(entry: ConstrainedCapacity) -> str:
-    why = f" ({entry.message})" if entry.message else ""
-    return f"{entry.type.value} since {entry.since}, tried again at {entry.until}{why}"
-
-
-def _class_accepted(faults: Sequence[Fault]) -> Facts:
-    own = [fault for fault in faults if fault.kind == "HardwareClass" and fault.reason != NO_NODE]
-    if own:
-        return ("False", own[0].reason, "no plan uses it: " + "; ".join(f"{f.field}: {f.message}" for f in own))
-    return ("True", "Accepted", "its figures can be true")
-
-
-def _profiles_accepted(faults: Sequence[Fault]) -> Facts | None:
-    """Only there while a profile is at fault."""
-    profiles = [fault for fault in faults if fault.kind == "ServingProfile"]
-    if not profiles:
-        return None
-    return ("False", profiles[0].reason, "not planned with: " + "; ".join(map(str, profiles)))
-
-
-def had_nodes(hardware: HardwareClass) -> bool:
-    """Whether nodes have matched the class as it is now written: what is missing then is capacity, not a label."""
-    old = next((c for c in hardware.status.conditions or () if c.type == "NodesMatch"), None)
-    if old is None or old.observed_generation != hardware.metadata.generation:
-        return False
-    return old.status == "True" or old.reason == _NODES_GONE
-
-
-def _nodes_match(hardware: HardwareClass, faults: Sequence[Fault], matched: bool | None) -> Facts | None:
-    """Absent until it is known; once nodes have matched, that is remembered."""
-    found = next((fault for fault in faults if fault.reason == NO_NODE), None)
-    if found and had_nodes(hardware):
-        return ("False", _NODES_GONE, "no node has the labels of its capacity any more")
-    if found:
-        return ("False", NO_NODE, found.message)
-    if matched:
-        return ("True", "Matched", "nodes have the labels of its capacity")
-    old = next((c for c in hardware.status.conditions or () if c.type == "NodesMatch"), None)
-    return (old.status, old.reason, old.message) if old and had_nodes(hardware) else None
-
-
-def _prices_current(priced: Priced | None, name: str, policy: PricePolicy | None) -> Facts:
-    wrong = complaint(priced, name, policy) if priced else None
-    if wrong:
-        return ("False", *wrong)
-    if priced and any(found.live for found in priced.of(name).values()):
-        return ("True", "Live", "prices are as their feeds say")
-    return ("True", "Static", "prices are the class's own")
 
 
 def savings_percent(plan: PoolPlan) -> int | None:
@@ -288,38 +159,6 @@ def savings_percent(plan: PoolPlan) -> int | None:
     if not plan.placements or plan.unserved_requests_per_second > 0:
         return None
     return planner.savings_percent(plan.usd_per_hour, plan.gpu_only_usd_per_hour)
-
-
-def settled(old: object, new: object, path: str = "") -> bool:
-    """Whether `new` says the same as `old`: equal, but for numbers of prices and predictions within 2 %.
-
-    The dead band holds only where a figure is an estimate or a price; counts, specs and verdicts must be equal.
-    """
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return old.keys() == new.keys() and all(settled(old[k], new[k], f"{path}.{k}") for k in new)
-    if isinstance(old, list) and isinstance(new, list):
-        return len(old) == len(new) and all(settled(a, b, f"{path}[]") for a, b in zip(old, new, strict=True))
-    if old == new:
-        return True
-    return _jitters(path) and _near(str(old), str(new))
-
-
-def _jitters(path: str) -> bool:
-    return path.startswith((".cost.", ".prices[]", ".saved")) or path in {
-        ".conditions[].message",
-        ".candidates[].reason",
-        ".candidates[].usdPerMillionTokens",
-        ".placements[].usdPerHour",
-        ".placements[].trafficPercent",
-        ".effective.requestsPerSecond",
-    }
-
-
-def _near(old: str, new: str) -> bool:
-    if _NUMBER.split(old) != _NUMBER.split(new) or _TIME.findall(old) != _TIME.findall(new):
-        return False
-    pairs = zip(_NUMBER.findall(old), _NUMBER.findall(new), strict=True)
-    return all(a == b or abs(float(a) - float(b)) <= _DEAD_BAND * max(float(a), float(b)) for a, b in pairs)
 
 
 def _ready_by_placement(plan: PoolPlan, running: Sequence[RunningPlacement]) -> dict[tuple[str, CapacityType], int]:
@@ -347,7 +186,7 @@ def _conditions(
     facts: dict[str, Facts] = {
         "Accepted": _accepted(plan),
         "Placed": _asleep(plan) if asleep and plan.not_accepted is None else _placed(plan),
-        "Progressing": _same_words(
+        "Progressing": same_words(
             _progressing(plan, wanted, up, leaving, sum(r.leaving_replicas for r in running), trouble),
             old.get("Progressing"),
         ),
@@ -358,21 +197,7 @@ def _conditions(
     }
     awaits = asleep and plan.not_accepted is None
     facts = {"Ready": _AWAITS_REQUESTS if awaits else _ready(plan, facts, wanted, up, trouble), **facts, **also}
-    return [_condition(kind, fact, old, pool.metadata.generation, now) for kind, fact in facts.items()]
-
-
-def _condition(kind: str, facts: Facts, old: Mapping[str, Condition], generation: int, now: datetime) -> Condition:
-    status, reason, message = facts
-    previous = old.get(kind)
-    since = previous.last_transition_time if previous and previous.status == status else format_time(now)
-    return Condition(
-        type=kind,
-        status=status,
-        reason=reason,
-        message=message,
-        observed_generation=generation,
-        last_transition_time=since,
-    )
+    return [condition(kind, fact, old, pool.metadata.generation, now) for kind, fact in facts.items()]
 
 
 def _said(status: Literal["True", "False", "Unknown"], problem: Problem) -> Facts:
@@ -418,13 +243,6 @@ def _progressing(
     if leaving:
         return ("True", "Moving", f"{leaving} replicas are leaving hardware that the plan no longer uses")
     return ("False", "Complete", "what runs is what the plan wants")
-
-
-def _same_words(facts: Facts, old: Condition | None) -> Facts:
-    """Facts in the words in force, where only numbers in them differ: a worker's last line may begin with the time."""
-    if old and (old.status, old.reason) == facts[:2] and _NUMBER.split(old.message) == _NUMBER.split(facts[2]):
-        return (facts[0], facts[1], old.message)
-    return facts
 
 
 def _available(wanted: int, up: int) -> Facts:

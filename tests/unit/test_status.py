@@ -7,8 +7,9 @@ from decimal import Decimal
 
 import pytest
 from berth_operator.api import CapacityType, HardwareClass, InferencePool, InferencePoolStatus, resolve
+from berth_operator.class_status import hardware_class_status, nodes_in_use
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement
-from berth_operator.status import hardware_class_status, pool_status, savings_percent
+from berth_operator.status import pool_status, savings_percent
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -173,6 +174,6 @@ def test_a_class_shows_nodes_in_use_and_prices(
     make_pool: MakePool, make_plan: MakePlan, make_class: Callable[..., HardwareClass], now: datetime
 ) -> None:
     pool, hardware = make_pool(), make_class()
-    status = hardware_class_status(hardware, Plan({pool.key: make_plan(pool)}, 0.0, "Optimal"), now)
+    status = hardware_class_status(hardware, nodes_in_use(Plan({pool.key: make_plan(pool)}, 0.0, "Optimal")), now)
     assert status.nodes_in_use == 2
     assert [(p.type.value, p.usd_per_hour) for p in status.prices or ()] == [("OnDemand", "0.638"), ("Spot", "0.255")]

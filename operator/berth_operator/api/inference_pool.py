@@ -1,6 +1,7 @@
 """What does a user ask for?  `InferencePool`: one model, one workload, its objectives and its budget."""
 
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -453,7 +454,7 @@ class InferencePool(Resource):
     spec: InferencePoolSpec
     status: InferencePoolStatus = Field(default_factory=InferencePoolStatus)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """`namespace/name`."""
         return f"{self.metadata.namespace or 'default'}/{self.metadata.name}"

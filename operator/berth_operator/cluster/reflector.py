@@ -84,7 +84,8 @@ class Reflector(Mapping[Key, T], Generic[T]):
         self._page = page
         self._backoff_s = backoff_s
         self._parts: dict[str, dict[Key, _Entry[T]]] = {scope: {} for scope in namespaces or ("",)}
-        self._all: ChainMap[Key, _Entry[T]] = ChainMap(*self._parts.values())
+        parts = list(self._parts.values())
+        self._all: Mapping[Key, _Entry[T]] = parts[0] if len(parts) == 1 else ChainMap(*parts)
         self._seen = dict.fromkeys(self._parts, 0)
         """The newest version that listing or watching has told of."""
         self._unlisted = set(self._parts)

@@ -16,7 +16,7 @@ from berth_operator.api.inference_pool import DemandStatus, ProfileDrift
 from berth_operator.cluster.observe import Worker
 from berth_operator.load.activator import Activator, Doors
 from berth_operator.load.demand import Seen, decide, follows_demand, in_force
-from berth_operator.load.facts import LoadFacts, load_facts
+from berth_operator.load.facts import NO_LOAD, LoadFacts, load_facts
 from berth_operator.load.watch import Watch
 from berth_operator.memo import Kept, Memo
 from berth_operator.planner.speed import best_profile
@@ -90,21 +90,18 @@ class Traffic:
             if worker.ready and not worker.deleting:
                 ready.setdefault(worker.pool, []).append(worker)
         hardware = {c.metadata.name: c for c in classes}
-        return self._facts.same(
-            (
-                pool.key,
-                load_facts(
-                    pool,
-                    self._demands.get(pool.key),
-                    self._seen(pool),
-                    self._watch.troubles(pool.key),
-                    self._drift(pool, ready.get(pool.key, ()), hardware, profiles),
-                    any_ready=pool.key in ready,
-                    can_wake=self._activator is not None,
-                ),
+
+        def of(pool: InferencePool) -> LoadFacts:
+            demand, drift = self._demands.get(pool.key), self._drift(pool, ready.get(pool.key, ()), hardware, profiles)
+            if pool.spec.scaling is None and demand is None and not drift:
+                return NO_LOAD  # most pools, each pass
+            return load_facts(
+                *(pool, demand, self._seen(pool), self._watch.troubles(pool.key), drift),
+                any_ready=pool.key in ready,
+                can_wake=self._activator is not None,
             )
-            for pool in pools
-        )
+
+        return self._facts.same((pool.key, of(pool)) for pool in pools)
 
     def observed(self, pools: Iterable[InferencePool]) -> dict[str, float]:
         """Requests per second estimated now, by pool, where that is known."""
