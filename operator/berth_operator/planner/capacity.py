@@ -16,13 +16,19 @@ import numpy as np
 from berth_operator.api import Effective
 from berth_operator.planner.queueing import LATE, Queue, gap_p99, times
 from berth_operator.planner.speed import Speed
-from berth_operator.planner.station import Array, Flags, Ints, Loads, Replicas, Station
+from berth_operator.planner.station import Array, Ints, Loads, Replicas, Station
 from berth_operator.planner.types import ReplicaCapacity
 
 _PER_OCTAVE: Final = 64
 """Rates are powers of 2^(1/64), a grid that all share: so that what is easier to serve is never found to carry less,
 as it could be between the ends of two bisections."""
 _OCTAVES: Final = 16
+_FIRST_STRIDE: Final = 8
+"""Steps of the grid: half of the replicas carry more than 2^(-1/4) of the turns/s that they can end at all."""
+_MOST_ODDS: Final = 12.0
+"""Logarithm of the odds of being late beyond which rates are alike in the search."""
+_TRUNCATED: Final = 0.02
+"""Of what is left of a search, how far from the interpolated rate towards the middle it looks."""
 _EVERY: Final = 5
 """Concurrencies up to here are all considered."""
 
@@ -265,28 +271,63 @@ class _Search:
         rate = np.exp2(exponent / _PER_OCTAVE)[:, None]
         return Queue.of(self.replicas.at(rows), self.loads.at(rows), rate, station)
 
-    def holds(self, rows: Ints, exponent: Ints) -> Flags:
-        """Whether with some number of slots enough turns are in time."""
+    def excess(self, rows: Ints, exponent: Ints) -> Array:
+        """[row] by how much too many turns are late with the best number of slots: the difference of log odds.
+
+        Where it is 0 or less, the rate holds.
+        """
         queue = self.queue(rows, exponent)
         late = np.maximum(*times(queue).late(queue.loads.first_token, queue.loads.turn))
-        enough: Flags = np.any(late[:, 1:] <= LATE, axis=1)
-        return enough
+        found: Array = _log_odds(late[:, 1:].min(axis=1)) - _log_odds(LATE)
+        return found
 
     def greatest(self) -> Ints:
-        """[pair] down from the top in ever longer strides, then bisection of the last one."""
+        """[pair] down from the top in ever longer strides; then to where the last one crosses what may be late.
+
+        That is found by interpolation, truncated and projected so that no pair takes more than one evaluation more
+        than bisection (ITP; Oliveira and Takahashi 2020).
+        """
         low, high, floor = self.top + 1, self.top + 1, self.floor
-        rows, stride = np.arange(len(low)), _PER_OCTAVE
+        under, over = np.full(len(low), -_MOST_ODDS), np.full(len(low), _MOST_ODDS)
+        rows, stride = np.arange(len(low)), _FIRST_STRIDE
         while len(rows):
             high[rows] = low[rows]
             low[rows] = np.maximum(low[rows] - stride, floor[rows])
             rows = rows[low[rows] > floor[rows]]
-            rows = rows[~self.holds(rows, low[rows])]
+            excess = self.excess(rows, low[rows])
+            holds = excess <= 0
+            under[rows[holds]] = excess[holds]
+            rows, excess = rows[~holds], excess[~holds]
+            over[rows] = excess
             stride *= 2
+        widest = np.exp2(np.ceil(np.log2(np.maximum(high - low, 1))))
         while len(rows := np.flatnonzero(high - low > 1)):
-            middle = (low[rows] + high[rows]) // 2
-            ok = self.holds(rows, middle)
-            low[rows], high[rows] = np.where(ok, middle, low[rows]), np.where(ok, high[rows], middle)
+            at = _between(low[rows], high[rows], under[rows], over[rows], widest[rows])
+            excess = self.excess(rows, at)
+            holds = excess <= 0
+            low[rows], high[rows] = np.where(holds, at, low[rows]), np.where(holds, high[rows], at)
+            under[rows], over[rows] = np.where(holds, excess, under[rows]), np.where(holds, over[rows], excess)
+            widest[rows] /= 2
         return low
+
+
+def _log_odds(share: Array | float) -> Array:
+    """Of a chance: nearly a straight line in the logarithm of the rate, where the chance itself is a steep curve."""
+    inside = np.clip(share, 1 / (1 + math.exp(_MOST_ODDS)), 1 / (1 + math.exp(-_MOST_ODDS)))
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
+def _between(low: Ints, high: Ints, under: Array, over: Array, widest: Array) -> Ints:
+    """[row] where to look next: where the line through both ends is 0, a little towards the middle, so that the other
+    end comes near, too, and near enough to it that what is left is at most `widest` wide."""
+    width, middle = high - low, (low + high) / 2
+    crossing = low + width * np.clip(-under / (over - under), 0.0, 1.0)
+    towards = np.sign(middle - crossing)
+    at = crossing + towards * np.minimum(_TRUNCATED * width + 0.5, np.abs(middle - crossing))
+    room = np.maximum(widest - width / 2, 0.0)
+    at = np.clip(at, middle - room, middle + room)
+    found: Ints = np.clip(np.rint(at), low + 1, high - 1).astype(np.int64)
+    return found
 
 
 def _p99s(

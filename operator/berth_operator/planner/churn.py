@@ -8,16 +8,21 @@ pool has already is no move.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 from berth_operator.api import Quantization, format_duration
 from berth_operator.planner.candidates import Resource
-from berth_operator.planner.decomposition import Effort
+from berth_operator.planner.effort import Effort
 from berth_operator.planner.fleet import FleetSolver
 from berth_operator.planner.program import Limits, PoolProblem
 from berth_operator.planner.sharing import NOTHING, Standing
 from berth_operator.planner.solution import PoolSolution, Solution
 from berth_operator.planner.solver import TOLERANCE
 from berth_operator.planner.types import Problem, RunningPlacement
+
+MANY: Final = 2_000
+"""Pools from which somebody is nearly always disappointed by a plan with some moves refused, so that it is searched
+first, and proven once nobody is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +76,24 @@ def decide(
     stays = dict(moves.stays)
     if not stays:
         return Decision(free, {}, free)  # whoever stays in it does so of itself
+    effort = Effort.SEARCH if search and len(problems) > MANY else Effort.PROVE
     while True:
         going = moves.wanted - stays.keys()
-        final = solver.solve([p if p.key in going else _hold(p, incumbents) for p in problems])
-        if _shortage(problems, final) > _shortage(problems, free):
+        final = solver.solve([p if p.key in going else _hold(p, incumbents) for p in problems], effort)
+        lost = _shortage(problems, final) > _shortage(problems, free)
+        if lost and effort is Effort.PROVE:
             return Decision(solver.solve(problems) if search else free, {}, free)
         disappointed = {
             p.key: reason
             for p in problems
             if p.key in going - moves.needed and (reason := _worth(p, moves.held, final, incumbents[p.key], now))
         }
-        if not disappointed:
+        if effort is Effort.PROVE and not disappointed:
             return Decision(final, stays, free)
-        stays |= disappointed
+        if lost or not disappointed:
+            effort = Effort.PROVE
+        else:
+            stays |= disappointed
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,24 +9,29 @@ which holds for any p >= 0 and for prices that are themselves lower bounds.  The
 """
 
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from typing import Final
 
 import numpy as np
 
+from berth_operator.planner.balancing import solve
+from berth_operator.planner.effort import ANSWERS, CLOSELY, SMALL, WIDELY, Effort
 from berth_operator.planner.exact import exact_pattern
 from berth_operator.planner.exchange import exchange
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
 from berth_operator.planner.master import Columns, Master, divided, total_use, whole_choice
 from berth_operator.planner.patterns import EXACT, Found, Prices, cheapest, counted, mend
-from berth_operator.planner.pricing import TOLERANCE
 from berth_operator.planner.quick import guesses
 from berth_operator.planner.rounding import Patterns, make_room, relieved
+from berth_operator.planner.solver import ROUGH_NODES
 
 UNITS: Final = 60
 """Of demand in pricing, at first."""
 FINE_AGAIN: Final = 2
 """Times that loose lanes are priced again, ever finer, in the last pricings, which give the bound."""
+FINE_ROUNDS: Final = 2
+"""Last pricings at most, of which the best bound counts."""
+RIGHT: Final = 1e-3
+"""Of the cost of all, by which the bound may be low because duals are not right, without another of them."""
 SMOOTHING: Final = 0.5
 ROUNDS: Final = 3
 CLOSE: Final = 1.5e-3
@@ -48,6 +53,8 @@ LOST_LANES: Final = 4
 """Lanes a round that it prices because no good pattern of theirs is known."""
 EXACT_LANES: Final = 8
 """Loosest lanes that the flat program prices in the last round."""
+EXACT_NODES: Final = 1_000
+"""Of branch and bound, for one of them: a budget that keeps a pool short takes some hundred."""
 ANSWER_UNITS: Final = 120
 KEPT: Final = 6
 """Columns of a pool that a second solve begins with: more make its master slow."""
@@ -65,37 +72,6 @@ AROUND: Final = 1.1
 """Times the best known pattern that one of those may cost."""
 
 
-@dataclass(frozen=True, slots=True)
-class Depth:
-    """How closely a fleet is searched."""
-
-    rough: float
-    """Relative difference of patterns and bounds that is left alone before the last pricings."""
-    again: int
-    """Times that loose lanes are priced again before them."""
-    warm_rounds: int
-    """Rounds where columns and duals of an earlier solve are there."""
-    fine_rounds: int
-    """Last pricings, of which the best bound counts."""
-
-
-SMALL: Final = 300
-"""Pools up to which rounds are cheap, and the pools too few for one to make up for another."""
-CLOSELY: Final = Depth(1e-3, again=2, warm_rounds=2, fine_rounds=1)
-WIDELY: Final = Depth(3e-3, again=1, warm_rounds=0, fine_rounds=2)
-
-
-class Effort(Enum):
-    """What a solve is for."""
-
-    COMPARE = auto()
-    """A figure beside another plan: likely patterns, priced once."""
-    SEARCH = auto()
-    """A plan without a bound."""
-    PROVE = auto()
-    """A plan, and how far from the best it can be."""
-
-
 @dataclass(slots=True)
 class Outcome:
     """What a decomposition came to."""
@@ -107,10 +83,6 @@ class Outcome:
     bound: float
     duals: Floats
     rounds: int
-
-
-ANSWERS: Final = {Effort.COMPARE: 0, Effort.SEARCH: 1, Effort.PROVE: 4}
-"""Times that pools answer the whole choice of the others, at most."""
 
 
 class Decomposition:
@@ -205,6 +177,7 @@ class Decomposition:
             UNITS,
             EXACT if finally_ else self.depth.rough,
             FINE_AGAIN if finally_ else self.depth.again,
+            self._dollars(),  # the price of a few pools' shortage outweighs a fleet, and would hide what it lacks
         )
         self.add(found.lane, found.nodes)
         bound = np.full(self.lanes.count, -np.inf)
@@ -242,7 +215,8 @@ class Decomposition:
                 self._exactly(lane, duals, float(self.ceilings(duals)[self.lanes.pool[lane]]), bound)
 
     def _exactly(self, lane: int, duals: Floats, ceiling: float, bound: Floats) -> None:
-        result = exact_pattern(self.lanes, lane, self.prices(duals), ceiling, WITHIN * self._dollars())
+        branching = ROUGH_NODES if self.lanes.odd[lane] else EXACT_NODES
+        result = exact_pattern(self.lanes, lane, self.prices(duals), ceiling, WITHIN * self._dollars(), branching)
         if result is not None:
             nodes, least = result
             self.add(np.array([lane]), nodes[None, :])
@@ -250,9 +224,7 @@ class Decomposition:
 
     def _dollars(self) -> float:
         """USD/h of the pools that can be served in full, roughly, shortage and duals left aside."""
-        best = np.full(self.pools, np.inf)
-        served = self.columns.unserved <= TOLERANCE
-        np.minimum.at(best, self.columns.pool[served], self.columns.cost[served])
+        best = self.columns.cheapest_serving(self.pools)
         return float(best[np.isfinite(best)].sum())
 
     def run(self, effort: Effort = Effort.PROVE) -> Outcome:
@@ -270,12 +242,15 @@ class Decomposition:
             at = self._price_rounds(master, at, rounds)
         if effort is Effort.PROVE:
             best, bounds = -np.inf, self.bounds
-            for _ in range(self.depth.fine_rounds):
+            for _ in range(FINE_ROUNDS):
                 bound = self.price(at, finally_=True)
                 self._feed(master, master.columns)
+                unpriced = float((self.ceilings(at) - self.bounds).sum())
                 if bound > best:
                     best, self.duals, bounds = bound, at, self.bounds
-                at = master.solve()[1]
+                objective, at, _, _ = master.solve()
+                if objective - bound - unpriced <= RIGHT * self._dollars():
+                    break
             at, self.bounds = self.duals, bounds
         master.raise_most(1e6)
         if effort is Effort.SEARCH:
@@ -289,7 +264,7 @@ class Decomposition:
         for _ in range(rounds):
             self.guess(at)
             before, known = known, self._feed(master, known)
-            _, duals, _, bought = master.solve()
+            duals, bought = solve(master, self.columns, self.costs(), at)
             if bought > BOUGHT:
                 master.raise_most(2.0)
             if known == before and np.allclose(at, duals):
@@ -303,7 +278,7 @@ class Decomposition:
         for _ in range(rounds):
             self.price(at)
             before, known = known, self._feed(master, known)
-            _, duals, _, bought = master.solve()
+            duals, bought = solve(master, self.columns, self.costs(), at)
             while bought > BOUGHT:
                 master.raise_most(MORE)
                 _, duals, _, bought = master.solve()

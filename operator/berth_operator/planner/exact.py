@@ -10,16 +10,22 @@ import numpy as np
 from berth_operator.planner.lanes import Ints, Lanes
 from berth_operator.planner.patterns import Prices
 from berth_operator.planner.program import Program, add_pool, cost_terms
-from berth_operator.planner.solver import SolverError, minimise_roughly
+from berth_operator.planner.solver import ROUGH_NODES, SolverError, minimise_roughly
 from berth_operator.planner.useful import useful_nodes
 
 
 def exact_pattern(
-    lanes: Lanes, lane: int, prices: Prices, ceiling: float, within: float | None = None
+    lanes: Lanes,
+    lane: int,
+    prices: Prices,
+    ceiling: float,
+    within: float | None = None,
+    most_nodes: int = ROUGH_NODES,
 ) -> tuple[Ints, float] | None:
     """([option] nodes, lower bound of the price) of a lane's cheapest pattern; None if HiGHS has none.
 
-    The bound is the lesser of `ceiling` and what no pattern is below, less up to `within` USD/h (0.1 %).
+    The bound is the lesser of `ceiling` and what no pattern is below, less up to `within` USD/h (0.1 %),
+    or more where `most_nodes` of branch and bound do not do.
     """
     one = np.array([lane])
     times = useful_nodes(lanes, one, prices.node[one], prices.unserved[one], np.array([ceiling]))[0]
@@ -37,7 +43,7 @@ def exact_pattern(
     if columns.missing is not None:
         terms[columns.missing] = prices.missing
     try:
-        point = minimise_roughly(program, terms, within)
+        point = minimise_roughly(program, terms, within, most_nodes)
     except SolverError:
         return None
     nodes = np.zeros(lanes.share.shape[1], dtype=np.int64)

@@ -49,6 +49,8 @@ class Usage:
     pools: Mapping[Resource, Mapping[str, Fraction]]
     names: Mapping[Resource, Sequence[str]]
     """Of pools that take some, in order."""
+    whole: Mapping[Resource, int]
+    """All of `total` in whole nodes."""
     pieces: Mapping[Group, Sequence[Piece]] = field(default_factory=dict)
     """Replicas on nodes that may be shared."""
 
@@ -57,10 +59,12 @@ class Usage:
         pools: Mapping[Resource, Mapping[str, Fraction]], pieces: Mapping[Group, Sequence[Piece]] | None = None
     ) -> "Usage":
         """Summed up once for all pools."""
+        total = {r: sum(by_pool.values(), Fraction(0)) for r, by_pool in pools.items()}
         return Usage(
-            {r: sum(by_pool.values(), Fraction(0)) for r, by_pool in pools.items()},
+            total,
             pools,
             {r: sorted(key for key, n in by_pool.items() if n) for r, by_pool in pools.items()},
+            {r: math.ceil(nodes) for r, nodes in total.items()},
             pieces or {},
         )
 
@@ -78,7 +82,8 @@ class Usage:
 
     def by_others(self, resource: Resource, pool: str) -> int:
         """Nodes of a resource under other pools, as many as these pay."""
-        return math.ceil(self.total.get(resource, 0) - self.pools.get(resource, {}).get(pool, 0))
+        own = self.pools.get(resource, {}).get(pool)
+        return math.ceil(self.total[resource] - own) if own else self.whole.get(resource, 0)
 
     def others(self, resource: Resource, pool: str) -> str:
         """The other pools in words: the first three, and how many more."""

@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 
 from berth_operator.planner.candidates import Option
-from berth_operator.planner.decomposition import Decomposition, Effort, Outcome
+from berth_operator.planner.decomposition import Decomposition, Outcome
+from berth_operator.planner.effort import Effort
 from berth_operator.planner.lanes import Floats, Ints, Lanes, lanes_of, most_replicas_on, unserved_by
 from berth_operator.planner.pricing import LEAST
 from berth_operator.planner.program import Limits, PoolProblem, node_cost

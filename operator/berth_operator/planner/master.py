@@ -12,6 +12,7 @@ import highspy
 import numpy as np
 
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes
+from berth_operator.planner.pricing import TOLERANCE
 from berth_operator.planner.solver import SolverError
 
 WHOLE: Final = 0.999
@@ -54,6 +55,13 @@ class Columns:
         """[column]"""
         pool: Ints = self.lanes.pool[self.lane]
         return pool
+
+    def cheapest_serving(self, pools: int) -> Floats:
+        """[pool] USD/h of the cheapest pattern that serves all; infinite where none is known."""
+        best = np.full(pools, np.inf)
+        served = self.unserved <= TOLERANCE
+        np.minimum.at(best, self.pool[served], self.cost[served])
+        return best
 
     def add(self, lane: Ints, nodes: Ints, cost: Floats, unserved: Floats, missing: Ints) -> Ints:
         """Add those that are new; returns which columns they became."""
@@ -102,7 +110,8 @@ class Master:
 
     def __init__(self, pools: int, caps: Floats, most: Floats) -> None:
         """`most` [row]: USD/h at which more of a row could be had, which keeps early duals from running away."""
-        self.pools, self.caps, self.most, self.columns = pools, caps, most, 0
+        self.pools, self.caps, self.most, self.columns, self.solved = pools, caps, most, 0, 0
+        """`solved`: columns that there were when it was solved the last time."""
         self.highs: Any = _highs()
         self.highs.setOptionValue("simplex_strategy", _PRIMAL)
         rows = len(caps) + pools
@@ -120,10 +129,13 @@ class Master:
         self.columns += len(pool)
 
     def begin(self, pool: Ints, cost: Floats, use: Ints, duals: Floats) -> None:
-        """First columns, at least one of every pool, and a basis: each pool's cheapest at `duals`, and what these
-        together take beyond the rows bought.  It is feasible, and near where the duals are right: a pivot for each pool
-        is spared."""
+        """First columns, at least one of every pool, and a basis."""
         self.add(pool, cost, use)
+        self.start_at(pool, cost, use, duals)
+
+    def start_at(self, pool: Ints, cost: Floats, use: Ints, duals: Floats) -> None:
+        """A basis: each pool's cheapest of all columns at `duals`, and what these together take beyond the rows bought.
+        It is feasible, and near where the duals are right: a pivot for each pool is spared."""
         order = np.lexsort((cost + use @ duals, pool))
         cheapest = order[np.searchsorted(pool[order], np.arange(self.pools))]
         over = use[cheapest].sum(0) > self.caps
@@ -171,6 +183,7 @@ class Master:
     def solve(self) -> tuple[float, Floats, Floats, float]:
         """(objective, price of each shared row, weight of each column, nodes bought beyond the rows)."""
         self.highs.run()
+        self.solved = self.columns
         if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             raise SolverError(f"HiGHS: {self.highs.modelStatusToString(self.highs.getModelStatus())} in the master")
         solution = self.highs.getSolution()

@@ -21,6 +21,8 @@ EXACT: Final = 5e-4
 _MOST_TRIES: Final = 4
 _MOST_MENDS: Final = 3
 _MOST_EXCHANGES: Final = 8
+_AT_ONCE: Final = 256
+"""Patterns whose neighbours are looked at together: there are some thousand of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +63,26 @@ class Found:
 
 
 def cheapest(
-    lanes: Lanes, which: Ints, prices: Prices, ceiling: Floats, units: int, exact: float = EXACT, again: int = 1
+    lanes: Lanes,
+    which: Ints,
+    prices: Prices,
+    ceiling: Floats,
+    units: int,
+    exact: float = EXACT,
+    again: int = 1,
+    worth: float | None = None,
 ) -> Found:
     """Bounds and patterns of the lanes `which`; up to `again` times, on a finer grid each, those of them that differ
-    by more than `exact`.
+    by more than `exact`, of `worth` USD/h if that is given, else of what the patterns of all come to.
 
     See `pricing.price`.
     """
     found = _once(lanes, which, prices, ceiling, units)
     _within_rules(lanes, prices, found, ceiling, units)
-    _polish_loose(lanes, prices, found, ceiling, exact)
+    _polish_loose(lanes, prices, found, ceiling, exact, worth)
     for turn in range(1, again + 1):
         known = np.minimum(found.cost, ceiling)
-        loose = _loosest(known, found.bound, exact)
+        loose = _loosest(known, found.bound, exact, worth)
         if not len(loose):
             break
         shared = lanes.vendor_share[which[loose]] < 1
@@ -88,20 +97,22 @@ def cheapest(
     return found
 
 
-def _polish_loose(lanes: Lanes, prices: Prices, found: Found, ceiling: Floats, exact: float) -> None:
+def _polish_loose(
+    lanes: Lanes, prices: Prices, found: Found, ceiling: Floats, exact: float, worth: float | None = None
+) -> None:
     """Better the patterns that are not known to be the cheapest."""
-    loose = _loosest(np.minimum(found.cost, ceiling), found.bound, exact)
+    loose = _loosest(np.minimum(found.cost, ceiling), found.bound, exact, worth)
     loose = loose[np.isfinite(found.cost[loose])]
     if len(loose):
         bettered = polish(lanes, found.lane[loose], found.nodes[loose], found.cost[loose], prices)
         found.nodes[loose], found.cost[loose] = bettered
 
 
-def _loosest(known: Floats, bound: Floats, exact: float) -> Ints:
-    """The fewest lanes without which bounds and patterns differ by `exact` of all together."""
+def _loosest(known: Floats, bound: Floats, exact: float, worth: float | None) -> Ints:
+    """The fewest lanes without which bounds and patterns differ by `exact` of all together, or of `worth` USD/h."""
     gap = np.where(np.isfinite(known), np.maximum(known - bound, 0.0), 0.0)
     order = np.argsort(gap, kind="stable")
-    allowed = exact * float(known[np.isfinite(known)].sum())
+    allowed = exact * (float(known[np.isfinite(known)].sum()) if worth is None else worth)
     return np.sort(order[np.cumsum(gap[order]) > allowed])
 
 
@@ -176,7 +187,12 @@ def _bettered(
         if not len(active):
             break
         lacking = cost[active] - base
-        better, cheaper = _neighbour(lanes, lane[active], nodes[active], prices, lacking, exchange=exchange)
+        parts = [active[i : i + _AT_ONCE] for i in range(0, len(active), _AT_ONCE)]
+        found = [
+            _neighbour(lanes, lane[at], nodes[at], prices, lacking[i * _AT_ONCE :][: len(at)], exchange=exchange)
+            for i, at in enumerate(parts)
+        ]
+        better, cheaper = np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
         gain = cheaper < cost[active] - 1e-9
         active = active[gain]
         nodes[active], cost[active] = better[gain], cheaper[gain]
@@ -198,7 +214,12 @@ def _neighbour(
     more = np.concatenate([np.where((nodes < lanes.most[lane]) & ~idle, price, np.inf), nothing], 1)
     less = np.concatenate([np.where(nodes > 0, price, -np.inf), nothing], 1) if exchange else nothing
     dearer = more[:, :, None] - less[:, None, :]
-    at, add, take = np.nonzero(dearer < lacking[:, None, None] - 1e-9)
+    # Nobody serves more than nodes can carry; most neighbours are no better even so.
+    share = np.concatenate([lanes.share[lane], nothing], 1)
+    taken = share if exchange else nothing
+    short = 1 - ((nodes * lanes.share[lane]).sum(1)[:, None, None] + share[:, :, None] - taken[:, None, :])
+    least = dearer + counted(short, prices.least) * prices.unserved[lane][:, None, None]
+    at, add, take = np.nonzero(least < lacking[:, None, None] - 1e-9)
     tried = np.concatenate([nodes[at], np.zeros((len(at), 1), dtype=np.int64)], 1)
     tried[np.arange(len(at)), add] += 1
     tried[np.arange(len(at)), take if exchange else width] -= 1

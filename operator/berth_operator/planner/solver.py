@@ -50,9 +50,10 @@ MOST_REPACKS: Final = 4
 TOLERANCE: Final = 1e-6
 """Shares below this are nothing: ten times HiGHS's feasibility tolerance for a row of unit coefficients."""
 
+ROUGH_NODES: Final = 60
+"""Of branch and bound of what is minimised roughly."""
 ROUGH: Final[Mapping[str, bool | int | float]] = {
     "mip_rel_gap": 1e-3,
-    "mip_max_nodes": 60,
     "mip_heuristic_effort": 0.0,
     "mip_detect_symmetry": False,
     "mip_heuristic_run_rins": False,
@@ -173,7 +174,9 @@ def minimise(program: Program, stages: Sequence[Terms]) -> Stage:
     return _run(highs, program, last) if point is None else _run_after(highs, program, last, point)
 
 
-def minimise_roughly(program: Program, terms: Terms, within: float | None = None) -> Stage:
+def minimise_roughly(
+    program: Program, terms: Terms, within: float | None = None, most_nodes: int = ROUGH_NODES
+) -> Stage:
     """Minimise `terms` to a gap of 0.1 %, or of `within`, in few nodes, with little of what HiGHS does but branch.
 
     Raises SolverError.
@@ -181,6 +184,7 @@ def minimise_roughly(program: Program, terms: Terms, within: float | None = None
     highs = _load(program)
     for name, value in ROUGH.items():
         highs.setOptionValue(name, value)
+    highs.setOptionValue("mip_max_nodes", most_nodes)
     if within is not None:
         highs.setOptionValue("mip_rel_gap", 0.0)
         highs.setOptionValue("mip_abs_gap", within)

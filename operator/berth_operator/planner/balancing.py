@@ -1,0 +1,120 @@
+"""At which prices of shared nodes do the known patterns just fill the rows?  The master's dual, smoothed, by Newton.
+
+The linear master has a row a pool and a few shared ones.  Its dual is a concave function of the few prices p alone,
+
+    sum over pools of min over patterns of (cost + use p)  -  p x caps,   0 <= p <= most
+
+with kinks.  With the least of a pool's patterns taken softly, -T log sum exp(-(cost + use p) / T), it has a Hessian as
+small as the rows are few: some ten of Newton's steps (Levenberg's damping, prices clipped to their bounds), each about
+two products of a matrix with a vector, where the simplex takes a pivot or more for every pool whose pattern changes.
+From the basis of each pool's cheapest pattern at these prices it needs few; it still has the last word.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from berth_operator.planner.lanes import Flags, Floats, Ints
+from berth_operator.planner.master import Columns, Master
+
+TEMPERATURES: Final = (0.05, 0.01)
+"""T, of what each pool costs: first far apart patterns are weighed, then near ones."""
+MOST_STEPS: Final = 40
+NO_GAIN: Final = 2e-5
+"""Of the cost of all, that a step has to gain."""
+LEAST: Final = 0.01
+"""Of the usual pool's cost, that each counts as at least."""
+MANY: Final = 500
+"""New columns from which pivots cost more than all this."""
+_MOST_TRIES: Final = 8
+_LONGEST: Final = (0.5, 0.05)
+"""Of a price, and of the most it may be, that one step may change it by."""
+_TORN: Final = 1e-6
+"""Weight from which a pattern counts in the Hessian."""
+
+
+def solve(master: Master, columns: Columns, costs: Floats, near: Floats) -> tuple[Floats, float]:
+    """(price of each shared row, nodes bought beyond the rows) of a master with these columns, from a basis at prices
+    that balance them where many are new.
+
+    `costs` [column] shortage priced in; `near` [row] likely prices.
+    """
+    if columns.count - master.solved >= MANY:
+        served = columns.cheapest_serving(master.pools)
+        usual = float(np.median(served[np.isfinite(served)])) if np.isfinite(served).any() else 1.0
+        worth = np.maximum(np.where(np.isfinite(served), served, usual), LEAST * max(usual, 1.0))
+        prices = balanced(columns.pool, costs, columns.use, master.caps, master.most, near, worth)
+        master.start_at(columns.pool, costs, columns.use, prices)
+    _, duals, _, bought = master.solve()
+    return duals, bought
+
+
+def balanced(pool: Ints, cost: Floats, use: Ints, caps: Floats, most: Floats, near: Floats, worth: Floats) -> Floats:
+    """[row] prices that are nearly the master's duals.
+
+    `pool`, `cost` [column], `use` [column, row]; every pool has a column.  `caps`, `most`, `near` [row]; `worth`
+    [pool] USD/h that it costs about.
+    """
+    order = np.argsort(pool, kind="stable")
+    soft = _Soft(pool[order], cost[order], use[order].astype(np.float64), caps)
+    prices = np.clip(near, 0.0, most)
+    least = NO_GAIN * float(worth.sum())
+    for part in TEMPERATURES:
+        temperature, damping = part * worth, 1.0
+        value, weight = soft.at(prices, temperature)
+        for _ in range(MOST_STEPS):
+            slope, bend = soft.derivatives(weight, temperature)
+            free = ~((prices <= 0) & (slope <= 0)) & ~((prices >= most) & (slope >= 0))
+            gain = 0.0
+            for _ in range(_MOST_TRIES if free.any() else 0):
+                tried = _stepped(prices, slope, bend, free, damping, most)
+                better, weighed = soft.at(tried, temperature)
+                if better > value:
+                    gain, value, weight, prices = better - value, better, weighed, tried
+                    damping = max(damping / 8, 1e-6)
+                    break
+                damping = max(damping * 8, 1e-3)
+            if gain <= least:
+                break
+    return prices
+
+
+def _stepped(prices: Floats, slope: Floats, bend: Floats, free: Flags, damping: float, most: Floats) -> Floats:
+    """Prices after a damped step of Newton's, in those that are `free` [row]."""
+    own = np.diag(bend)
+    matrix = bend + np.diag(damping * np.maximum(own, 1e-9 * own.max() + 1e-9))
+    step = np.zeros_like(prices)
+    step[free] = np.linalg.solve(matrix[np.ix_(free, free)], slope[free])
+    longest = np.maximum(_LONGEST[0] * prices, _LONGEST[1] * most)
+    return np.clip(prices + np.clip(step, -longest, longest), 0.0, most)
+
+
+class _Soft:
+    """The smoothed dual; columns in order of their pools."""
+
+    def __init__(self, pool: Ints, cost: Floats, use: Floats, caps: Floats) -> None:
+        self.pool, self.cost, self.use, self.caps = pool, cost, use, caps
+        self.first = np.flatnonzero(np.diff(pool, prepend=-1))
+
+    def at(self, prices: Floats, temperature: Floats) -> tuple[float, Floats]:
+        """(value, [column] weight of a pattern in its pool)."""
+        paid = self.cost + self.use @ prices
+        least = np.minimum.reduceat(paid, self.first)
+        weight = np.exp(np.maximum((least[self.pool] - paid) / temperature[self.pool], -700.0))
+        total = np.add.reduceat(weight, self.first)
+        value = float((least - temperature * np.log(total)).sum() - prices @ self.caps)
+        return value, weight / total[self.pool]
+
+    def derivatives(self, weight: Floats, temperature: Floats) -> tuple[Floats, Floats]:
+        """([row] nodes wanted beyond the rows, [row, row] how fast these fall as prices rise)."""
+        slope = weight @ self.use - self.caps
+        torn = np.flatnonzero((weight > _TORN) & (weight < 1 - _TORN))
+        pool, share = self.pool[torn], weight[torn]
+        root = np.sqrt(share / temperature[pool])[:, None] * self.use[torn]
+        bend = root.T @ root
+        if len(torn):
+            first = np.flatnonzero(np.diff(pool, prepend=-1))
+            mean = np.add.reduceat(share[:, None] * self.use[torn], first)
+            mean /= np.sqrt(temperature[pool[first]])[:, None]
+            bend -= mean.T @ mean
+        return slope, bend

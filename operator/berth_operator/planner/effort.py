@@ -1,0 +1,38 @@
+"""How closely is a fleet searched?  It depends on what for, and on how many pools one may make up for another."""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How closely a fleet is searched."""
+
+    rough: float
+    """Relative difference of patterns and bounds that is left alone before the last pricings."""
+    again: int
+    """Times that loose lanes are priced again before them."""
+    warm_rounds: int
+    """Rounds where columns and duals of an earlier solve are there."""
+
+
+SMALL: Final = 300
+"""Pools up to which rounds are cheap, and the pools too few for one to make up for another."""
+CLOSELY: Final = Depth(1e-3, again=2, warm_rounds=2)
+WIDELY: Final = Depth(1e-2, again=1, warm_rounds=0)
+
+
+class Effort(Enum):
+    """What a solve is for."""
+
+    COMPARE = auto()
+    """A figure beside another plan: likely patterns, priced once."""
+    SEARCH = auto()
+    """A plan without a bound."""
+    PROVE = auto()
+    """A plan, and how far from the best it can be."""
+
+
+ANSWERS: Final = {Effort.COMPARE: 0, Effort.SEARCH: 1, Effort.PROVE: 4}
+"""Times that pools answer the whole choice of the others, at most."""
