@@ -143,12 +143,12 @@ def _run(
 def _interrupt(fleets: Mapping[str, PoolFleet], market: Market, step: int, now: float) -> int:
     """Take spot nodes away, from pools in proportion to what they have; returns how many."""
     resources = sorted({r for fleet in fleets.values() for r in fleet.resources(now) if r[1] is CapacityType.SPOT})
-    total = 0
+    total, keys = 0, sorted(fleets)
     for resource in resources:
-        keys = sorted(fleets)
-        for key in keys:
-            if lost := market.reclaimed(resource[0], step, fleets[key].nodes(resource, now)):
-                total += fleets[key].interrupt(resource, lost, now)
+        if market.reclaims(resource[0], step):
+            for key in keys:
+                if lost := market.reclaimed(resource[0], fleets[key].nodes(resource, now)):
+                    total += fleets[key].interrupt(resource, lost, now)
         counts = [fleets[key].nodes(resource, now) for key in keys]
         lost = market.interrupted(resource[0], step, sum(counts))
         if lost:

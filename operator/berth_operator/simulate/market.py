@@ -68,12 +68,15 @@ class Market:
         chance = 1 - float(np.exp(-rate * self._scenario.step_hours))
         return _binomial_quantile(nodes, chance, float(self._draws[hardware_class][step]))
 
-    def reclaimed(self, hardware_class: str, step: int, nodes: int) -> int:
-        """How many of a pool's so many spot nodes, spread over their zones, go with one zone at the start of a step."""
-        capacity = self._classes[hardware_class].capacity_of(CapacityType.SPOT)
+    def reclaims(self, hardware_class: str, step: int) -> bool:
+        """Whether a zone's spot nodes of a class are taken at the start of a step."""
         begin, end = self._scenario.step * step, self._scenario.step * (step + 1)
-        taken = any(r.hardware_class == hardware_class and begin <= r.at < end for r in self._scenario.spot_reclaims)
-        return fullest(nodes, len(capacity.zones or ()) or 1) if taken and capacity else 0
+        return any(r.hardware_class == hardware_class and begin <= r.at < end for r in self._scenario.spot_reclaims)
+
+    def reclaimed(self, hardware_class: str, nodes: int) -> int:
+        """How many of a pool's so many spot nodes, spread over their zones, go with one zone."""
+        capacity = self._classes[hardware_class].capacity_of(CapacityType.SPOT)
+        return fullest(nodes, len(capacity.zones or ()) or 1) if capacity else 0
 
     def limit(self, resource: Resource) -> int | None:
         """Nodes that there are at all; None: no limit."""

@@ -17,6 +17,7 @@ from berth_operator.planner import RunningPlacement, Verdict
 from berth_operator.planner.candidates import Candidates, Option, PoolContext, candidates_of
 from berth_operator.planner.capacity import Load
 from berth_operator.planner.churn import Incumbent, decide
+from berth_operator.planner.judging import judge_all
 from berth_operator.planner.program import PoolProblem
 from berth_operator.planner.speed import Speed
 from berth_operator.simulate.fleet import Kind, PoolFleet
@@ -79,11 +80,11 @@ def start_hours(scenario: Scenario, kind: HardwareKind) -> float:
 
 @dataclass(slots=True)
 class Judge:
-    """Candidates of each pool: judged once, priced anew when prices change."""
+    """Candidates of each pool: judged once, priced anew when prices change, and both once for all copies of a pool."""
 
     scenario: Scenario
     pools: Sequence[Pool]
-    _judged: dict[str, Candidates] = field(default_factory=dict)
+    _judged: dict[int, Candidates] = field(default_factory=dict)
     _prices: Mapping[Resource, Decimal] | None = None
     _priced: dict[str, Candidates] = field(default_factory=dict)
 
@@ -91,10 +92,16 @@ class Judge:
         """By pool, at the classes' prices; the classes are the same ones every time."""
         prices = {(item.metadata.name, c.type): c.usd_per_hour for item in classes for c in item.spec.capacity}
         if not self._judged:
-            self._judged = {p.key: candidates_of(classes, _context(p)) for p in self.pools}
+            contexts = {_alike(p): _context(p) for p in self.pools}
+            known = judge_all(list(contexts.values()), classes)
+            self._judged = {
+                alike: candidates_of(classes, replace(context, judged=mine))
+                for (alike, context), mine in zip(contexts.items(), known, strict=True)
+            }
         if prices != self._prices:
             self._prices = prices
-            self._priced = {key: _priced(found, prices) for key, found in self._judged.items()}
+            priced = {alike: _priced(found, prices) for alike, found in self._judged.items()}
+            self._priced = {p.key: priced[_alike(p)] for p in self.pools}
         return self._priced
 
     def kind(self, option: Option) -> Kind:
@@ -106,6 +113,11 @@ class Judge:
             start_hours(self.scenario, option.kind),
             option.nodes_per_replica,
         )
+
+
+def _alike(pool: Pool) -> int:
+    """The same for copies of one pool, which differ in their names alone."""
+    return id(pool.effective)
 
 
 def _context(pool: Pool) -> PoolContext:
