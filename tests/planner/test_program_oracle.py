@@ -14,11 +14,15 @@ from itertools import combinations, product
 
 import pytest
 from berth_operator.api import CapacityType, Effective, InferencePoolSpec, resolve
-from berth_operator.planner.candidates import Option
+from berth_operator.planner.candidates import Option, Resource
+from berth_operator.planner.churn import Decision
 from berth_operator.planner.fleet import FleetSolver
+from berth_operator.planner.marginal import Worth, worth_of_nodes
 from berth_operator.planner.program import PoolProblem, components, most_replicas
 from berth_operator.planner.solution import Solution, nodes_used
 from berth_operator.planner.solver import solve
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 Make = Callable[..., Option]
 MOST_REPLICAS = 4
@@ -251,6 +255,82 @@ def test_a_decomposed_plan_is_as_good_as_the_best_of_all_plans_or_says_that_it_m
 def test_a_decomposed_plan_over_several_zones_is_the_best_or_says_that_it_may_not_be(block: int, option: Make) -> None:
     worse = [s for s in range(block * 50, block * 50 + 50) if _is_worse(s, *_zoned_instance(s, option))]
     assert len(worse) <= 2, worse
+
+
+# --- One node more --------------------------------------------------------------------------------------------------
+
+
+def _saved_by_one_more(
+    problems: Sequence[PoolProblem], limits: dict[Resource, int], resource: Resource, now: Solution
+) -> float:
+    """Dollars of the plan less those of the cheapest with a node more in which no pool goes shorter."""
+    more = {**limits, resource: limits[resource] + 1}
+    mine = [
+        [
+            c
+            for c in _choices(p)
+            if c.unserved <= now.pools[p.key].unserved + 2e-6 and c.missing <= now.pools[p.key].missing_replicas + 1e-6
+        ]
+        for p in problems
+    ]
+    cheapest = min(
+        sum((c.cost for c in choices), Decimal(0))
+        for choices in product(*mine)
+        if all(sum(c.nodes.get(r, 0) for c in choices) <= most for r, most in more.items())
+    )
+    spent = sum((a.nodes * a.option.node_usd_per_hour for p in now.pools.values() for a in p.assignments), Decimal(0))
+    return float(spent - cheapest)
+
+
+def _decision(problems: Sequence[PoolProblem], limits: dict[Resource, int]) -> Decision:
+    solution = solve(problems, limits)
+    return Decision(solution, {}, solution, problems)
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=120, deadline=None)
+def test_what_one_more_node_saves_is_the_difference_of_the_best_of_all_plans(option: Make, seed: int) -> None:
+    problems, limits = _random_instance(seed, option)
+    decision = _decision(problems, limits)
+    found = worth_of_nodes(decision, limits)
+    for resource in limits:
+        worth = found.get(resource, Worth(0.0, exact=True))  # what nobody could have a use for is not asked
+        assert worth.exact
+        assert worth.usd_per_hour >= 0
+        expected = _saved_by_one_more(problems, limits, resource, decision.solution)
+        assert worth.usd_per_hour == pytest.approx(expected, abs=1e-3), (seed, resource)
+
+
+def test_one_more_node_saves_what_the_dearer_nodes_cost_that_it_replaces(option: Make) -> None:
+    """Two pools of 4 turns/s; a cheap node carries 2 for $0.50, a dear one 1 for $1.00, and there are three cheap ones.
+    A fourth replaces the two dear nodes: 2 x 1.00 - 0.50."""
+    cheap = option("cheap", CapacityType.ON_DEMAND, "v", 2, 50)
+    dear = option("dear", CapacityType.ON_DEMAND, "v", 1, 100)
+    effective = replace(BASE, requests_per_second=Decimal(4))
+    problems = [PoolProblem(f"demo/p{i}", effective, (cheap, dear)) for i in range(2)]
+    limits = {cheap.resource: 3, dear.resource: 10}
+    found = worth_of_nodes(_decision(problems, limits), limits)
+    assert found.keys() == {cheap.resource}, "nobody has a use for an eleventh dear one"
+    assert found[cheap.resource].usd_per_hour == pytest.approx(1.5, abs=1e-3)
+    assert found[cheap.resource].exact
+
+
+def test_a_limit_that_is_not_in_full_use_may_still_be_worth_a_node(option: Make) -> None:
+    """A model that spans two nodes leaves one of three unused; a fourth makes room for another replica."""
+    pairs = option("pairs", CapacityType.ON_DEMAND, "v", 1, 50, 1, 2)
+    dear = option("dear", CapacityType.ON_DEMAND, "v", 1, 300)
+    problem = PoolProblem("demo/p", replace(BASE, requests_per_second=Decimal(2)), (dear, pairs))
+    limits = {pairs.resource: 3}
+    found = worth_of_nodes(_decision([problem], limits), limits)
+    assert found[pairs.resource].usd_per_hour == pytest.approx(2.0, abs=1e-3)
+
+
+def test_one_more_node_serves_nobody_less_and_what_it_could_serve_more_is_not_in_its_worth(option: Make) -> None:
+    only = option("only", CapacityType.ON_DEMAND, "v", 1, 50)
+    problem = PoolProblem("demo/p", replace(BASE, requests_per_second=Decimal(4)), (only,))
+    limits = {only.resource: 2}
+    found = worth_of_nodes(_decision([problem], limits), limits)
+    assert found[only.resource].usd_per_hour == pytest.approx(0.0, abs=1e-3)
 
 
 def test_pools_that_no_tight_limit_joins_are_solved_apart(option: Make) -> None:

@@ -58,6 +58,25 @@ def test_json_and_yaml_say_the_same(berth: Berth) -> None:
     assert float(as_json["fleet"]["usdPerHour"]) == pytest.approx(total)
 
 
+def test_a_fleet_that_lacks_a_node_is_told_what_one_more_would_save(berth: Berth, tmp_path: Path) -> None:
+    """Two chats, each cheapest on one Graviton at $0.638, of which there is one: the other takes an L4 at $0.805."""
+    hardware = [body for body in yaml.safe_load_all((EXAMPLES / "hardware.yaml").read_text()) if body]
+    for body in hardware:
+        for way in body["spec"].get("capacity", []):
+            way["maxNodes"] = {("graviton4", "OnDemand"): 1, ("l4", "OnDemand"): 9}.get(
+                (body["metadata"]["name"], way["type"]), 0
+            )
+    pools = [example("chat"), example("chat")]
+    for number, body in enumerate(pools):
+        body["metadata"]["name"] = f"chat-{number}"
+    file = tmp_path / "fleet.yaml"
+    file.write_text(yaml.safe_dump_all([*hardware, *pools]))
+    result = berth("plan", "-f", str(file))
+    assert "One more node of graviton4 (on demand) would save 0.167 USD/h." in result.stdout
+    (price,) = json.loads(berth("plan", "-f", str(file), "-o", "json").stdout)["shadowPrices"]
+    assert price == {"hardwareClass": "graviton4", "capacityType": "OnDemand", "usdPerHour": "0.167"}
+
+
 def test_standard_input_is_a_file(berth: Berth) -> None:
     result = berth("plan", "-f", str(EXAMPLES / "hardware.yaml"), "-f", "-", text=yaml.safe_dump(example("chat")))
     assert result.exit_code == 0

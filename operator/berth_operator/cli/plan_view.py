@@ -72,6 +72,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
                     "hardwareClass": price.hardware_class,
                     "capacityType": price.capacity_type.value,
                     "usdPerHour": money(price.usd_per_hour),
+                    **({"atLeast": True} if price.at_least else {}),
                 }
                 for price in plan.shadow_prices
             ],
@@ -316,7 +317,7 @@ def _footnotes(plan: Plan) -> Iterator[str]:
     for price in plan.shadow_prices:
         yield (
             f"One more node of {price.hardware_class} ({capacity_words(price.capacity_type)}) would save"
-            f" {money(price.usd_per_hour)} USD/h."
+            f"{' at least' if price.at_least else ''} {money(price.usd_per_hour)} USD/h."
         )
     for short in plan.shortages:
         if short.unserved > 0:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from berth_operator.cli.problems import InputProblem
 from berth_operator.cluster.observe import Observation
 from berth_operator.load.demand import in_force
 from berth_operator.passes import snapshot_of, unreadable
-from berth_operator.planner import Plan, Snapshot
+from berth_operator.planner import Plan, Snapshot, plan
 from berth_operator.prices import Price, Priced, Quotes, age_text, plan_priced, price
 from berth_operator.prices.quotes import Key
 
@@ -35,8 +36,8 @@ class Inputs:
     """Prices in the snapshot that no placement may be moved for."""
 
     def plan(self) -> Plan:
-        """The plan that the operator would make."""
-        return plan_priced(self.snapshot, self.stale)
+        """The plan that the operator would make, and what more nodes would save."""
+        return plan_priced(self.snapshot, self.stale, partial(plan, shadow_prices=True))
 
 
 def gather(

@@ -51,6 +51,8 @@ class Decision:
     kept: Mapping[str, Problem]
     free: Solution
     """The plan if moving were free."""
+    problems: Sequence[PoolProblem]
+    """Of the plan that counts: pools held to what they run on have no other options."""
 
 
 def decide(
@@ -75,21 +77,22 @@ def decide(
         moves = _weighed(problems, incumbents, solver, free, now)
     stays = dict(moves.stays)
     if not stays:
-        return Decision(free, {}, free)  # whoever stays in it does so of itself
+        return Decision(free, {}, free, problems)  # whoever stays in it does so of itself
     effort = Effort.SEARCH if search and len(problems) > MANY else Effort.PROVE
     while True:
         going = moves.wanted - stays.keys()
-        final = solver.solve([p if p.key in going else _hold(p, incumbents) for p in problems], effort)
+        held = [p if p.key in going else _hold(p, incumbents) for p in problems]
+        final = solver.solve(held, effort)
         lost = _shortage(problems, final) > _shortage(problems, free)
         if lost and effort is Effort.PROVE:
-            return Decision(solver.solve(problems) if search else free, {}, free)
+            return Decision(solver.solve(problems) if search else free, {}, free, problems)
         disappointed = {
             p.key: reason
             for p in problems
             if p.key in going - moves.needed and (reason := _worth(p, moves.held, final, incumbents[p.key], now))
         }
         if effort is Effort.PROVE and not disappointed:
-            return Decision(final, stays, free)
+            return Decision(final, stays, free, held)
         if lost or not disappointed:
             effort = Effort.PROVE
         else:
@@ -143,8 +146,8 @@ def _hold(problem: PoolProblem, incumbents: Mapping[str, Incumbent]) -> PoolProb
     incumbent = incumbents.get(problem.key)
     if incumbent is None:
         return problem
-    formats = incumbent.formats or {o.quantization for o in problem.options}
-    options = tuple(o for o in problem.options if o.resource in incumbent.resources and o.quantization in formats)
+    own, formats = incumbent.resources, incumbent.formats or {o.quantization for o in problem.options}
+    options = tuple(o for o in problem.options if o.resource in own and o.quantization in formats)
     return replace(problem, options=options) if options else problem
 
 

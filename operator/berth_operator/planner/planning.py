@@ -17,6 +17,7 @@ from berth_operator.planner.counterfactual import Comparison, gpu_only_usd_per_h
 from berth_operator.planner.explanation import Outcome, Usage, per_million, verdicts
 from berth_operator.planner.faulty import avoided_of, avoiding, with_faulty
 from berth_operator.planner.judging import judge_all
+from berth_operator.planner.marginal import Worth, worth_of_nodes
 from berth_operator.planner.program import PoolProblem
 from berth_operator.planner.sharing import NOTHING, Group, Standing, groups_of, pieces_of
 from berth_operator.planner.shortfall import shortfall
@@ -26,8 +27,8 @@ from berth_operator.planner.types import Placement, Plan, PoolPlan, Problem, Run
 
 PROVEN: Final = 1e-6
 """Relative gap up to which a plan is called optimal."""
-EXACT_BREAK_EVENS: Final = 300
-"""Options of all pools up to which break-even prices are found by the solver (about 15 ms each)."""
+EXACT_BREAK_EVENS: Final = fleet.FLAT
+"""Options of all pools up to which break-even prices are found by the solver, where bounds do not meet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +74,17 @@ class Planned:
     """Of pools that may share nodes, which `pool_bounds` count in parts."""
 
 
-def plan(snapshot: Snapshot, *, explain: bool = True) -> Plan:
+def plan(snapshot: Snapshot, *, explain: bool = True, shadow_prices: bool = False) -> Plan:
     """Place every pool of a snapshot.  Pure and deterministic; never raises for what a user can write.
 
     Without `explain` what people read is left out: candidates and what GPUs alone would cost, except of pools that go
-    short.  The placements are the same.
+    short.  The placements are the same.  With `shadow_prices` a small fleet is solved once more for each limit, to say
+    what one more node would save; large ones know it anyway.
     """
-    return planned(snapshot, explain=explain).plan
+    return planned(snapshot, explain=explain, shadow_prices=shadow_prices).plan
 
 
-def planned(snapshot: Snapshot, *, explain: bool = True) -> Planned:
+def planned(snapshot: Snapshot, *, explain: bool = True, shadow_prices: bool = False) -> Planned:
     """The plan of a snapshot, with its proof.
 
     Pools that run are planned together; suspended pools and those of mode Recommend afterwards, together, with the
@@ -121,7 +123,7 @@ def planned(snapshot: Snapshot, *, explain: bool = True) -> Planned:
         pools=pools,
         gap=gap,
         solver_status="; ".join(sorted(set(failed.values()))) or ("Optimal" if gap <= PROVEN else "Feasible"),
-        shadow_prices=_shadow_prices(live.solution.duals),
+        shadow_prices=_shadow_prices(live, limits, ask=shadow_prices),
         shortages=live.solution.shortages,
     )
     costs = {key: pool.objective for key, pool in live.solution.pools.items()}
@@ -150,11 +152,13 @@ def pool_problems(snapshot: Snapshot) -> dict[str, PoolProblem]:
     return {j.key: j.program for j in judge_pools(snapshot) if j.problem is None and not j.shadow}
 
 
-def _shadow_prices(duals: Mapping[Resource, float]) -> tuple[ShadowPrice, ...]:
+def _shadow_prices(live: Decision, limits: Mapping[Resource, int], *, ask: bool) -> tuple[ShadowPrice, ...]:
     """What one more node of each limit would save, the most first; what is less than a tenth of a cent is nothing."""
-    rounded = {resource: Decimal(repr(value)).quantize(Decimal("0.001")) for resource, value in duals.items()}
+    worth = {resource: Worth(value, exact=True) for resource, value in live.solution.duals.items()}
+    worth = worth or (worth_of_nodes(live, limits) if ask else {})
+    rounded = {r: Decimal(repr(w.usd_per_hour)).quantize(Decimal("0.001")) for r, w in worth.items()}
     ordered = sorted(rounded, key=lambda r: (-rounded[r], r))
-    return tuple(ShadowPrice(*resource, rounded[resource]) for resource in ordered if rounded[resource] > 0)
+    return tuple(ShadowPrice(*r, rounded[r], at_least=not worth[r].exact) for r in ordered if rounded[r] > 0)
 
 
 def counterfactuals(

@@ -3,7 +3,7 @@
 One thread, a fixed seed, columns in canonical order, limits in branch-and-bound nodes and never in seconds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
@@ -77,8 +77,26 @@ class Stage:
     bound: float
 
 
-def solve(problems: Sequence[PoolProblem], limits: Limits, standing: Standing = NOTHING) -> Solution:
-    """The lexicographic optimum over all pools, component by component.
+Search = Callable[[Program, Sequence[PoolProblem], Sequence[PoolColumns], Terms, Mapping[int, int]], Stage]
+"""Of a component's program: (program, pools, their columns, cost, columns joined to those of shared nodes) -> point.
+Raises SolverError."""
+
+
+def lexicographic(
+    program: Program,
+    problems: Sequence[PoolProblem],
+    columns: Sequence[PoolColumns],
+    cost: Terms,
+    _joined: Mapping[int, int],
+) -> Stage:
+    """The least shortage, and then the least cost."""
+    return minimise(program, [*merged_shortage(problems, columns), cost])
+
+
+def solve(
+    problems: Sequence[PoolProblem], limits: Limits, standing: Standing = NOTHING, search: Search = lexicographic
+) -> Solution:
+    """The lexicographic optimum over all pools (or what another `search` looks for), component by component.
 
     `standing`: replicas of other pools, whose nodes `limits` count, too; beside them there is no bound.
     """
@@ -87,7 +105,7 @@ def solve(problems: Sequence[PoolProblem], limits: Limits, standing: Standing = 
     cost = bound = 0.0
     for group in components(problems, limits):
         try:
-            solved, group_cost, group_bound = _solve_component(group, limits, standing)
+            solved, group_cost, group_bound = _solve_component(group, limits, standing, search)
         except SolverError as error:
             failed.update({p.key: str(error) for p in group})
             continue
@@ -98,21 +116,21 @@ def solve(problems: Sequence[PoolProblem], limits: Limits, standing: Standing = 
 
 
 def _solve_component(
-    problems: Sequence[PoolProblem], limits: Limits, standing: Standing
+    problems: Sequence[PoolProblem], limits: Limits, standing: Standing, search: Search
 ) -> tuple[dict[str, PoolSolution], float, float]:
     """Pools, cost and bound.  Where packing takes more nodes than there are, solved again with as many fewer."""
     groups = groups_of(problems, standing)
     more = {g: taken(standing.get(g, ())) for g in groups}
-    pools, cost, bound = _solve_joined(problems, limits, groups, more, standing)
+    pools, cost, bound = _solve_joined(problems, limits, groups, more, standing, search)
     short = _unserved(pools)
     for _ in range(MOST_REPACKS):
         over = nodes_beyond(problems, limits, pools, {g: standing[g] for g in groups if g in standing})
         if not over:
             break
         more = {g: nodes + over.get((g[0], g[1]), 0) for g, nodes in more.items()}
-        pools, cost, _ = _solve_joined(problems, limits, groups, more, standing)
+        pools, cost, _ = _solve_joined(problems, limits, groups, more, standing, search)
     else:
-        pools, cost, _ = _solve_joined(problems, less(limits, groups, standing), frozenset(), {}, NOTHING)
+        pools, cost, _ = _solve_joined(problems, less(limits, groups, standing), frozenset(), {}, NOTHING, search)
     return pools, cost, bound if _unserved(pools) <= short + TOLERANCE and not standing else 0.0
 
 
@@ -126,6 +144,7 @@ def _solve_joined(
     groups: frozenset[Group],
     more: Mapping[Group, Fraction],
     standing: Standing,
+    search: Search,
 ) -> tuple[dict[str, PoolSolution], float, float]:
     program = Program()
     columns = [add_pool(program, problem, limits) for problem in problems]
@@ -134,7 +153,7 @@ def _solve_joined(
     cost: Terms = {}
     for problem, at in zip(problems, columns, strict=True):
         cost.update(regrouped(cost_terms(problem, at), joined))
-    last = minimise(program, [*merged_shortage(problems, columns), cost])
+    last = search(program, problems, columns, cost, joined)
     pools = {p.key: read_pool(p, at, last.values) for p, at in zip(problems, columns, strict=True)}
     if not joined:
         return pools, last.objective, last.bound

@@ -193,11 +193,13 @@ class PoolPlan:
 
 @dataclass(frozen=True, slots=True)
 class ShadowPrice:
-    """What one more node of a limited class would save."""
+    """What one more node of a limited class would save: a small fleet, a whole node; a large one, at the margin."""
 
     hardware_class: str
     capacity_type: CapacityType
     usd_per_hour: Decimal
+    at_least: bool = False
+    """It may save more: the search for the best plan with that node was not finished."""
 
 
 @dataclass(frozen=True, slots=True)
