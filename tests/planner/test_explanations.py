@@ -102,16 +102,24 @@ def test_spot_that_policy_forbids_says_which_field_does(
     assert spot.reason == "spec.placement.spot.maxTrafficPercent is 0"
 
 
-def test_large_fleets_get_comparisons_that_are_true(plan_for: Make, chat_pool: Make, pool: Make, fleet: Any) -> None:
+def test_large_fleets_get_break_evens_without_a_solve_or_the_prices_between_which_they_lie(
+    plan_for: Make, plan_one: Make, chat_pool: Make, pool: Make, fleet: Any
+) -> None:
+    """Nothing joins the pools, so that the exact figure is that of the pool alone."""
     rest = {
         "shape": {"cachedPromptPercent": 90},
         "objectives": {"timeToFirstTokenP99": "2s", "interTokenLatencyP99": "100ms"},
     }
-    plan = plan_for([pool(f"p{i:02}", "0.2", **rest) for i in range(60)], fleet)
-    planned = plan.pools["demo/p00"]
-    l4 = _candidate(planned, "l4")
-    assert l4.reason == "alone it takes 1 node at $0.805/h = $0.805/h against $0.638/h of the whole plan"
+    plan = plan_for([*(pool(f"p{i:03}", "0.2", **rest) for i in range(130)), chat_pool("40")], fleet)
+    planned = plan.pools["demo/p000"]
     assert planned.usd_per_hour == Decimal("0.638")
+    l4 = _candidate(planned, "l4")
+    assert l4.reason == "would enter below $0.638/h; costs $0.805/h"
+    graviton = _candidate(plan.pools["demo/chat"], "graviton4")
+    between = re.search(r"it would pay below \$([0-9.]+)/h, and not above \$([0-9.]+)/h", graviton.reason)
+    assert between, graviton.reason
+    exact = _break_even(_candidate(plan_one(chat_pool("40"), fleet), "graviton4"))
+    assert 0.999 * float(between[1]) <= exact <= 1.001 * float(between[2])
 
 
 def test_a_plan_without_reasons_places_the_same_and_still_says_why_a_pool_goes_short(

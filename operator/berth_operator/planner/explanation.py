@@ -1,13 +1,7 @@
 """Why was each candidate taken or not?  One sentence each, with the number that decides.
 
-A price is explained by its break-even: the price below which the candidate would enter the plan, the other pools'
-placements being what they are.  It is found by the program itself, with one node of the candidate forced in: with
-V(j) the cheapest rest of the plan beside j nodes of it and C the plan's cost, it enters below
-
-    max over j >= 1 of (C - V(j)) / j,
-
-which Newton's iteration on the price reaches in a few solves (Dinkelbach 1967): the least cost with the candidate is
-concave in its price, so that from the second step on the price only rises, and stops where it is true.
+A price is explained by its break-even (`entry.py`): the price below which the candidate would enter the plan, the other
+pools' placements being what they are.
 """
 
 import math
@@ -15,28 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_HALF_UP, Context, Decimal
 from fractions import Fraction
+from functools import cached_property
 from typing import Final
 
 from berth_operator.api import format_decimal
 from berth_operator.planner.candidates import Candidates, Option, Resource, Unfit
 from berth_operator.planner.churn import Incumbent, required_saving
+from berth_operator.planner.entry import NEAR, Entry, break_even, never_pays_above, pays_below
 from berth_operator.planner.packing import Packing, Piece, pack
-from berth_operator.planner.program import (
-    Limits,
-    PoolProblem,
-    Program,
-    add_pool,
-    cost_terms,
-    most_replicas,
-    share_nodes,
-    shortage_stages,
-)
+from berth_operator.planner.program import Limits, PoolProblem
 from berth_operator.planner.sharing import Group
 from berth_operator.planner.solution import Assignment, PoolSolution
-from berth_operator.planner.solver import TOLERANCE, SolverError, minimise
 from berth_operator.planner.types import Candidate, Problem, Verdict
 
-_MOST_STEPS: Final = 12
 _DIGITS: Final = Context(prec=60)
 _HUNDREDTH_OF_A_CENT: Final = Decimal("0.0001")
 
@@ -93,7 +78,7 @@ class Usage:
         return ", ".join(first) + (f" and {count - 3} more" if count > 3 else "")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Outcome:
     """What explaining one pool takes."""
 
@@ -110,7 +95,7 @@ class Outcome:
     free: PoolSolution | None
     """The pool's plan if moving were free."""
     exact: bool
-    """Find break-even prices with the solver, some milliseconds each; else compare with the candidate alone."""
+    """Find break-even prices with the solver, some milliseconds each; else say between which prices they lie."""
     usd_per_hour: Decimal
     """Of the pool's plan."""
     beside: Mapping[Resource, Packing] = field(default_factory=dict)
@@ -123,6 +108,22 @@ class Outcome:
         if packing is None or (effective.max_usd_per_hour is not None and effective.on_exceeded == "Shed"):
             return 0
         return packing.room(option.replicas_per_node)
+
+    @cached_property
+    def _entry(self) -> Entry:
+        cost = self.adds
+        if self.incumbent and self.incumbent.resources:
+            cost -= required_saving(self.problem, cost)
+        room = {o.resource: self.room(o) for o in self.problem.options}
+        return Entry(self.problem, self.solution, self.left, room, cost)
+
+    def entry(self, option: Option) -> Entry:
+        """At which price would it enter?  A pool held to its hardware is compared with that and the option alone."""
+        if not self.kept:
+            return self._entry
+        own = {a.option.resource for a in self.solution.assignments}
+        options = tuple(o for o in self.problem.options if o.resource in own or o is option)
+        return replace(self._entry, problem=replace(self.problem, options=options))
 
     @property
     def adds(self) -> float:
@@ -252,8 +253,8 @@ def _other_objective(outcome: Outcome, option: Option, _: Sequence[Option]) -> F
 def _priced_out(outcome: Outcome, option: Option, options: Sequence[Option]) -> Finding:
     price = f"${format_decimal(option.node_usd_per_hour)}/h"
     if not outcome.exact:
-        return Verdict.TOO_EXPENSIVE, _compared_alone(outcome, option, price)
-    enters = max((e for o in options if (e := break_even(outcome, o)) is not None), default=None)
+        return Verdict.TOO_EXPENSIVE, _between(outcome, option, price)
+    enters = max((e for o in options if (e := break_even(outcome.entry(o), o)) is not None), default=None)
     if enters is None:
         return (
             Verdict.LIMITED_BY_POLICY,
@@ -268,6 +269,21 @@ def _priced_out(outcome: Outcome, option: Option, options: Sequence[Option]) -> 
         return Verdict.TOO_EXPENSIVE, f"no better than the plan at {price}: it would enter below ${shown}/h"
     condition = " (moving must save enough)" if outcome.incumbent and outcome.incumbent.resources else ""
     return Verdict.TOO_EXPENSIVE, f"would enter below ${shown}/h{condition}; costs {price}"
+
+
+def _between(outcome: Outcome, option: Option, price: str) -> str:
+    """Without a solve: the candidate carrying all that policy lets it carry, against the plan, and between which prices
+    it would begin to pay."""
+    entry = outcome.entry(option)
+    least, most = pays_below(entry, option), never_pays_above(entry, option)
+    if least is not None and most <= least + NEAR:
+        return f"would enter below ${_price(least)}/h; costs {price}"
+    compared = _compared_alone(outcome, option, price)
+    if least is not None:
+        return f"{compared}: it would pay below ${_price(least)}/h, and not above ${_price(most)}/h"
+    if 0 < most < float(option.node_usd_per_hour):
+        return f"{compared}: it would not pay above ${_price(most)}/h"
+    return compared
 
 
 def _compared_alone(outcome: Outcome, option: Option, price: str) -> str:
@@ -313,64 +329,6 @@ def _nodes_alone(outcome: Outcome, option: Option, share: float = 1.0) -> int:
         1, math.ceil(served / option.capacity.turns_per_second - 1e-9), outcome.problem.effective.min_replicas
     )
     return option.nodes_for(replicas)
-
-
-def break_even(outcome: Outcome, option: Option) -> float | None:
-    """USD/h of a node below which `option` would enter the pool's plan; None when no price lets it.
-
-    For a pool that runs something, entering must save what a move has to.  Zero or less: not even free nodes of it
-    would help.
-    """
-    problem = _candidates_for_entry(outcome, option)
-    left = outcome.left
-    if most_replicas(problem, option, left) < 1:
-        return None
-    cost = outcome.adds
-    if outcome.incumbent and outcome.incumbent.resources:
-        cost -= required_saving(problem, cost)
-    price = float(option.node_usd_per_hour)
-    for step in range(_MOST_STEPS):
-        forced = _cheapest_with(problem, option, price, outcome)
-        if forced is None:
-            return None
-        rest, nodes = forced
-        better = (cost - rest) / nodes
-        if step and better <= price + 1e-6:
-            return min(price, better)
-        price = max(better, 0.0)
-    return price
-
-
-def _candidates_for_entry(outcome: Outcome, option: Option) -> PoolProblem:
-    """A pool that is held to its hardware is compared with that hardware and the candidate; others with all."""
-    if not outcome.kept:
-        return outcome.problem
-    own = {a.option.resource for a in outcome.solution.assignments}
-    options = tuple(o for o in outcome.problem.options if o.resource in own or o is option)
-    return replace(outcome.problem, options=options)
-
-
-def _cheapest_with(problem: PoolProblem, option: Option, price: float, outcome: Outcome) -> tuple[float, int] | None:
-    """(USD/h of the other nodes, nodes of `option`) in the cheapest plan that uses it at `price` and serves as much."""
-    program = Program()
-    left, served = outcome.left, outcome.solution
-    columns = add_pool(program, problem, left, {o.resource: outcome.room(o) for o in problem.options})
-    share_nodes(program, [problem], [columns], left)
-    k = problem.options.index(option)
-    program.lower[columns.nodes[k]] = 1.0
-    for stage, most in zip(
-        shortage_stages([problem], [columns]), (served.unserved, served.missing_replicas), strict=False
-    ):
-        program.row(stage, at_most=most + TOLERANCE)
-    terms = cost_terms(problem, columns)
-    terms[columns.nodes[k]] += price - float(option.node_usd_per_hour)
-    try:
-        point = minimise(program, [terms])
-    except SolverError:
-        return None
-    nodes = round(point.values[columns.nodes[k]])
-    others = [(round(point.values[columns.nodes[j]]), o) for j, o in enumerate(problem.options) if j != k]
-    return float(sum(n * o.node_usd_per_hour for n, o in others)), nodes
 
 
 def _count(number: int, noun: str) -> str:
