@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES: Final = (".png", ".svg")
+_WIDEST: Final = 110
+"""Characters of a line of the title: more would run into the legend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel], *, columns: int = 2) -
         {"svg.hashsalt": "berth", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     ):
         figure = Figure(figsize=(6.4 * min(columns, len(panels)), 4.2 * rows), layout="constrained")
-        figure.suptitle(title)
+        figure.suptitle(textwrap.fill(title, _WIDEST))
         axes = figure.subplots(rows, min(columns, len(panels)), squeeze=False)
         flat = [axis for row in axes for axis in row]
         for axis, panel in zip(flat, panels, strict=False):
