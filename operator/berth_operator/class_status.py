@@ -1,4 +1,4 @@
-"""What does a hardware class say in its status?  Prices in force, shortages, faults, nodes that the plan uses.  Pure."""
+"""What does a hardware class say in its status?  Prices in force, shortages, faults, nodes the plan uses.  Pure."""
 
 from __future__ import annotations
 
