@@ -38,6 +38,13 @@ int64_t panels_of_item(int64_t panels, int threads) {
   return 2 * best;
 }
 
+// How many inner channels of the feed-forward an item has: whole blocks of the rotation, whole panels, and about kFfnItem.
+constexpr int64_t channels_of_item(int64_t block) {
+  const int64_t least = std::max<int64_t>(block, kPanel);
+  return std::max<int64_t>(1, kFfnItem / least) * least;
+}
+static_assert(channels_of_item(1) == kFfnItem && channels_of_item(128) == kFfnItem && channels_of_item(512) == 512);
+
 class Step {
  public:
   Step(Model model, const Isa& isa, Arena& arena, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits)
@@ -80,7 +87,7 @@ class Step {
       ask_for_product(team, layer.o);
       team.phase(m_.heads + 2 * m_.kv_heads, [&](int64_t head) { project_head(layer, head, cache); });
       attention(team, cache);
-      const int64_t each = std::max<int64_t>(1, kFfnItem / m_.ffn_block) * std::max<int64_t>(m_.ffn_block, kPanel);
+      const int64_t each = channels_of_item(m_.ffn_block);
       const int64_t ffn_items = (m_.intermediate + each - 1) / each;
       ask_for(team, layer.gate_up, team.first_of(ffn_items) * 2 * each / kPanel);
       add_product(team, layer.o, mixed_, [&](int64_t t) { norm_row(t, layer.ffn_gain); });
