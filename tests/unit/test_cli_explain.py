@@ -50,7 +50,9 @@ def test_one_paragraph_answers_what_where_why_what_else_and_what_would_change_it
         "0.638 USD an hour",
         "it saves 20%",
         "Why there: on graviton4 on demand, 1 replica on 1 node at $0.638/h can carry",
+        "(a turn is one request with its answer; 0.2 a second are asked for)",
         "Next best is 1 x l4 on demand: it would cost 0.805 USD an hour, 26% more",
+        "It would be taken if a node of it cost less than $0.638 an hour.",
         "At ten times the demand it would be on 1 x l4 on demand",
         "estimates from data sheets",
     ):

@@ -1,5 +1,6 @@
 """Why is a pool where it is, in words for someone who is new to it?  Pure: status and what-ifs in, a paragraph out."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 
@@ -46,7 +47,7 @@ def paragraph(
     placements = status.placements or []
     if placements:
         sentences += [_runs(placements, classes, effective), _costs(status)]
-        sentences += _why(status.candidates or [])
+        sentences += _why(status.candidates or [], effective)
     else:
         sentences.append(_nothing(status))
     sentences += _afresh(what_if, status)
@@ -74,8 +75,13 @@ def _serves(pool: InferencePool, effective: Effective) -> str:
 
 def _rate(per_second: Decimal) -> str:
     if per_second < 1:
-        return f"{_plain(per_second * 60)} requests a minute"
-    return f"{_plain(per_second)} requests a second"
+        return _requests(per_second * 60, "minute")
+    return _requests(per_second, "second")
+
+
+def _requests(rate: Decimal, time: str) -> str:
+    count = _plain(rate)
+    return f"{count} request{'' if count == '1' else 's'} a {time}"
 
 
 def _plain(value: Decimal) -> str:
@@ -127,11 +133,16 @@ def _costs(status: InferencePoolStatus) -> str:
     return f"{text}; a fleet of GPUs alone could cost as little as {cost.gpu_only_usd_per_hour}."
 
 
-def _why(candidates: Sequence[CandidateStatus]) -> Iterator[str]:
+def _why(candidates: Sequence[CandidateStatus], effective: Effective) -> Iterator[str]:
     """The reasons of what was chosen, then of what comes nearest without being it."""
     chosen = [c for c in candidates if c.verdict == Verdict.CHOSEN]
     if chosen:
-        yield "Why there: " + "; ".join(f"on {_named(c)}, {c.reason}" for c in chosen) + "."
+        asked = f"{float(effective.requests_per_second):.3g}"
+        yield (
+            "Why there: "
+            + "; ".join(f"on {_named(c)}, {c.reason}" for c in chosen)
+            + f" (a turn is one request with its answer; {asked} a second are asked for)."
+        )
     taken = {c.hardware_class for c in chosen}
     slow = [c for c in candidates if c.verdict in (Verdict.TOO_SLOW, Verdict.DOES_NOT_FIT)]
     seen: set[str] = set()
@@ -181,6 +192,16 @@ def _next_best(what_if: WhatIf, status: InferencePoolStatus) -> Iterator[str]:
     short = ", and not serve all of the demand" if other.unserved_requests_per_second > 0 else ""
     price = money(other.usd_per_hour)
     yield f"Next best is {_short(other)}: it would cost {price} USD an hour{_more(status, other)}{short}."
+    yield from _when(status.candidates or [], other)
+
+
+def _when(candidates: Sequence[CandidateStatus], other: PoolPlan) -> Iterator[str]:
+    """At which price of a node the next best would be best, where its reason says so."""
+    reasons = {(c.hardware_class, c.capacity_type): c.reason for c in candidates if c.verdict == Verdict.TOO_EXPENSIVE}
+    for p in other.placements if len(other.placements) == 1 else ():
+        reason = reasons.get((p.hardware_class, p.capacity_type), "")
+        if found := re.match(r"would enter below (\$[0-9.]+)/h", reason):
+            yield f"It would be taken if a node of it cost less than {found[1]} an hour."
 
 
 def _more(status: InferencePoolStatus, other: PoolPlan) -> str:

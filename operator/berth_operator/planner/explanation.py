@@ -216,7 +216,8 @@ def _no_nodes_left(outcome: Outcome, option: Option, _: Sequence[Option]) -> Fin
     if left := outcome.left[option.resource]:
         spans = f"a replica spans {option.nodes_per_replica}"
         return Verdict.NO_CAPACITY, f"{left} of {_count(most, 'node')} (maxNodes) are left by {names}: {spans}"
-    return Verdict.NO_CAPACITY, f"all {_count(most, 'node')} (maxNodes) are taken by {names}"
+    all_of_them = "the one node (maxNodes) is" if most == 1 else f"all {_count(most, 'node')} (maxNodes) are"
+    return Verdict.NO_CAPACITY, f"{all_of_them} taken by {names}"
 
 
 def _ruled_out_by_spot_policy(outcome: Outcome, option: Option, _: Sequence[Option]) -> Finding:
