@@ -22,10 +22,10 @@ TEMPERATURES: Final = (0.05, 0.01)
 MOST_STEPS: Final = 40
 NO_GAIN: Final = 2e-5
 """Of the cost of all, that a step has to gain."""
+NEAR: Final = 0.01
+"""Of the cost of all, that the dual's value at smooth prices may be below the greatest."""
 LEAST: Final = 0.01
 """Of the usual pool's cost, that each counts as at least."""
-MANY: Final = 500
-"""New columns from which pivots cost more than all this."""
 _MOST_TRIES: Final = 8
 _LONGEST: Final = (0.5, 0.05)
 """Of a price, and of the most it may be, that one step may change it by."""
@@ -33,20 +33,24 @@ _TORN: Final = 1e-6
 """Weight from which a pattern counts in the Hessian."""
 
 
-def solve(master: Master, columns: Columns, costs: Floats, near: Floats) -> tuple[Floats, float]:
-    """(price of each shared row, nodes bought beyond the rows) of a master with these columns, from a basis at prices
-    that balance them where many are new.
+def solve(master: Master, columns: Columns, costs: Floats, near: Floats) -> tuple[float, Floats, float]:
+    """(objective, price of each shared row, nodes bought beyond the rows) of a master with these columns, which is
+    solved from the basis that the prices say.  These are smooth: where the program has many duals, or soon others,
+    they lie amid them, which suits pricing.  Where they are far from any, as may be in a shortage, whose price is a
+    cliff, the prices are the master's own duals.
 
     `costs` [column] shortage priced in; `near` [row] likely prices.
     """
-    if columns.count - master.solved >= MANY:
-        served = columns.cheapest_serving(master.pools)
-        usual = float(np.median(served[np.isfinite(served)])) if np.isfinite(served).any() else 1.0
-        worth = np.maximum(np.where(np.isfinite(served), served, usual), LEAST * max(usual, 1.0))
-        prices = balanced(columns.pool, costs, columns.use, master.caps, master.most, near, worth)
-        master.start_at(columns.pool, costs, columns.use, prices)
-    _, duals, _, bought = master.solve()
-    return duals, bought
+    served = columns.cheapest_serving(master.pools)
+    usual = float(np.median(served[np.isfinite(served)])) if np.isfinite(served).any() else 1.0
+    worth = np.maximum(np.where(np.isfinite(served), served, usual), LEAST * max(usual, 1.0))
+    prices = balanced(columns.pool, costs, columns.use, master.caps, master.most, near, worth)
+    master.start_at(columns.pool, costs, columns.use, prices)
+    objective, duals, _, bought = master.solve()
+    least = np.full(master.pools, np.inf)
+    np.minimum.at(least, columns.pool, costs + columns.use @ prices)
+    right = objective - float(least.sum() - prices @ master.caps) <= NEAR * float(worth.sum())
+    return objective, prices if right else duals, bought
 
 
 def balanced(pool: Ints, cost: Floats, use: Ints, caps: Floats, most: Floats, near: Floats, worth: Floats) -> Floats:
@@ -90,7 +94,10 @@ def _stepped(prices: Floats, slope: Floats, bend: Floats, free: Flags, damping: 
 
 
 class _Soft:
-    """The smoothed dual; columns in order of their pools."""
+    """The smoothed dual; columns in order of their pools.
+
+    Products by `einsum`, whose sums do not depend on how many threads a linear algebra library takes.
+    """
 
     def __init__(self, pool: Ints, cost: Floats, use: Floats, caps: Floats) -> None:
         self.pool, self.cost, self.use, self.caps = pool, cost, use, caps
@@ -98,7 +105,7 @@ class _Soft:
 
     def at(self, prices: Floats, temperature: Floats) -> tuple[float, Floats]:
         """(value, [column] weight of a pattern in its pool)."""
-        paid = self.cost + self.use @ prices
+        paid = self.cost + np.einsum("cr,r->c", self.use, prices)
         least = np.minimum.reduceat(paid, self.first)
         weight = np.exp(np.maximum((least[self.pool] - paid) / temperature[self.pool], -700.0))
         total = np.add.reduceat(weight, self.first)
@@ -107,14 +114,14 @@ class _Soft:
 
     def derivatives(self, weight: Floats, temperature: Floats) -> tuple[Floats, Floats]:
         """([row] nodes wanted beyond the rows, [row, row] how fast these fall as prices rise)."""
-        slope = weight @ self.use - self.caps
+        slope = np.einsum("c,cr->r", weight, self.use) - self.caps
         torn = np.flatnonzero((weight > _TORN) & (weight < 1 - _TORN))
         pool, share = self.pool[torn], weight[torn]
         root = np.sqrt(share / temperature[pool])[:, None] * self.use[torn]
-        bend = root.T @ root
+        bend = np.einsum("ci,cj->ij", root, root)
         if len(torn):
             first = np.flatnonzero(np.diff(pool, prepend=-1))
             mean = np.add.reduceat(share[:, None] * self.use[torn], first)
             mean /= np.sqrt(temperature[pool[first]])[:, None]
-            bend -= mean.T @ mean
+            bend -= np.einsum("pi,pj->ij", mean, mean)
         return slope, bend

@@ -33,15 +33,12 @@ FINE_ROUNDS: Final = 2
 RIGHT: Final = 1e-3
 """Of the cost of all, by which the bound may be low because duals are not right, without another of them."""
 SMOOTHING: Final = 0.5
-ROUNDS: Final = 3
 CLOSE: Final = 1.5e-3
 """Relative distance of master and bound at which rounds end."""
 FIRST_MOST: Final = 3.0
 """Times its price that a node's dual may be at first."""
-GUESSES: Final = 7
-"""Rounds of cheap guesses before the first pricing."""
 WARM_GUESSES: Final = 2
-"""Of them where columns and duals of an earlier solve are there; nothing is priced then but at the end."""
+"""Rounds of cheap guesses where columns and duals of an earlier solve are there; pricing is then left to the end."""
 BOUGHT: Final = 1e-6
 """Nodes beyond the limits that a master may take and still be called within them."""
 BEST_GUESSES: Final = 2
@@ -232,13 +229,13 @@ class Decomposition:
         master = Master(self.pools, self.lanes.caps, self._first_most())
         known = self.columns.count
         master.begin(self.columns.pool, self.costs(), self.columns.use, self.duals)
-        at = self._guess_rounds(master, known, WARM_GUESSES if self.warm else GUESSES)
+        at = self._guess_rounds(master, known, WARM_GUESSES if self.warm else self.depth.guesses)
         rounds, best = 0, 0.0
         if effort is Effort.COMPARE:
             self.price(at)
             self._feed(master, master.columns)
         else:
-            rounds = self.depth.warm_rounds if self.warm else ROUNDS
+            rounds = self.depth.warm_rounds if self.warm else self.depth.rounds
             at = self._price_rounds(master, at, rounds)
         if effort is Effort.PROVE:
             best, bounds = -np.inf, self.bounds
@@ -248,7 +245,7 @@ class Decomposition:
                 unpriced = float((self.ceilings(at) - self.bounds).sum())
                 if bound > best:
                     best, self.duals, bounds = bound, at, self.bounds
-                objective, at, _, _ = master.solve()
+                objective, at, _ = solve(master, self.columns, self.costs(), at)
                 if objective - bound - unpriced <= RIGHT * self._dollars():
                     break
             at, self.bounds = self.duals, bounds
@@ -264,7 +261,7 @@ class Decomposition:
         for _ in range(rounds):
             self.guess(at)
             before, known = known, self._feed(master, known)
-            duals, bought = solve(master, self.columns, self.costs(), at)
+            _, duals, bought = solve(master, self.columns, self.costs(), at)
             if bought > BOUGHT:
                 master.raise_most(2.0)
             if known == before and np.allclose(at, duals):
@@ -278,15 +275,15 @@ class Decomposition:
         for _ in range(rounds):
             self.price(at)
             before, known = known, self._feed(master, known)
-            duals, bought = solve(master, self.columns, self.costs(), at)
+            _, duals, bought = solve(master, self.columns, self.costs(), at)
             while bought > BOUGHT:
                 master.raise_most(MORE)
-                _, duals, _, bought = master.solve()
+                _, duals, bought = solve(master, self.columns, self.costs(), duals)
             if known == before and np.allclose(at, duals):
                 break
             at = duals if known == before else SMOOTHING * at + (1 - SMOOTHING) * duals
         master.raise_most(1e3)
-        return master.solve()[1]
+        return solve(master, self.columns, self.costs(), at)[1]
 
     def _feed(self, master: Master, known: int) -> int:
         new = slice(known, self.columns.count)

@@ -13,14 +13,18 @@ class Depth:
     """Relative difference of patterns and bounds that is left alone before the last pricings."""
     again: int
     """Times that loose lanes are priced again before them."""
+    guesses: int
+    """Rounds of cheap guesses before the first pricing."""
+    rounds: int
+    """Pricings before the last ones."""
     warm_rounds: int
-    """Rounds where columns and duals of an earlier solve are there."""
+    """The same where columns and duals of an earlier solve are there."""
 
 
 SMALL: Final = 300
 """Pools up to which rounds are cheap, and the pools too few for one to make up for another."""
-CLOSELY: Final = Depth(1e-3, again=2, warm_rounds=2)
-WIDELY: Final = Depth(1e-2, again=1, warm_rounds=0)
+CLOSELY: Final = Depth(1e-3, again=2, guesses=7, rounds=3, warm_rounds=2)
+WIDELY: Final = Depth(1e-2, again=1, guesses=5, rounds=3, warm_rounds=0)
 
 
 class Effort(Enum):

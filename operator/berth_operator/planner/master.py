@@ -110,8 +110,7 @@ class Master:
 
     def __init__(self, pools: int, caps: Floats, most: Floats) -> None:
         """`most` [row]: USD/h at which more of a row could be had, which keeps early duals from running away."""
-        self.pools, self.caps, self.most, self.columns, self.solved = pools, caps, most, 0, 0
-        """`solved`: columns that there were when it was solved the last time."""
+        self.pools, self.caps, self.most, self.columns = pools, caps, most, 0
         self.highs: Any = _highs()
         self.highs.setOptionValue("simplex_strategy", _PRIMAL)
         rows = len(caps) + pools
@@ -183,7 +182,6 @@ class Master:
     def solve(self) -> tuple[float, Floats, Floats, float]:
         """(objective, price of each shared row, weight of each column, nodes bought beyond the rows)."""
         self.highs.run()
-        self.solved = self.columns
         if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             raise SolverError(f"HiGHS: {self.highs.modelStatusToString(self.highs.getModelStatus())} in the master")
         solution = self.highs.getSolution()
