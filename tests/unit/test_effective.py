@@ -70,3 +70,12 @@ def test_defaults_are_shown_in_status_and_not_in_spec(make_pool: MakePool) -> No
 def test_files_are_read_strictly_and_the_field_is_named(make_pool: MakePool, spec: dict, field: str) -> None:
     with pytest.raises(ValidationError, match=field):
         make_pool(**spec)
+
+
+def test_a_copy_under_another_name_has_its_own_key(make_pool: MakePool) -> None:
+    pool = make_pool()
+    before = pool.key
+    copied = pool.model_copy(update={"metadata": pool.metadata.model_copy(update={"name": "other"})})
+    assert copied.key == f"{before.partition('/')[0]}/other"
+    assert pool.key == before
+    assert pool.model_copy() == pool

@@ -1,8 +1,9 @@
 """What does a user ask for?  `InferencePool`: one model, one workload, its objectives and its budget."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field
 
@@ -458,3 +459,9 @@ class InferencePool(Resource):
     def key(self) -> str:
         """`namespace/name`."""
         return f"{self.metadata.namespace or 'default'}/{self.metadata.name}"
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's; the copy's key is its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("key", None)
+        return copied
