@@ -173,7 +173,8 @@ def test_a_pool_that_does_not_parse_is_refused_by_name_and_stops_nobody(
     assert accepted["message"] == (
         "spec.placement.disruption.cooldown: '99999999999h' is longer than 30 years: write a shorter duration"
     )
-    assert operator.metric("berth_pool_condition", pool="bad", type="Accepted", status="False") == 1
+    refused = {"pool": "bad", "type": "Accepted", "status": "False"}
+    operator.wait_for("metrics say so", lambda: operator.metric("berth_pool_condition", **refused) == 1)
     fleet.pool(namespace, "bad", placement={"disruption": {"cooldown": "10m"}})
     settled("bad")
 

@@ -91,7 +91,7 @@ def test_a_price_of_the_config_map_is_in_force_with_its_source_and_time(
     assert datetime.now(UTC) - datetime.fromisoformat(shown["asOf"]) < timedelta(minutes=5)
     assert _condition(fleet.cluster, "PricesCurrent")["reason"] == "Live"
     where = {"hardware_class": "priced-class", "source": f"ConfigMap {SYSTEM}/prices"}
-    assert operator.metric("berth_hardware_usd_per_hour", **where) == 0.5
+    operator.wait_for("metrics say so", lambda: operator.metric("berth_hardware_usd_per_hour", **where) == 0.5)
 
 
 def test_with_the_same_prices_confirmed_nothing_is_written(fleet: Fleet, operator: OperatorProcess) -> None:
