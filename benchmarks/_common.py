@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from berth_worker.kernels.cpus import usable_cpus
 
-__all__ = ["Report", "cpu_flags", "interleave", "options", "progress", "timed"]
+__all__ = ["Report", "cpu_flags", "interleave", "options", "p99", "progress", "timed"]
 
 _TELLING_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
 
@@ -44,6 +45,11 @@ def interleave(rounds: int, cases: Mapping[str, Callable[[], float]], title: str
             values[name].append(run())
     progress("")
     return values
+
+
+def p99(values: Sequence[float]) -> float:
+    """The 99th percentile, by nearest rank."""
+    return sorted(values)[max(math.ceil(len(values) * 0.99) - 1, 0)]
 
 
 def progress(text: str) -> None:

@@ -27,12 +27,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from _common import Report, options, progress
+from _common import Report, options, p99, progress
 from berth_operator.api import ServingProfile
 from berth_operator.planner import ReplicaCapacity
 from berth_operator.planner.capacity import Latencies, Load, latencies, replica_capacity
 from berth_operator.planner.speed import Speed, profile_speed
-from capacity_load import Agents, Seen, offer, p99, p99_interval
+from capacity_load import Agents, Seen, offer, p99_interval
 
 MODEL = "smollm2-135m-instruct"
 SLOTS = (1, 2, 4, 8, 16)

@@ -15,7 +15,7 @@ import grpc.aio
 from berth_worker.proto.berth.v1 import generation_pb2 as pb
 from berth_worker.proto.berth.v1 import generation_pb2_grpc
 
-__all__ = ["Agents", "Seen", "offer", "p99", "p99_interval"]
+__all__ = ["Agents", "Seen", "offer", "p99_interval"]
 
 _TOKENS = range(1000, 30000)
 
@@ -102,11 +102,6 @@ async def _turn(
         seen.gap += [after - before for before, after in itertools.pairwise(times)]
         seen.cached.append(cached / len(prompt))
     return tokens
-
-
-def p99(values: Sequence[float]) -> float:
-    """Nearest rank."""
-    return sorted(values)[max(math.ceil(len(values) * 0.99) - 1, 0)]
 
 
 def p99_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -17,7 +17,6 @@ memory_mb                    the most that an operator process ever held (VmHWM)
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import re
 import statistics
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from _common import Report, options, progress
+from _common import Report, options, p99, progress
 from berth_operator.cluster.kube import ApiError, Kube
 from berth_operator.cluster.resources import CHILDREN, PODS, POOLS
 from chartgen import CHART
@@ -306,7 +305,7 @@ async def run(bench: Bench, foreign: int, changes: int, window_s: float) -> None
             await asyncio.sleep(bench.rng.uniform(0, 3))
         times.sort()
         report.figure("change_p50_seconds", statistics.median(times))
-        report.figure("change_p99_seconds", times[math.ceil(len(times) * 0.99) - 1])
+        report.figure("change_p99_seconds", p99(times))
         report.figure("change_most_seconds", times[-1])
         await bench.quiet(operator, 30, 900)
 

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 
 import models
-from _common import Report, options, progress
+from _common import Report, options, p99, progress
 from berth_worker.engine.engine import Engine
 from berth_worker.engine.limits import EngineConfig
 from berth_worker.engine.request import SamplingParams
@@ -100,11 +100,6 @@ async def one_round(engine: Engine, prompts: list[list[int]]) -> Round:
     finally:
         await streams.close()
     return found
-
-
-def p99(values: list[float]) -> float:
-    """99th percentile, or the largest of fewer than 100 values."""
-    return sorted(values)[min(len(values) - 1, int(0.99 * len(values)))]
 
 
 async def run(engine: Engine, rounds: int, prompts_of: list[list[list[int]]]) -> list[Round]:
