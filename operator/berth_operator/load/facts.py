@@ -60,7 +60,7 @@ def load_facts(
         conditions["ScalesToZero"] = ("False", "NoActivator", _NO_ACTIVATOR)
     if drift:
         conditions["ProfileDrift"] = _drifted(drift)
-    return LoadFacts(demand, tuple(drift), conditions) if demand or conditions else NO_LOAD
+    return LoadFacts(demand, tuple(drift), conditions)
 
 
 def _observed(
