@@ -85,7 +85,7 @@ def _checked_gap(snapshot: Snapshot, made: Plan) -> float:
     """Of the plan's dollars, against Lagrange's bound at its shadow prices, for pools of objective Cost."""
     prices = {(p.hardware_class, p.capacity_type): float(p.usd_per_hour) for p in made.shadow_prices}
     problems = [_as_solved(problem, snapshot, made) for problem in pool_problems(snapshot).values()]
-    bound = lagrange_bound(problems, limits_of(snapshot), prices)
+    bound = lagrange_bound(problems, limits_of(snapshot), prices, made)
     cost = sum(_objective(problem, made) for problem in problems)
     return (cost - bound) / cost
 

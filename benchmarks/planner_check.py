@@ -116,15 +116,28 @@ def _of_pool(pool: PoolPlan, vendors: dict[str, str], zones: dict[str, int]) -> 
     return found
 
 
-def lagrange_bound(problems: list[PoolProblem], limits: dict[Resource, int], prices: dict[Resource, float]) -> float:
-    """USD/h that no plan that serves all of `problems` within `limits` costs less than; `prices` of nodes: any >= 0."""
+def lagrange_bound(
+    problems: list[PoolProblem], limits: dict[Resource, int], prices: dict[Resource, float], plan: Plan
+) -> float:
+    """USD/h that no plan within `limits` costs less than that serves each of `problems` as well as `plan` does, and
+    gives it as many of its minReplicas; `prices` of nodes: any >= 0."""
     bound = -sum(prices[r] * limits[r] for r in prices)
     for problem in map(in_parts, problems):
         program = Program()
         columns = add_pool(program, problem, limits)
-        program.upper[columns.unserved] = 0.0
+        made = plan.pools[problem.key]
+        program.upper[columns.unserved] = _share_unserved(made)
+        if columns.missing is not None:
+            replicas = sum(p.replicas for p in made.placements)
+            program.upper[columns.missing] = max(0, problem.effective.min_replicas - replicas)
         terms = cost_terms(problem, columns)
         for k, option in enumerate(problem.options):
             terms[columns.nodes[k]] += prices.get(option.resource, 0.0) / option.parts
         bound += minimise_roughly(program, terms).bound
     return bound
+
+
+def _share_unserved(pool: PoolPlan) -> float:
+    """Of its demand; what rounding leaves is nothing."""
+    whole = pool.served_requests_per_second + pool.unserved_requests_per_second
+    return pool.unserved_requests_per_second / whole + 1e-9 if pool.unserved_requests_per_second > 0 else 0.0
