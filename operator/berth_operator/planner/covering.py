@@ -22,6 +22,8 @@ STRIDE: Final = 8
 """Options of more nodes than `LONG` are counted in eights and ones."""
 LONG: Final = 14
 """Nodes of one option up to which they are counted one by one."""
+AT_ONCE: Final = 32_768
+"""Entries up to which all numbers of an option's bundles are tried in one step: calls of numpy cost more then."""
 _SEVERAL: Final = 2
 """Small options from which they are a fluid."""
 _HAIR: Final = 5e-5
@@ -46,6 +48,11 @@ class Nodes:
     """[lane, option] nodes at most."""
     by_count: Floats | None = None
     """[lane, option, nodes up to LONG] a `cap` for each number of them; None: it is the same for all."""
+
+    def at(self, rows: Ints, times: Ints) -> "Nodes":
+        """Of some of the lanes, so many."""
+        by_count = None if self.by_count is None else self.by_count[rows]
+        return Nodes(self.carried[rows], self.cap[rows], self.cost[rows], self.replicas[rows], times, by_count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +167,23 @@ class Cover:
         stride = pad + self._width
         origin = lanes * wanted * stride + pad
         levels = np.arange(wanted)[None, :]
-        more = np.searchsorted(-times, -counts, side="right")
-        for j, n in enumerate(more.tolist()):
-            start = (origin[:n] - gain[:n, j])[:, None]
+        if len(lanes) * len(counts) * wanted * self._width <= AT_ONCE:
+            start = origin[:, None, None] - gain[:, :, None]
             if wanted > 1:
-                start = start + np.maximum(levels - (j + 1) * replicas[:n, None], 0) * stride
+                start = start + np.maximum(levels[None] - (counts * replicas[:, None])[:, :, None], 0) * stride
             found = self._windows[start]
-            found += ((j + 1) * cost[:n])[:, None, None]
-            np.minimum(best[:n], found, out=best[:n])
+            spent = np.where(counts <= times[:, None], counts * cost[:, None], np.inf)
+            found += spent[:, :, None, None]
+            np.minimum(best, found.min(1), out=best)
+        else:
+            more = np.searchsorted(-times, -counts, side="right")
+            for j, n in enumerate(more.tolist()):
+                start = (origin[:n] - gain[:n, j])[:, None]
+                if wanted > 1:
+                    start = start + np.maximum(levels - (j + 1) * replicas[:n, None], 0) * stride
+                found = self._windows[start]
+                found += ((j + 1) * cost[:n])[:, None, None]
+                np.minimum(best[:n], found, out=best[:n])
         table[lanes, :, pad:] = best
         if wanted > 1:
             table[lanes, :, :pad] = best[:, :, :1]

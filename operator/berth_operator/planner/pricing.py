@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from berth_operator.planner.covering import LONG, Cover, Nodes
+from berth_operator.planner.covering import AT_ONCE, LONG, Cover, Nodes
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
 from berth_operator.planner.useful import useful_nodes, uses_spot
 
@@ -237,40 +238,54 @@ class _Tables:
         each vendor only, and replicas wanted are left aside: `solve` knows of those.
         """
         q, count = self.need, len(self.lane)
-        rows, zero = np.arange(count), np.zeros(count, dtype=np.int64)
         vendor = self.lanes.vendor[self.lane]
         most = np.minimum(np.ceil(self.lanes.vendor_share[self.lane] * self.exactly - 1e-7), q).astype(np.int64)
         spot_units = self._spot_units()
-        widest, width = int(spot_units.max(initial=0)), int(most.max(initial=0))
-        nothing = np.full((count, 1, width + 1), _HUGE)
+        width = int(most.max(initial=0))
+        widest = min(int(spot_units.max(initial=0)), width)
+        vendors = np.unique(vendor[self.times > 0])
+        if not len(vendors):
+            return self._unserved()[:, q], np.zeros(self.times.shape, dtype=np.int64)
+        # Every vendor of every lane is a lane of its own, one vendor after the other.
+        of = np.tile(np.arange(count), len(vendors))
+        mine = vendor[of] == np.repeat(vendors, count)[:, None]
+        nodes = self.nodes.at(of, np.where(mine, self.times[of], 0))
+        nothing = np.full((len(of), 1, width + 1), _HUGE)
         nothing[:, 0, 0] = 0.0
+        on_steady = Cover(nothing, nodes, mine & ~self.spot[of])
+        on_spot = Cover(nothing[:, :, : widest + 1], nodes, mine & self.spot[of])
+        steady = on_steady.costs[:, 0]
+        spot = np.where(np.arange(widest + 1)[None, :] <= spot_units[of, None], on_spot.costs[:, 0], _HUGE)
+        h = _together(steady, spot) if on_spot else steady.copy()
+        h[np.arange(width + 1)[None, :] > most[of, None]] = _HUGE
         reached = [self._unserved()]
-        parts = []
-        for v in np.unique(vendor[self.times > 0]):
-            mine = vendor == v
-            on_steady = Cover(nothing, self.nodes, mine & ~self.spot)
-            on_spot = Cover(self._spot_start(widest + 1), self.nodes, mine & self.spot)
-            steady = on_steady.costs[:, 0]
-            spot = np.where(np.arange(widest + 1)[None, :] <= spot_units[:, None], on_spot.costs[:, 0], _HUGE)
-            h = steady.copy()
-            for t in range(1, min(widest, width) + 1) if on_spot else ():
-                np.minimum(h[:, t:], steady[:, : width + 1 - t] + spot[:, t : t + 1], out=h[:, t:])
-            h[np.arange(width + 1)[None, :] > most[:, None]] = _HUGE
-            before = reached[-1]
-            after = before.copy()
-            for x in range(1, width + 1):
-                np.minimum(after[:, x:], before[:, :-x] + h[:, x : x + 1], out=after[:, x:])
-            reached.append(after)
-            parts.append((on_steady, on_spot, steady, spot, h))
-        nodes = np.zeros(self.times.shape, dtype=np.int64)
-        y: Ints = np.full(count, q)
-        for before, (on_steady, on_spot, steady, spot, h) in zip(reversed(reached[:-1]), reversed(parts), strict=True):
-            taken = _split(before, h, y)
-            y = y - taken
-            apart = _split(steady, spot, taken)
-            on_steady.trace(rows, zero, taken - apart, nodes, (taken - apart).astype(np.float64))
-            on_spot.trace(rows, zero, apart, nodes, apart.astype(np.float64))
-        return reached[-1][:, q], nodes
+        for v in range(len(vendors)):
+            reached.append(_together(reached[-1], h[v * count : (v + 1) * count]))
+        taken, y = np.zeros(len(of), dtype=np.int64), np.full(count, q, dtype=np.int64)
+        for v in reversed(range(len(vendors))):
+            part = slice(v * count, (v + 1) * count)
+            taken[part] = _split(reached[v], h[part], y)
+            y = y - taken[part]
+        apart = _split(steady, spot, taken)
+        found = np.zeros(nodes.times.shape, dtype=np.int64)
+        rows, zero = np.arange(len(of)), np.zeros(len(of), dtype=np.int64)
+        on_steady.trace(rows, zero, taken - apart, found, (taken - apart).astype(np.float64))
+        on_spot.trace(rows, zero, apart, found, apart.astype(np.float64))
+        return reached[-1][:, q], found.reshape(len(vendors), *self.times.shape).sum(0)
+
+
+def _together(left: Floats, right: Floats) -> Floats:
+    """[lane, y] least left(y - x) + right(x) over x; right(0) is 0."""
+    width = right.shape[1]
+    if left.size * width <= AT_ONCE:
+        padded = np.full((len(left), left.shape[1] + width - 1), 4 * _HUGE)
+        padded[:, width - 1 :] = left
+        windows = sliding_window_view(padded, width, axis=1)
+        return np.asarray((windows + right[:, None, ::-1]).min(2))
+    after = left.copy()
+    for x in range(1, min(width, left.shape[1])):
+        np.minimum(after[:, x:], left[:, :-x] + right[:, x : x + 1], out=after[:, x:])
+    return after
 
 
 def _below(cost: Floats, ceiling: Floats) -> Flags:
