@@ -208,22 +208,24 @@ def _options(
     if own_limit == 0:
         reason = f"{capacity.type.value} nodes could not be had; tried again after {until}"
         return NoFit(Verdict.CONSTRAINED, reason, estimated)
-    reserved = capacity.type is CapacityType.RESERVED
+    kind, spec, name = capacity.type, hardware.spec, hardware.metadata.name
+    usd = capacity.usd_per_hour
+    zones = len(capacity.zones or ()) or 1 if kind is CapacityType.SPOT else 1
     return [
         Option(
-            hardware_class=hardware.metadata.name,
-            capacity_type=capacity.type,
+            hardware_class=name,
+            capacity_type=kind,
             quantization=fit.quantization,
-            vendor=hardware.spec.vendor,
-            kind=hardware.spec.kind,
+            vendor=spec.vendor,
+            kind=spec.kind,
             capacity=fit.capacity,
             replicas_per_node=fit.replicas_per_node,
             resources=fit.resources,
-            node_usd_per_hour=Decimal(0) if reserved else capacity.usd_per_hour,
-            list_usd_per_hour=capacity.usd_per_hour,
-            node_watts=hardware.spec.power_watts,
+            node_usd_per_hour=Decimal(0) if kind is CapacityType.RESERVED else usd,
+            list_usd_per_hour=usd,
+            node_watts=spec.power_watts,
             unloaded_turn_seconds=fit.unloaded_turn_seconds,
-            zones=len(capacity.zones or ()) or 1 if capacity.type is CapacityType.SPOT else 1,
+            zones=zones,
             own_replica_limit=own_limit,
             constrained_until=until,
             nodes_per_replica=fit.nodes_per_replica,
@@ -253,7 +255,9 @@ def not_allowed(hardware: HardwareClass, context: PoolContext) -> str | None:
 
 def _namespace_refused(hardware: HardwareClass, context: PoolContext) -> str | None:
     selector = hardware.spec.namespace_selector
-    wanted = (selector.match_labels if selector else None) or {}
+    wanted = selector.match_labels if selector else None
+    if not wanted:
+        return None
     missing = {k: v for k, v in sorted(wanted.items()) if context.namespace_labels.get(k) != v}
     if missing:
         labels = ", ".join(f"{k}={v}" for k, v in missing.items())

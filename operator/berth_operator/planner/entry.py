@@ -114,7 +114,7 @@ def never_pays_above(entry: Entry, option: Option) -> float:
     counts = {1, max(1, math.floor(kink)), max(1, math.ceil(kink - 1e-9))}
     if rest is None:  # with nobody else, it carries all or there is no plan
         return entry.cost / (max(counts) * span)
-    return max((entry.cost - rest * (demand - min(n * each, share * demand))) / (n * span) for n in sorted(counts))
+    return max([(entry.cost - rest * (demand - min(n * each, share * demand))) / (n * span) for n in counts])
 
 
 def _turns_per_node(option: Option) -> float:

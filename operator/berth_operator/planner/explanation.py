@@ -63,7 +63,11 @@ class Usage:
 
     def left(self, limits: Limits, pool: str) -> dict[Resource, int]:
         """Nodes that the other pools leave."""
-        return {r: max(0, most - self.by_others(r, pool)) for r, most in limits.items()}
+        whole, pools = self.whole, self.pools
+        return {
+            r: max(0, most - (self.by_others(r, pool) if pool in pools.get(r, ()) else whole.get(r, 0)))
+            for r, most in limits.items()
+        }
 
     def by_others(self, resource: Resource, pool: str) -> int:
         """Nodes of a resource under other pools, as many as these pay."""
@@ -110,20 +114,41 @@ class Outcome:
         return packing.room(option.replicas_per_node)
 
     @cached_property
+    def served(self) -> float:
+        """Turns a second."""
+        return self.problem.demand * (1 - self.solution.unserved)
+
+    @cached_property
+    def costs(self) -> str:
+        """What the whole plan costs, in words."""
+        return f"${format_decimal(self.usd_per_hour)}/h"
+
+    @cached_property
     def _entry(self) -> Entry:
         cost = self.adds
         if self.incumbent and self.incumbent.resources:
             cost -= required_saving(self.problem, cost)
-        room = {o.resource: self.room(o) for o in self.problem.options}
+        room = {o.resource: self.room(o) for o in self.problem.options} if self.beside else {}
         return Entry(self.problem, self.solution, self.left, room, cost)
 
     def entry(self, option: Option) -> Entry:
         """At which price would it enter?  A pool held to its hardware is compared with that and the option alone."""
         if not self.kept:
             return self._entry
-        own = {a.option.resource for a in self.solution.assignments}
-        options = tuple(o for o in self.problem.options if o.resource in own or o is option)
-        return replace(self._entry, problem=replace(self.problem, options=options))
+        at = self._places.get(id(option), -1)
+        options = self._own if at < 0 or at in self._own else dict(sorted({**self._own, at: option}.items()))
+        return replace(self._entry, problem=replace(self.problem, options=tuple(options.values())))
+
+    @cached_property
+    def _own(self) -> dict[int, Option]:
+        """What the pool is held to, by place among its options."""
+        resources = {a.option.resource for a in self.solution.assignments}
+        return {i: o for i, o in enumerate(self.problem.options) if o.resource in resources}
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        """By `id` of an option."""
+        return {id(o): i for i, o in enumerate(self.problem.options)}
 
     @property
     def adds(self) -> float:
@@ -152,7 +177,7 @@ def verdicts(outcome: Outcome) -> list[Candidate]:
         else:
             pick = min(options, key=lambda o: (o.quantization not in formats, usd_per_million_tokens(outcome, o)))
             found.append(_of_unused(outcome, pick, options))
-    return sorted(found, key=lambda c: (c.hardware_class, c.capacity_type.value))
+    return sorted(found, key=lambda c: (c.hardware_class, c.capacity_type))
 
 
 def usd_per_million_tokens(outcome: Outcome, option: Option) -> Decimal:
@@ -295,7 +320,7 @@ def _compared_alone(outcome: Outcome, option: Option, price: str) -> str:
     return (
         f"{whole} it takes {_count(nodes, 'node')} at {price} ="
         f" ${format_decimal(nodes * option.node_usd_per_hour)}/h"
-        f" against ${format_decimal(outcome.usd_per_hour)}/h of the whole plan"
+        f" against {outcome.costs} of the whole plan"
     )
 
 
@@ -325,7 +350,7 @@ def _bounds(outcome: Outcome) -> str:
 
 def _nodes_alone(outcome: Outcome, option: Option, share: float = 1.0) -> int:
     """Whole nodes that carry a share of what the plan serves."""
-    served = outcome.problem.demand * (1 - outcome.solution.unserved) * share
+    served = outcome.served * share
     replicas = max(
         1, math.ceil(served / option.capacity.turns_per_second - 1e-9), outcome.problem.effective.min_replicas
     )

@@ -14,7 +14,7 @@ with f_k the spread of the nodes of k over their zones (`zones`; 1 for one zone)
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -120,30 +120,36 @@ def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
     for index, problem in enumerate(problems):
         formats = sorted({o.quantization for o in problem.options})
         members.extend((index, tuple(o for o in problem.options if o.quantization is name)) for name in formats)
-    width = max((len(options) for _, options in members), default=0)
-    vendors = {v: i for i, v in enumerate(sorted({o.vendor for _, options in members for o in options}))}
-    shape = (len(members), max(width, 1))
-    share, price, usd = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    per_node, most = np.ones(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    vendor, spot = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
-    zones, span = np.ones(shape, dtype=np.int64), np.ones(shape, dtype=np.int64)
-    parts = np.ones(shape, dtype=np.int64)
-    for lane, (index, options) in enumerate(members):
-        problem = problems[index]
-        demand, effective = problem.demand, problem.effective
-        for k, o in enumerate(options):
-            share[lane, k] = o.replicas_per_node * o.capacity.turns_per_second / demand
-            per_node[lane, k] = o.replicas_per_node
-            span[lane, k] = o.nodes_per_replica
-            price[lane, k] = node_cost(o, effective) * o.nodes_per_replica
-            usd[lane, k] = float(o.node_usd_per_hour) * o.nodes_per_replica
-            most[lane, k] = -(-most_replicas(problem, o, limits) // o.replicas_per_node)
-            vendor[lane, k] = vendors[o.vendor]
-            spot[lane, k] = o.spot
-            zones[lane, k] = o.zones
-            parts[lane, k] = o.parts
+    flat = [o for _, options in members for o in options]
+    counts = np.array([len(options) for _, options in members], dtype=np.int64)
+    of = np.repeat(np.array([index for index, _ in members], dtype=np.int64), counts)
+    lane = np.repeat(np.arange(len(members)), counts)
+    at = lane, np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
+    shape = (len(members), max(int(counts.max(initial=0)), 1))
+    vendors = {v: i for i, v in enumerate(sorted({o.vendor for o in flat}))}
+
+    def ints(values: Iterable[int], padding: int) -> Ints:
+        """[lane, option] of values by option, one lane after the other."""
+        found = np.full(shape, padding, dtype=np.int64)
+        found[at] = np.fromiter(values, dtype=np.int64, count=len(flat))
+        return found
+
+    def floats(values: Iterable[float]) -> Floats:
+        found = np.zeros(shape)
+        found[at] = np.fromiter(values, dtype=np.float64, count=len(flat))
+        return found
+
+    per_node, span = ints((o.replicas_per_node for o in flat), 1), ints((o.nodes_per_replica for o in flat), 1)
+    zones, parts = ints((o.zones for o in flat), 1), ints((o.parts for o in flat), 1)
+    vendor, spot = ints((vendors[o.vendor] for o in flat), 0), ints((o.spot for o in flat), 0) > 0
+    owners = [problems[index] for index in of.tolist()]
+    demand = np.array([problems[index].demand for index, _ in members]).reshape(-1, 1)
+    share = per_node * floats(o.capacity.turns_per_second for o in flat) / demand
+    price = floats(node_cost(o, p.effective) for p, o in zip(owners, flat, strict=True)) * span
+    usd = floats(float(o.node_usd_per_hour) for o in flat) * span
+    most = -(-ints((most_replicas(p, o, limits) for p, o in zip(owners, flat, strict=True)), 0) // per_node)
     spread, spread_table = _spreads(members, problems, most)
-    resources, row = _rows(members, -(-most // parts) * span, limits, shape)
+    resources, row = _rows(flat, of, at, -(-most // parts) * span, limits)
     unit = _units(len(resources), row, parts)
     rules = [problems[index].effective for index, _ in members]
     return Lanes(
@@ -200,22 +206,21 @@ def _spreads(
 
 
 def _rows(
-    members: Sequence[tuple[int, tuple[Option, ...]]], nodes: Ints, limits: Limits, shape: tuple[int, int]
+    options: Sequence[Option], pool: Ints, at: tuple[Ints, Ints], nodes: Ints, limits: Limits
 ) -> tuple[tuple[Resource, ...], Ints]:
-    """Limits that the pools together could exceed, and which of them each option belongs to."""
-    wanted: dict[Resource, dict[int, int]] = {}
-    for lane, (index, options) in enumerate(members):
-        for k, o in enumerate(options):
-            if o.resource in limits:
-                by_pool = wanted.setdefault(o.resource, {})
-                by_pool[index] = max(by_pool.get(index, 0), int(nodes[lane, k]))
-    tight = tuple(sorted(r for r, by_pool in wanted.items() if sum(by_pool.values()) > limits[r]))
-    number: Mapping[Resource, int] = {r: i for i, r in enumerate(tight)}
-    row = np.full(shape, len(tight), dtype=np.int64)
-    for lane, (_, options) in enumerate(members):
-        for k, o in enumerate(options):
-            row[lane, k] = number.get(o.resource, len(tight))
-    return tight, row
+    """Limits that the pools together could exceed, and which of them each option belongs to.
+
+    `pool` [option] whose it is, `at` its place in arrays by lane and option; `nodes` [lane, option].
+    """
+    names = sorted(limits)
+    number: Mapping[Resource, int] = {r: i for i, r in enumerate(names)}
+    limit = np.array([number.get(o.resource, len(names)) for o in options], dtype=np.int64)
+    wanted = np.zeros((len(names) + 1, int(pool.max(initial=-1)) + 1), dtype=np.int64)
+    np.maximum.at(wanted, (limit, pool), nodes[at])  # of a pool's formats it has one
+    tight = wanted.sum(1) > np.array([*(limits[r] for r in names), np.iinfo(np.int64).max])
+    row = np.full(nodes.shape, int(tight.sum()), dtype=np.int64)
+    row[at] = np.where(tight, np.cumsum(tight) - 1, tight.sum())[limit]
+    return tuple(r for r, over in zip(names, tight.tolist(), strict=False) if over), row
 
 
 def _units(rows: int, row: Ints, parts: Ints) -> Ints:

@@ -51,8 +51,8 @@ class JudgedPool:
         """What is solved: only options that may carry traffic, or idle spot nodes would count as minReplicas."""
         effective = self.context.effective
         idle = effective.spot_max_traffic_percent == 0 or effective.survive_loss_percent == 100
-        options = tuple(o for o in self.candidates.options if not (idle and o.spot))
-        return PoolProblem(self.key, effective, options)
+        options = self.candidates.options
+        return PoolProblem(self.key, effective, tuple(o for o in options if not o.spot) if idle else options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ through u and v, so that a plan always exists.  Each rule below adds its own row
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from berth_operator.api import CapacityType, Effective
@@ -48,7 +49,7 @@ class Program:
             self.rows.append((at_least, at_most, terms))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PoolProblem:
     """One pool's part: what it needs and what can serve it."""
 
@@ -56,7 +57,7 @@ class PoolProblem:
     effective: Effective
     options: tuple[Option, ...]
 
-    @property
+    @cached_property
     def demand(self) -> float:
         """Turns per second."""
         return float(self.effective.requests_per_second)
@@ -120,17 +121,17 @@ def most_replicas(problem: PoolProblem, option: Option, limits: Limits, room: in
     most = max(alone, effective.min_replicas, 0 if option.spot else effective.min_on_demand_replicas)
     if option.zones > 1:  # fewer in the fullest zone may take a whole round of them
         most = math.ceil(most / (option.zones * option.replicas_per_node)) * option.zones * option.replicas_per_node
-    bounds = [most]
     if effective.max_replicas is not None:
-        bounds.append(effective.max_replicas)
+        most = min(most, effective.max_replicas)
     budget = effective.max_usd_per_hour
     if budget is not None and effective.on_exceeded == "Shed" and option.node_usd_per_hour > 0:
-        bounds.append(option.replicas_on(int(budget // option.node_usd_per_hour)))
+        most = min(most, option.replicas_on(int(budget // option.node_usd_per_hour)))
     if option.own_replica_limit is not None:
-        bounds.append(option.own_replica_limit)
-    if option.resource in limits:
-        bounds.append(option.replicas_on(limits[option.resource]) + room)
-    return max(0, min(bounds))
+        most = min(most, option.own_replica_limit)
+    limit = limits.get(option.resource)
+    if limit is not None:
+        most = min(most, option.replicas_on(limit) + room)
+    return max(0, most)
 
 
 def serve_demand(program: Program, columns: PoolColumns) -> None:

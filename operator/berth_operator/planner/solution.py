@@ -69,9 +69,9 @@ class Solution:
 
 def nodes_used(solution: Mapping[str, PoolSolution]) -> dict[Resource, int]:
     """Nodes of each class and capacity type under all pools."""
-    used: dict[Resource, Fraction] = {}
+    used: dict[Resource, Fraction | int] = {}
     for pool in solution.values():
-        for assignment in pool.assignments:
-            resource = assignment.option.resource
-            used[resource] = used.get(resource, Fraction(0)) + assignment.paid_nodes
+        for a in pool.assignments:
+            resource = a.option.resource
+            used[resource] = used.get(resource, 0) + (a.nodes if a.paid is None else a.paid)
     return {resource: math.ceil(nodes) for resource, nodes in used.items()}
