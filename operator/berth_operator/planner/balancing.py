@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from berth_operator.planner.lanes import Flags, Floats, Ints
-from berth_operator.planner.master import Columns, Master
+from berth_operator.planner.master import Columns, Master, paid
 
 TEMPERATURES: Final = (0.05, 0.01)
 """T, of what each pool costs: first far apart patterns are weighed, then near ones."""
@@ -48,7 +48,7 @@ def solve(master: Master, columns: Columns, costs: Floats, near: Floats) -> tupl
     master.start_at(columns.pool, costs, columns.use, prices)
     objective, duals, _, bought = master.solve()
     least = np.full(master.pools, np.inf)
-    np.minimum.at(least, columns.pool, costs + columns.use @ prices)
+    np.minimum.at(least, columns.pool, costs + paid(columns.use, prices))
     right = objective - float(least.sum() - prices @ master.caps) <= NEAR * float(worth.sum())
     return objective, prices if right else duals, bought
 
@@ -105,9 +105,9 @@ class _Soft:
 
     def at(self, prices: Floats, temperature: Floats) -> tuple[float, Floats]:
         """(value, [column] weight of a pattern in its pool)."""
-        paid = self.cost + np.einsum("cr,r->c", self.use, prices)
-        least = np.minimum.reduceat(paid, self.first)
-        weight = np.exp(np.maximum((least[self.pool] - paid) / temperature[self.pool], -700.0))
+        total = self.cost + paid(self.use, prices)
+        least = np.minimum.reduceat(total, self.first)
+        weight = np.exp(np.maximum((least[self.pool] - total) / temperature[self.pool], -700.0))
         total = np.add.reduceat(weight, self.first)
         value = float((least - temperature * np.log(total)).sum() - prices @ self.caps)
         return value, weight / total[self.pool]

@@ -18,8 +18,8 @@ from berth_operator.planner.effort import ANSWERS, CLOSELY, SMALL, WIDELY, Effor
 from berth_operator.planner.exact import exact_pattern
 from berth_operator.planner.exchange import exchange
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
-from berth_operator.planner.master import Columns, Master, divided, total_use, whole_choice
-from berth_operator.planner.patterns import EXACT, Found, Prices, cheapest, counted, mend
+from berth_operator.planner.master import Columns, Master, divided, paid, total_use, whole_choice
+from berth_operator.planner.patterns import EXACT, Prices, cheapest, counted, mend
 from berth_operator.planner.quick import guesses
 from berth_operator.planner.rounding import Patterns, make_room, relieved
 from berth_operator.planner.solver import ROUGH_NODES
@@ -57,6 +57,8 @@ KEPT: Final = 6
 """Columns of a pool that a second solve begins with: more make its master slow."""
 WITHIN: Final = 1e-5
 """Of the cost of all, by which the flat program may be wrong about one pool."""
+FEW: Final = 0.1
+"""Share of lanes that may have changed since a proof, for it to be amended."""
 ANSWERING: Final = 12
 """Undivided pools whose patterns are looked for again when whole ones are chosen, at least."""
 FAR: Final = 0.03
@@ -82,6 +84,17 @@ class Outcome:
     rounds: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    """Least prices of patterns, at some duals."""
+
+    duals: Floats
+    lanes: Floats
+    """[lane] no pattern costs less."""
+    most: Ints
+    """[lane, option] nodes that these might have."""
+
+
 class Decomposition:
     """Column generation over some lanes; columns and duals are kept, so that a second solve starts warm."""
 
@@ -95,6 +108,10 @@ class Decomposition:
         self.warm = False
         self.bounds = np.zeros(pools)
         """[pool] of the last pricing."""
+        self._least = np.full(lanes.count, -np.inf)
+        """[lane] likewise."""
+        self._proof: _Proof | None = None
+        """Of the same pools with other `most`, whose bounds hold where `most` is the same."""
         self._add_nothing()
         self._add_floors()
 
@@ -103,10 +120,10 @@ class Decomposition:
         to it."""
         lanes = replace(self.lanes, most=most, caps=self.lanes.caps if caps is None else caps)
         part = Decomposition(lanes, self.pools, self.unserved, self.missing)
-        part.duals, part.warm = self.duals, self.warm
+        part.duals, part.warm, part._proof = self.duals, self.warm, self._proof
         within = np.flatnonzero((self.columns.nodes <= most[self.columns.lane]).all(1))
         pool = self.columns.pool[within]
-        order = np.lexsort(((self.costs() + self.columns.use @ self.duals)[within], pool))
+        order = np.lexsort(((self.costs() + paid(self.columns.use, self.duals))[within], pool))
         rank = np.arange(len(order)) - np.searchsorted(pool[order], pool[order])
         part.columns.copy(self.columns, within[np.sort(order[rank < KEPT])])
         return part
@@ -114,7 +131,7 @@ class Decomposition:
     def learn(self, part: "Decomposition") -> None:
         """Take over what a restricted solve has found."""
         self.columns.copy(part.columns, np.arange(part.columns.count))
-        self.duals, self.warm = part.duals, True
+        self.duals, self.warm, self._proof = part.duals, True, part._proof
 
     # --- Columns ----------------------------------------------------------------------------------------------------
 
@@ -152,39 +169,49 @@ class Decomposition:
     def ceilings(self, duals: Floats) -> Floats:
         """[pool] the cheapest known pattern at `duals`."""
         best = np.full(self.pools, np.inf)
-        np.minimum.at(best, self.columns.pool, self.costs() + self.columns.use @ duals)
+        np.minimum.at(best, self.columns.pool, self.costs() + paid(self.columns.use, duals))
         return best
 
     # --- Search -----------------------------------------------------------------------------------------------------
 
     def prices(self, duals: Floats) -> Prices:
         """Node prices with the duals of the rows they take."""
-        paid = np.append(duals, 0.0)[self.lanes.row] * self.lanes.weight
-        return Prices(self.lanes.price + paid, self.unserved, self.missing)
+        shared = np.append(duals, 0.0)[self.lanes.row] * self.lanes.weight
+        return Prices(self.lanes.price + shared, self.unserved, self.missing)
 
     def price(self, duals: Floats, *, finally_: bool = False) -> float:
         """Price all pools, add what is found, return Lagrange's bound; `finally_`: as tightly as can be."""
+        return self._price(duals, np.arange(self.lanes.count), finally_=finally_)
+
+    def _price(self, duals: Floats, which: Ints, *, finally_: bool) -> float:
+        """The same of the lanes `which`; the bounds of the others stand."""
         ceiling = self.ceilings(duals)
-        which = np.flatnonzero(~self.lanes.odd)
+        even = which[~self.lanes.odd[which]]
         found = cheapest(
             self.lanes,
-            which,
+            even,
             self.prices(duals),
-            ceiling[self.lanes.pool[which]],
+            ceiling[self.lanes.pool[even]],
             UNITS,
             EXACT if finally_ else self.depth.rough,
             FINE_AGAIN if finally_ else self.depth.again,
             self._dollars(),  # the price of a few pools' shortage outweighs a fleet, and would hide what it lacks
         )
         self.add(found.lane, found.nodes)
-        bound = np.full(self.lanes.count, -np.inf)
-        bound[found.lane] = found.bound
-        self._price_odd(duals, ceiling, bound)
-        self._tighten(duals, found, bound, EXACT_LANES if finally_ else 0)
-        best = ceiling.copy()
-        np.minimum.at(best, self.lanes.pool, bound)
-        self.bounds = best
-        return float(best.sum() - duals @ self.lanes.caps)
+        self._least[which] = -np.inf
+        self._least[found.lane] = found.bound
+        for lane in which[self.lanes.odd[which]].tolist():
+            self._exactly(lane, duals, float(ceiling[self.lanes.pool[lane]]))
+        # What costs more than the best known pattern need not have been looked for.
+        self._least[which] = np.minimum(self._least[which], ceiling[self.lanes.pool[which]])
+        self._tighten(duals, even, EXACT_LANES if finally_ else 0)
+        return self._bound(duals)
+
+    def _bound(self, duals: Floats) -> float:
+        """Lagrange's, from the lanes' least prices at `duals`."""
+        self.bounds = self.ceilings(duals)
+        np.minimum.at(self.bounds, self.lanes.pool, self._least)
+        return float(self.bounds.sum() - duals @ self.lanes.caps)
 
     def guess(self, duals: Floats) -> None:
         """Add patterns that are likely good at `duals`."""
@@ -195,29 +222,25 @@ class Decomposition:
             nodes, _ = mend(self.lanes, which, found[place, np.arange(len(which))], prices)
             self.add(which, nodes)
 
-    def _price_odd(self, duals: Floats, ceiling: Floats, bound: Floats) -> None:
-        for lane in np.flatnonzero(self.lanes.odd):
-            self._exactly(int(lane), duals, float(ceiling[self.lanes.pool[lane]]), bound)
-
-    def _tighten(self, duals: Floats, found: Found, bound: Floats, most: int) -> None:
-        """Price the `most` loosest lanes by the flat program, and a few whose pool could be served far better."""
-        ceiling = self.ceilings(duals)[self.lanes.pool[found.lane]]
-        gap = ceiling - bound[found.lane]
+    def _tighten(self, duals: Floats, which: Ints, most: int) -> None:
+        """Price the `most` loosest of lanes by the flat program, and a few whose pool could be served far better."""
+        ceiling = self.ceilings(duals)[self.lanes.pool[which]]
+        gap = ceiling - self._least[which]
         order = np.argsort(-gap, kind="stable")
         total = self._dollars()
-        lost = gap > 0.01 * self.unserved[found.lane]
+        lost = gap > 0.01 * self.unserved[which]
         for place, i in enumerate(order[: max(most, LOST_LANES)]):
             if (place < most and gap[i] > WORTH * total) or lost[i]:
-                lane = int(found.lane[i])
-                self._exactly(lane, duals, float(self.ceilings(duals)[self.lanes.pool[lane]]), bound)
+                lane = int(which[i])
+                self._exactly(lane, duals, float(self.ceilings(duals)[self.lanes.pool[lane]]))
 
-    def _exactly(self, lane: int, duals: Floats, ceiling: float, bound: Floats) -> None:
+    def _exactly(self, lane: int, duals: Floats, ceiling: float) -> None:
         branching = ROUGH_NODES if self.lanes.odd[lane] else EXACT_NODES
         result = exact_pattern(self.lanes, lane, self.prices(duals), ceiling, WITHIN * self._dollars(), branching)
         if result is not None:
             nodes, least = result
             self.add(np.array([lane]), nodes[None, :])
-            bound[lane] = max(bound[lane], least)
+            self._least[lane] = max(self._least[lane], least)
 
     def _dollars(self) -> float:
         """USD/h of the pools that can be served in full, roughly, shortage and duals left aside."""
@@ -229,31 +252,60 @@ class Decomposition:
         master = Master(self.pools, self.lanes.caps, self._first_most())
         known = self.columns.count
         master.begin(self.columns.pool, self.costs(), self.columns.use, self.duals)
-        at = self._guess_rounds(master, known, WARM_GUESSES if self.warm else self.depth.guesses)
-        rounds, best = 0, 0.0
+        rounds, best, changed = 0, 0.0, self._changed() if effort is Effort.PROVE else None
+        if changed is not None:
+            at = self.duals
+            best = self._amended(changed)
+            self._feed(master, master.columns)
+        else:
+            at = self._guess_rounds(master, known, WARM_GUESSES if self.warm else self.depth.guesses)
         if effort is Effort.COMPARE:
             self.price(at)
             self._feed(master, master.columns)
-        else:
-            rounds = self.depth.warm_rounds if self.warm else self.depth.rounds
+        elif changed is None:
+            rounds = self.depth.warm_rounds if self.warm else self.depth.rounds[effort]
             at = self._price_rounds(master, at, rounds)
-        if effort is Effort.PROVE:
-            best, bounds = -np.inf, self.bounds
-            for _ in range(FINE_ROUNDS):
-                bound = self.price(at, finally_=True)
-                self._feed(master, master.columns)
-                unpriced = float((self.ceilings(at) - self.bounds).sum())
-                if bound > best:
-                    best, self.duals, bounds = bound, at, self.bounds
-                objective, at, _ = solve(master, self.columns, self.costs(), at)
-                if objective - bound - unpriced <= RIGHT * self._dollars():
-                    break
-            at, self.bounds = self.duals, bounds
+            if effort is Effort.PROVE:
+                best, at = self._proven(master, at)
         master.raise_most(1e6)
         if effort is Effort.SEARCH:
             at = self.duals = master.solve()[1]
         chosen = self._whole(master, effort)
         return Outcome(chosen, float(self.costs()[chosen].sum()), best, at, rounds)
+
+    def _proven(self, master: Master, at: Floats) -> tuple[float, Floats]:
+        """The best bound that some last pricings give, and its duals."""
+        best, least = -np.inf, self._least
+        for _ in range(FINE_ROUNDS):
+            bound = self.price(at, finally_=True)
+            self._feed(master, master.columns)
+            unpriced = float((self.ceilings(at) - self.bounds).sum())
+            if bound > best:
+                best, self.duals, least = bound, at, self._least.copy()
+            objective, at, _ = solve(master, self.columns, self.costs(), at)
+            if objective - bound - unpriced <= RIGHT * self._dollars():
+                break
+        self._least = least
+        self._proof = _Proof(self.duals, self._least, self.lanes.most)
+        return self._bound(self.duals), self.duals
+
+    def _changed(self) -> Ints | None:
+        """Lanes of pools that have been given other options since a proof, where these are few; else None."""
+        if self._proof is None or (self.duals != self._proof.duals).any():
+            return None
+        other = np.zeros(self.pools, dtype=np.bool_)
+        other[self.lanes.pool[(self.lanes.most != self._proof.most).any(1)]] = True
+        changed = np.flatnonzero(other[self.lanes.pool])
+        return changed if len(changed) <= FEW * self.lanes.count else None
+
+    def _amended(self, changed: Ints) -> float:
+        """The bound at the proof's duals, at which the other lanes' least prices are known."""
+        assert self._proof is not None  # noqa: S101 - for the type checker
+        self._least = self._proof.lanes.copy()
+        if len(changed):
+            self._price(self.duals, changed, finally_=True)
+        self._proof = _Proof(self.duals, self._least, self.lanes.most)
+        return self._bound(self.duals)
 
     def _guess_rounds(self, master: Master, known: int, rounds: int) -> Floats:
         """Add likely patterns, at duals that follow the master's halfway; returns the last duals."""
@@ -357,11 +409,11 @@ class Decomposition:
 
     def _patterns(self, duals: Floats) -> Patterns:
         costs, c = self.costs(), self.columns
-        return Patterns(c.pool, costs, costs + c.use @ duals, c.use, self.lanes.caps)
+        return Patterns(c.pool, costs, costs + paid(c.use, duals), c.use, self.lanes.caps)
 
     def _farthest(self, chosen: Ints, open_: Flags, duals: Floats) -> Flags:
         """Pools that are divided, and as many whose chosen pattern is farthest from their best at the duals."""
-        excess = (self.costs() + self.columns.use @ duals)[chosen] - self.ceilings(duals)
+        excess = (self.costs() + paid(self.columns.use, duals))[chosen] - self.ceilings(duals)
         some = open_.copy()
         some[np.argsort(-np.where(open_, -np.inf, excess), kind="stable")[: max(ANSWERING, int(open_.sum()))]] = True
         return some
@@ -389,7 +441,7 @@ class Decomposition:
         within = replace(self.lanes, most=most)
         for part in (0.0, 0.5):
             prices = self.prices(part * duals)
-            paid = self.costs()[chosen] + columns.use[chosen] @ (part * duals)
-            found = cheapest(within, which, prices, paid[self.lanes.pool[which]], ANSWER_UNITS, 10 * EXACT)
+            ceiling = self.costs()[chosen] + paid(columns.use[chosen], part * duals)
+            found = cheapest(within, which, prices, ceiling[self.lanes.pool[which]], ANSWER_UNITS, 10 * EXACT)
             self.add(found.lane, found.nodes)
         return self.columns.count > before

@@ -1,30 +1,9 @@
 """How closely is a fleet searched?  It depends on what for, and on how many pools one may make up for another."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
-
-
-@dataclass(frozen=True, slots=True)
-class Depth:
-    """How closely a fleet is searched."""
-
-    rough: float
-    """Relative difference of patterns and bounds that is left alone before the last pricings."""
-    again: int
-    """Times that loose lanes are priced again before them."""
-    guesses: int
-    """Rounds of cheap guesses before the first pricing."""
-    rounds: int
-    """Pricings before the last ones."""
-    warm_rounds: int
-    """The same where columns and duals of an earlier solve are there."""
-
-
-SMALL: Final = 300
-"""Pools up to which rounds are cheap, and the pools too few for one to make up for another."""
-CLOSELY: Final = Depth(1e-3, again=2, guesses=7, rounds=3, warm_rounds=2)
-WIDELY: Final = Depth(1e-2, again=1, guesses=5, rounds=3, warm_rounds=0)
 
 
 class Effort(Enum):
@@ -37,6 +16,27 @@ class Effort(Enum):
     PROVE = auto()
     """A plan, and how far from the best it can be."""
 
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How closely a fleet is searched."""
+
+    rough: float
+    """Relative difference of patterns and bounds that is left alone before the last pricings."""
+    again: int
+    """Times that loose lanes are priced again before them."""
+    guesses: int
+    """Rounds of cheap guesses before the first pricing."""
+    rounds: Mapping[Effort, int]
+    """Pricings before the last ones."""
+    warm_rounds: int
+    """The same where columns and duals of an earlier solve are there."""
+
+
+SMALL: Final = 300
+"""Pools up to which rounds are cheap, and the pools too few for one to make up for another."""
+CLOSELY: Final = Depth(1e-3, again=2, guesses=7, rounds={Effort.SEARCH: 3, Effort.PROVE: 3}, warm_rounds=2)
+WIDELY: Final = Depth(1e-2, again=1, guesses=5, rounds={Effort.SEARCH: 3, Effort.PROVE: 3}, warm_rounds=0)
 
 ANSWERS: Final = {Effort.COMPARE: 0, Effort.SEARCH: 1, Effort.PROVE: 4}
 """Times that pools answer the whole choice of the others, at most."""

@@ -135,7 +135,7 @@ class Master:
     def start_at(self, pool: Ints, cost: Floats, use: Ints, duals: Floats) -> None:
         """A basis: each pool's cheapest of all columns at `duals`, and what these together take beyond the rows bought.
         It is feasible, and near where the duals are right: a pivot for each pool is spared."""
-        order = np.lexsort((cost + use @ duals, pool))
+        order = np.lexsort((cost + paid(use, duals), pool))
         cheapest = order[np.searchsorted(pool[order], np.arange(self.pools))]
         over = use[cheapest].sum(0) > self.caps
         state = highspy.HighsBasisStatus
@@ -282,6 +282,15 @@ def _add_columns(
         index[order].astype(np.int32),
         value[order],
     )
+
+
+def paid(use: Ints | Floats, duals: Floats) -> Floats:
+    """[column] what its nodes of the shared rows cost at `duals`.
+
+    By `einsum`, whose sums do not depend on how many threads a linear algebra library takes, nor wake any.
+    """
+    found: Floats = np.einsum("cr,r->c", use, duals)
+    return found
 
 
 def total_use(use: Ints, chosen: Sequence[int] | Ints) -> Floats:
