@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 
-from berth_operator.api import CapacityType, InferencePoolStatus
+from berth_operator.api import CapacityType, InferencePool, InferencePoolStatus
 from berth_operator.api.meta import Facts
 from berth_operator.api.names import LEADER_WORKER_SET
 from berth_operator.cluster.observe import Child, Invalid, Observation, Worker
 from berth_operator.cluster.resources import WORKLOADS
 from berth_operator.evacuation import with_stand_ins, with_those_that_must_stay, without_stand_ins
+from berth_operator.load.demand import follows_demand
 from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.memo import Kept, Memo
 from berth_operator.planner import AtFault, Plan, PoolPlan, RunningPlacement, Snapshot
@@ -56,6 +57,49 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
         running=tuple(running.values()),
         namespace_labels=seen.namespace_labels,
         spanning=LEADER_WORKER_SET in seen.available,
+    )
+
+
+def edited(
+    before: Snapshot, pools: Iterable[InferencePool], left: Collection[tuple[str, int]]
+) -> tuple[InferencePool, ...]:
+    """The pools of an earlier snapshot that say something else now, less those whose own traffic decides about them.
+
+    `left`: edits (uid, generation) that do not count.
+    """
+    known = {pool.metadata.uid: pool.metadata.generation for pool in before.pools}
+    return tuple(
+        pool
+        for pool in pools
+        if known.get(pool.metadata.uid, pool.metadata.generation) != pool.metadata.generation
+        and not follows_demand(pool)
+        and (pool.metadata.uid, pool.metadata.generation) not in left
+    )
+
+
+def of_pools(
+    keys: Collection[str], children: Iterable[Child], workers: Iterable[Worker]
+) -> tuple[tuple[Child, ...], tuple[Worker, ...]]:
+    """The children and workers of these pools (`namespace/name`)."""
+    own = tuple(child for child in children if f"{child.namespace}/{child.pool}" in keys)
+    return own, tuple(worker for worker in workers if worker.pool in keys)
+
+
+def with_edits(
+    before: Snapshot,
+    pools: Sequence[InferencePool],
+    children: Sequence[Child],
+    workers: Sequence[Worker],
+    now: datetime,
+) -> Snapshot:
+    """An earlier snapshot, with these pools and what they run as they are now."""
+    fresh = {pool.key: pool for pool in pools}
+    running = snapshot_of(Observation(children=tuple(children), workers=tuple(workers)), now).running
+    return replace(
+        before,
+        now=now,
+        pools=tuple(fresh.get(pool.key, pool) for pool in before.pools),
+        running=(*(one for one in before.running if one.pool not in fresh), *running),
     )
 
 
@@ -140,10 +184,14 @@ def standing_in(
 
 
 def _why_hold(pool_plan: PoolPlan) -> str | None:
-    """A pool for which no hardware is to be had keeps what it still has: serving slowly beats not serving."""
-    if pool_plan.placements or pool_plan.shortfall is None or pool_plan.shortfall.reason == "Budget":
+    """A pool for which not enough hardware is to be had keeps what serves: serving elsewhere beats not serving."""
+    short = pool_plan.shortfall
+    if short is None or short.reason == "Budget":
         return None
-    return f"the plan has nothing to replace it: {pool_plan.shortfall.reason}"
+    if pool_plan.placements and pool_plan.unserved_requests_per_second <= 0:
+        return None
+    what = "not enough" if pool_plan.placements else "nothing"
+    return f"the plan has {what} to replace it: {short.reason}"
 
 
 def pool_statuses(

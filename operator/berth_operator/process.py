@@ -16,6 +16,8 @@ from berth_operator.cluster.kube import Kube
 from berth_operator.cluster.lease import Lease
 from berth_operator.cluster.observe import Worker
 from berth_operator.evacuator import Evacuator
+from berth_operator.executor import Executor, ExecutorSettings
+from berth_operator.garbage import Garbage
 from berth_operator.kopf_import import kopf
 from berth_operator.load.activator import Activator
 from berth_operator.load.scrape import Scraper
@@ -93,25 +95,21 @@ class Operator:
         )
         self._activator = self._make_activator()
         self._traffic = Traffic(self._watch, self._activator)
-        self._loop = Loop(
+        self._executor = Executor(
             self._cluster,
             self._telemetry,
-            LoopSettings(
-                settings.debounce_s,
-                settings.interval_s,
-                settings.render,
-                settings.prices,
-                settings.shortage,
-                settings.max_moves,
-            ),
-            leading=self._kube.may_write,
+            ExecutorSettings(settings.render, settings.prices, settings.shortage, settings.max_moves),
+            on_refreshed=self._wake,
             quotes=(lambda: self._feed.quotes) if settings.feeds.any else None,
             unmatched=lambda: self._nodes.faults,
             traffic=self._traffic,
             nodes=lambda: self._nodes.there,
             refusals=self._karpenter.refusals,
         )
-        self._evacuator = Evacuator(self._cluster, self._kube.may_write, self._loop.stand_in)
+        pace = LoopSettings(settings.debounce_s, settings.interval_s)
+        about = self._cluster, self._executor, self._telemetry, pace
+        self._loop = Loop(*about, leading=self._kube.may_write, on_quiet=Garbage().look)
+        self._evacuator = Evacuator(self._cluster, self._kube.may_write, self._executor.stand_in)
         self._run("reflectors", self._cluster.run())
         if settings.feeds.any:
             self._run("prices", self._feed.run())

@@ -28,6 +28,10 @@ SHORT_REFRESH_SECONDS: Final = 30.0
 """The same when demand has come to be unserved that others might make room for."""
 
 
+class NotAmendableError(Exception):
+    """The plan in force does not tell what these pools should get: all has to be planned."""
+
+
 @dataclass(slots=True)
 class Replanner:
     """The plan in force, in one process.  `solve` and `refresh` may run in two threads at once, each in one."""
@@ -56,6 +60,17 @@ class Replanner:
                 self._unserved, self._fresh_at = _unserved(found.plan), self.clock()
             elif found is not self._last:
                 self._amended = True
+            self._last = found
+        return found.plan
+
+    def amend(self, snapshot: Snapshot) -> Plan:
+        """The plan in force with only those pools planned anew that differ.  Raises NotAmendableError."""
+        last = self._last
+        found = amended(last, snapshot) if last else None
+        if found is None:
+            raise NotAmendableError
+        with self._lock:
+            self._amended = self._amended or found is not last
             self._last = found
         return found.plan
 

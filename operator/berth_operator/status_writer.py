@@ -37,19 +37,28 @@ class StatusWriter:
         return [*self._pace.in_s(), *(seconds for seconds in found if seconds is not None)]
 
     async def write_pools(
-        self, statuses: Mapping[str, InferencePoolStatus], pools: Sequence[InferencePool], invalid: Sequence[Invalid]
+        self,
+        statuses: Mapping[str, InferencePoolStatus],
+        pools: Sequence[InferencePool],
+        invalid: Sequence[Invalid],
+        *,
+        more: bool = False,
     ) -> Counter[Result]:
-        """Statuses by pool (`namespace/name`); one that is the very object in force is not written."""
+        """Statuses by pool (`namespace/name`); one that is the very object in force is not written.
+
+        `more`: there are more than these, so nothing about others is forgotten.
+        """
         known: dict[str, InferencePool | Invalid] = {pool.key: pool for pool in pools}
         known |= {item.key: item for item in invalid if item.kind == "InferencePool"}
         news = {key: status for key, status in statuses.items() if status is not known[key].status}
-        self._pace.keep_only(statuses.keys(), news.keys())
+        if not more:
+            self._pace.keep_only(statuses.keys(), news.keys())
         writes: dict[tuple[str, str], Callable[[], Any]] = {
             ("InferencePool", key): partial(self._write_pool, known[key], status)
             for key, status in news.items()
             if self._pace.due(key, known[key].status, status)
         }
-        return await _write_all(self._pools, writes)
+        return await _write_all(self._pools, writes, more=more)
 
     async def write_classes(
         self, statuses: Mapping[str, HardwareClassStatus], classes: Sequence[HardwareClass], now: datetime
@@ -93,12 +102,15 @@ class StatusWriter:
         return True
 
 
-async def _write_all(attempts: Attempts, writes: Mapping[tuple[str, str], Callable[[], Any]]) -> Counter[Result]:
+async def _write_all(
+    attempts: Attempts, writes: Mapping[tuple[str, str], Callable[[], Any]], *, more: bool = False
+) -> Counter[Result]:
     slots = asyncio.Semaphore(_CONCURRENCY)
 
     async def attempt(key: tuple[str, str], write: Callable[[], Any]) -> Result:
         async with slots:
             return await attempts.attempt(key, f"status of {key[0]} {key[1]}", write)
 
-    attempts.keep_only(writes.keys())
+    if not more:
+        attempts.keep_only(writes.keys())
     return Counter(await asyncio.gather(*(attempt(key, write) for key, write in writes.items())))

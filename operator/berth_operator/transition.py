@@ -36,12 +36,13 @@ def next_steps(
     """The steps for one pool.
 
     `desired`: all its rendered children.  `live`: the children that it owns now.  `suspended`: its workers go at once.
-    `hold`: why no worker may be taken away, whatever the plan wants (None: nothing stands against it); those that wait
-    for a node are kept, too, because it is for them that an autoscaler makes one.
+    `hold`: why no worker may be taken away, whatever the plan wants (None: nothing stands against it); where it wants
+    none at all, those that wait for a node are kept, too, because it is for them that an autoscaler makes one.
     """
     there = {child.key: child for child in live}
     wanted = {_key(m): m for m in desired}
     unready = {key for key, m in wanted.items() if key[0] in WORKLOAD_KINDS and not _ready(m, there.get(key))}
+    places = any(key[0] in WORKLOAD_KINDS for key in wanted)
     apply, delete, waiting, put_off = [], [], [], []
     moving = False
     for key, manifest in wanted.items():
@@ -61,7 +62,7 @@ def next_steps(
         if key in wanted or child.deleting:
             continue
         serves = key[0] in WORKLOAD_KINDS and child.ready_replicas > 0
-        if key[0] in WORKLOAD_KINDS and not suspended and hold:
+        if key[0] in WORKLOAD_KINDS and not suspended and hold and (serves or not places):
             waiting.append(f"{child} stays: {hold}")
         elif serves and not suspended and unready:
             names = ", ".join(sorted(name for _, _, name in unready))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from berth_operator import loop as loop_module
+from berth_operator import executor as executor_module
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import ApiError, Kube
 from berth_operator.cluster.resources import (
@@ -26,7 +26,7 @@ from berth_operator.cluster.resources import (
     POOLS,
     SERVING_PROFILES,
 )
-from berth_operator.loop import Loop, LoopSettings
+from berth_operator.executor import Executor
 from berth_operator.telemetry import Telemetry
 from devcluster import graviton4
 from devcluster.pretend import PretendCluster
@@ -236,7 +236,7 @@ class Field:
         api: Any = self.pretend
         self.cluster = Cluster(api, lambda: None)
         self.pretend.reflectors = list(self.cluster._reflectors)
-        self.loop = Loop(self.cluster, Telemetry(CollectorRegistry()), LoopSettings())
+        self.executor = Executor(self.cluster, Telemetry(CollectorRegistry()))
         for place in (("arm", "OnDemand"), ("arm", "Spot"), ("arm", "Reserved"), ("gpu", "OnDemand")):
             self.pretend.nodes[place] = {f"{'-'.join(place)}-{i}" for i in range(60)}
         pretend = self.pretend
@@ -246,7 +246,7 @@ class Field:
             def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
                 return pretend.now.astimezone(tz)
 
-        monkeypatch.setattr(loop_module, "datetime", Clock)
+        monkeypatch.setattr(executor_module, "datetime", Clock)
         self.pretend.put(NAMESPACES, {"metadata": {"name": "team", "labels": {"team": "x"}}})
         self.put("class", "gpu", GPU)
 
@@ -262,7 +262,7 @@ class Field:
         quiet = 0
         for _ in range(60):
             written = len(self.pretend.writes)
-            passed = await self.loop.pass_once()
+            passed = await self.executor.pass_once()
             assert not passed.results.get("Failed"), passed.results
             self.pretend.pass_time(timedelta(seconds=60))
             quiet = quiet + 1 if len(self.pretend.writes) == written else 0

@@ -23,6 +23,7 @@ from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import Kube
 from berth_operator.cluster.kube import load_configuration as configuration_of
 from berth_operator.cluster.resources import CHILDREN, HARDWARE_CLASSES, NAMESPACES, POOLS
+from berth_operator.executor import Executor
 from berth_operator.loop import Loop, LoopSettings
 from berth_operator.telemetry import Telemetry
 from devcluster import ControlPlane, SimulatedNodePool, graviton4, on_demand
@@ -79,7 +80,9 @@ class Operator:
         self._proxy.calls = self.calls  # counted over all lives
         self.kube = Kube(await configuration_of(str(path)), attempts=3, request_seconds=2)
         self.cluster = Cluster(self.kube, self._wake, [self.case])
-        self.loop = Loop(self.cluster, Telemetry(CollectorRegistry()), LoopSettings(debounce_s=0.05, interval_s=1.0))
+        telemetry = Telemetry(CollectorRegistry())
+        executor = Executor(self.cluster, telemetry)
+        self.loop = Loop(self.cluster, executor, telemetry, LoopSettings(debounce_s=0.05, interval_s=1.0))
         self._tasks = [asyncio.create_task(self.cluster.run()), asyncio.create_task(self.loop.run())]
 
     def _wake(self) -> None:

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from berth_operator import loop as loop_module
+from berth_operator import executor as executor_module
 from berth_operator import passes
 from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import Kube
+from berth_operator.executor import Executor
 from berth_operator.loop import Loop, LoopSettings
 from berth_operator.telemetry import Telemetry
 from prometheus_client import CollectorRegistry
@@ -28,7 +29,9 @@ class Running:
         self.turns = 0
         self.cluster = Cluster(kube, self._wake, [namespace])
         settings = LoopSettings(debounce_s=0.05, interval_s=0.5)
-        self.loop = Loop(self.cluster, Telemetry(self.registry), settings, leading=self._leading)
+        telemetry = Telemetry(self.registry)
+        executor = Executor(self.cluster, telemetry)
+        self.loop = Loop(self.cluster, executor, telemetry, settings, leading=self._leading)
 
     def _wake(self) -> None:
         self.loop.mark_dirty()
@@ -69,7 +72,7 @@ async def test_a_plan_that_fails_changes_nothing_and_is_made_again(
         raise ArithmeticError("the solver broke")
 
     with monkeypatch.context() as fault:
-        fault.setattr(loop_module, "plan_priced", fail)
+        fault.setattr(executor_module, "plan_priced", fail)
         fleet.pool(namespace, "agents")
         await running.until("two plans have failed", lambda: running.passes("error") >= 2)
         assert fleet.children(namespace) == {}

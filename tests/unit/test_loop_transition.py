@@ -98,6 +98,13 @@ def test_a_pool_without_any_hardware_to_go_to_keeps_what_serves() -> None:
     assert steps.waiting == ("Deployment default/old stays: no capacity",)
 
 
+def test_a_pool_with_too_little_hardware_to_go_to_keeps_what_serves_and_drops_what_only_waits() -> None:
+    live = [_child("old", 3), _child("waiting", 2, 0), _child("new", 1)]
+    steps = next_steps([_wanted("new", 1)], live, hold="not enough capacity")
+    assert (_applied(steps), _deleted(steps)) == (["new"], ["waiting"])
+    assert steps.waiting == ("Deployment default/old stays: not enough capacity",)
+
+
 def test_a_service_that_is_no_longer_wanted_goes() -> None:
     steps = next_steps([_wanted("new", 1)], [_child("route", kind=SERVICES), _child("new", 1, 0)])
     assert _deleted(steps) == ["route"]

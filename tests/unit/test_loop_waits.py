@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from berth_operator.api import InferencePool
 from berth_operator.cluster.cluster import Cluster
+from berth_operator.executor import Executor
 from berth_operator.loop import Loop, LoopSettings
 from berth_operator.telemetry import Telemetry
 from prometheus_client import CollectorRegistry
@@ -31,7 +32,8 @@ class _Pools:
 
 
 def _loop(cluster: _Pools, debounce_s: float) -> Loop:
-    return Loop(cast("Cluster", cluster), Telemetry(CollectorRegistry()), LoopSettings(debounce_s=debounce_s))
+    telemetry, there = Telemetry(CollectorRegistry()), cast("Cluster", cluster)
+    return Loop(there, Executor(there, telemetry), telemetry, LoopSettings(debounce_s=debounce_s))
 
 
 async def _seconds(loop: Loop, meanwhile: Callable[[int], Any] = lambda _: None) -> float:
