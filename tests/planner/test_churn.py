@@ -115,6 +115,28 @@ def test_unserved_demand_moves_at_once_whatever_the_cooldown(
     assert "new" in _on(planned)
 
 
+def test_replicas_missing_to_the_minimum_move_at_once_whatever_the_cooldown(
+    replan: Make, settled: Make, classes: Make, now: datetime
+) -> None:
+    one = settled(scaling={"minReplicas": 3}, status={"lastMoveTime": now.isoformat()})
+    planned = replan(one, classes(new="3.00", max_nodes={"OnDemand": 1}))
+    assert sum(p.replicas for p in planned.placements) == 3
+    assert _on(planned) == {"old", "new"}
+
+
+def test_leaving_hardware_that_would_be_left_anyway_is_not_said_to_save_too_little(
+    plan_for: Make, settled: Make, classes: Make, profile: Make, running: Make
+) -> None:
+    planned = plan_for(
+        [settled()],
+        classes(old="1.00", new="1.00"),
+        serving_profiles=(profile("old"), profile("new")),
+        running=(running("demo/settled", "old"), running("demo/settled", "new")),
+    ).pools["demo/settled"]
+    assert len(planned.placements) == 1
+    assert planned.kept is None
+
+
 def test_hardware_that_no_longer_meets_the_objective_is_left_at_once(
     plan_for: Make, settled: Make, classes: Make, profile: Make, running: Make, now: datetime
 ) -> None:

@@ -1,5 +1,6 @@
 """Is a plan after a small change as sound as one made afresh, and is everything else left alone?"""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -74,6 +75,20 @@ def test_a_change_of_hardware_is_planned_afresh(snapshot: Snapshot) -> None:
     last = planned(snapshot)
     fewer = replace(snapshot, hardware_classes=snapshot.hardware_classes[1:])
     assert replanned(last, fewer).plan == planned(fewer).plan
+
+
+@pytest.mark.usefixtures("decomposed")
+def test_a_change_that_asks_for_more_than_there_is_leaves_a_plan_whose_gap_is_unknown(snapshot: Snapshot) -> None:
+    last = planned(snapshot)
+    body = _with_demand(snapshot.pools[0], "900").to_api()
+    body["spec"]["scaling"] = {"maxReplicas": 1}
+    after = amended(last, replace(snapshot, pools=(InferencePool.model_validate(body), *snapshot.pools[1:])))
+    assert after is not None
+    key = snapshot.pools[0].key
+    assert after.plan.pools[key].unserved_requests_per_second > 0
+    assert math.isnan(after.plan.gap)
+    others = {k: v for k, v in after.plan.pools.items() if k != key}
+    assert others == {k: v for k, v in last.plan.pools.items() if k != key}
 
 
 def test_a_flat_plan_leaves_nothing_to_start_from(snapshot: Snapshot) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from berth_operator.api import Quantization, format_duration
+from berth_operator.api import Effective, Quantization, format_duration
 from berth_operator.planner.candidates import Resource
 from berth_operator.planner.effort import Effort
 from berth_operator.planner.fleet import FleetSolver
@@ -152,13 +152,18 @@ def _hold(problem: PoolProblem, incumbents: Mapping[str, Incumbent]) -> PoolProb
 
 
 def _shortage(problems: Sequence[PoolProblem], solution: Solution) -> list[float]:
-    """Unserved shares by falling priority, for lexicographic comparison; rounded so that noise does not decide."""
+    """Unserved shares by falling priority, then replicas missing to minReplicas, for lexicographic comparison.
+
+    Rounded, so that noise does not decide.
+    """
     sums: dict[int, float] = {}
+    missing = 0.0
     for problem in problems:
         pool = solution.pools.get(problem.key)
         unserved = pool.unserved if pool else 1.0
         sums[-problem.effective.priority] = sums.get(-problem.effective.priority, 0.0) + unserved
-    return [round(sums[priority], 5) for priority in sorted(sums)]
+        missing += pool.missing_replicas if pool else problem.effective.min_replicas
+    return [round(sums[priority], 5) for priority in sorted(sums)] + [round(missing, 3)]
 
 
 def _moves_for_service(problems: Sequence[PoolProblem], held: Solution, free: Solution) -> set[str]:
@@ -168,8 +173,14 @@ def _moves_for_service(problems: Sequence[PoolProblem], held: Solution, free: So
     return {
         key
         for key, pool in free.pools.items()
-        if key not in held.pools or held.pools[key].unserved > pool.unserved + TOLERANCE
+        if key not in held.pools
+        or held.pools[key].unserved > pool.unserved + TOLERANCE
+        or held.pools[key].missing_replicas > pool.missing_replicas + TOLERANCE
     }
+
+
+def _places(pool: PoolSolution) -> set[tuple[Resource, Quantization]]:
+    return {(a.option.resource, a.option.quantization) for a in pool.assignments}
 
 
 def dollars(pool: PoolSolution) -> float:
@@ -191,6 +202,16 @@ def _worth(
     before, after = held.pools.get(problem.key), moved.pools.get(problem.key)
     if before is None or after is None:
         return Problem("NotComparable", "the plan on the present hardware could not be solved")
+    if _places(before) == _places(after):
+        return None  # it leaves some of its hardware wherever it stays: no saving is wanted for that
+    found = _saves_too_little(effective, before, after)
+    if found is None and incumbent.last_move and now < incumbent.last_move + effective.cooldown:
+        until = (incumbent.last_move + effective.cooldown).isoformat(timespec="seconds")
+        return Problem("Cooldown", f"moved less than {format_duration(effective.cooldown)} ago: stays until {until}")
+    return found
+
+
+def _saves_too_little(effective: Effective, before: PoolSolution, after: PoolSolution) -> Problem | None:
     target = _described(after, with_format=effective.quantization is Quantization.ANY)
     if effective.objective != "Cost":
         gain = 1 - after.objective / before.objective if before.objective > 0 else 0.0
@@ -215,9 +236,6 @@ def _worth(
                 f"moving to {target} would save ${saving:.2f}/h ({share:.1f} %), less than"
                 f" minSavingsPercent {effective.min_savings_percent}",
             )
-    if incumbent.last_move and now < incumbent.last_move + effective.cooldown:
-        until = (incumbent.last_move + effective.cooldown).isoformat(timespec="seconds")
-        return Problem("Cooldown", f"moved less than {format_duration(effective.cooldown)} ago: stays until {until}")
     return None
 
 

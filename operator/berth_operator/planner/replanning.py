@@ -32,7 +32,7 @@ from berth_operator.planner.program import Program, add_pool, cost_terms
 from berth_operator.planner.recharging import recharged, standing
 from berth_operator.planner.sharing import groups_open_to, in_parts, less
 from berth_operator.planner.solution import nodes_used
-from berth_operator.planner.solver import minimise_roughly
+from berth_operator.planner.solver import SolverError, minimise_roughly
 from berth_operator.planner.types import Placement, Plan, PoolPlan, RunningPlacement, Snapshot
 
 MOST_FORCED: Final = 50
@@ -330,13 +330,15 @@ def _bounded(
     if not last.pool_bounds or math.isnan(last.bound) or unforeseen:
         return math.nan, {}
     fresh = {j.key: _least(j, last.duals, limits, held=j.key in held) for j in judged}
+    if any(map(math.isnan, fresh.values())):
+        return math.nan, {}
     gone = sum(v for k, v in last.pool_bounds.items() if k not in kept)
     bounds = {k: v for k, v in last.pool_bounds.items() if k in kept} | fresh
     return last.bound - gone + sum(fresh.values()), bounds
 
 
 def _least(judged: JudgedPool, duals: Mapping[Resource, float], limits: Mapping[Resource, int], *, held: bool) -> float:
-    """What no plan of the pool that serves all costs less than, with nodes at their duals."""
+    """What no plan of the pool that serves all costs less than, with nodes at their duals; not a number without any."""
     problem = in_parts(judged.program)
     if held and judged.incumbent:
         own = judged.incumbent.resources
@@ -347,4 +349,7 @@ def _least(judged: JudgedPool, duals: Mapping[Resource, float], limits: Mapping[
     terms = cost_terms(problem, columns)
     for k, option in enumerate(problem.options):
         terms[columns.nodes[k]] += duals.get(option.resource, 0.0) / option.parts
-    return minimise_roughly(program, terms).bound
+    try:
+        return minimise_roughly(program, terms).bound
+    except SolverError:
+        return math.nan
