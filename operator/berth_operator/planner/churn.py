@@ -8,7 +8,6 @@ pool has already is no move.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
 
 from berth_operator.api import Effective, Quantization, format_duration
 from berth_operator.planner.candidates import Resource
@@ -19,10 +18,6 @@ from berth_operator.planner.sharing import NOTHING, Standing
 from berth_operator.planner.solution import PoolSolution, Solution
 from berth_operator.planner.solver import TOLERANCE
 from berth_operator.planner.types import Problem, RunningPlacement
-
-MANY: Final = 2_000
-"""Pools from which somebody is nearly always disappointed by a plan with some moves refused, so that it is searched
-first, and proven once nobody is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +73,20 @@ def decide(
     stays = dict(moves.stays)
     if not stays:
         return Decision(free, {}, free, problems)  # whoever stays in it does so of itself
-    effort = Effort.SEARCH if search and len(problems) > MANY else Effort.PROVE
     while True:
         going = moves.wanted - stays.keys()
         held = [p if p.key in going else _hold(p, incumbents) for p in problems]
-        final = solver.solve(held, effort)
-        lost = _shortage(problems, final) > _shortage(problems, free)
-        if lost and effort is Effort.PROVE:
+        final = solver.solve(held)
+        if _shortage(problems, final) > _shortage(problems, free):
             return Decision(solver.solve(problems) if search else free, {}, free, problems)
         disappointed = {
             p.key: reason
             for p in problems
             if p.key in going - moves.needed and (reason := _worth(p, moves.held, final, incumbents[p.key], now))
         }
-        if effort is Effort.PROVE and not disappointed:
+        if not disappointed:
             return Decision(final, stays, free, held)
-        if lost or not disappointed:
-            effort = Effort.PROVE
-        else:
-            stays |= disappointed
+        stays |= disappointed
 
 
 @dataclass(frozen=True, slots=True)
