@@ -200,13 +200,17 @@ void compare_vectors(const Isa& a, const Isa& b) {
       a.swiglu(both.get(), one.get(), n), b.swiglu(both.get(), two.get(), n);
       expect_same("swiglu " + size, one, two);
       copies();
-      for (const float later : {-2.0f, 0.5f, 3.0f}) {
-        Array<float> state_a(2), state_b(2);
-        state_a[0] = state_b[0] = 0.25f, state_a[1] = state_b[1] = 5.0f;
-        a.merge(&state_a[0], &state_a[1], one.get(), later, 2.0f, gate.get(), n);
-        b.merge(&state_b[0], &state_b[1], two.get(), later, 2.0f, gate.get(), n);
-        expect_same("merge " + size, one, two), expect_same("its maximum and sum", state_a, state_b);
+      // rows of n / 16 or n: one whose later chunk is lower, equal, higher, and one that sees nothing of it
+      const int64_t rows = n < 64 ? 1 : n / 16, each = n / rows;
+      Array<float> later(2 * rows), state_a(2 * rows), state_b(2 * rows);
+      for (int64_t r = 0; r < rows; ++r) {
+        state_a[r] = state_b[r] = 0.25f, state_a[rows + r] = state_b[rows + r] = 5.0f;
+        later[r] = r % 4 == 3 ? -std::numeric_limits<float>::infinity() : -2.0f + static_cast<float>(r % 4) * 2.25f;
+        later[rows + r] = r % 4 == 3 ? 0.0f : 2.0f;
       }
+      a.merge(state_a.get(), state_a.get() + rows, one.get(), later.get(), later.get() + rows, gate.get(), rows, each);
+      b.merge(state_b.get(), state_b.get() + rows, two.get(), later.get(), later.get() + rows, gate.get(), rows, each);
+      expect_same("merge " + size, one, two), expect_same("its maxima and sums", state_a, state_b);
     }
     if (n % 16 == 0) {
       copies();
@@ -229,8 +233,8 @@ void compare_attention(const Isa& a, const Isa& b) {
   constexpr int64_t kBlocks = 20;
   for (const int64_t head_dim : {16, 48, 64, 128})
     for (const int64_t rows : {1, 2, 3, 4, 5, 8, 9, 17, 32})
-      for (const int64_t blocks : {1, 5, 16}) {
-        if (head_dim != 64 && blocks == 16 && rows > 9) continue;
+      for (const int64_t blocks : {1, 5, 10, 16}) {
+        if (head_dim != 64 && blocks >= 10 && rows > 9) continue;
         const int64_t stride = 2 * berth::kv_head_bytes(head_dim);
         Array<int8_t> cache(kBlocks * stride), values(rows * head_dim);
         Array<uint8_t> magnitudes(rows * head_dim);
@@ -260,7 +264,8 @@ void compare_attention(const Isa& a, const Isa& b) {
           for (int64_t k = 0; k < head_dim; ++k) biases[r] -= 128 * values[r * head_dim + k];
         }
         berth::AttentionChunk c{};
-        c.cache = cache.get() + below(2) * stride / 2, c.block_stride = stride, c.table = table.get(), c.blocks = blocks, c.blocks_after = 4;
+        c.cache = cache.get() + below(2) * stride / 2, c.block_stride = stride, c.table = table.get(), c.blocks = blocks;
+        c.next_cache = cache.get(), c.next_table = table.get() + blocks, c.next_blocks = below(5);
         c.position = position, c.head_dim = head_dim, c.rows = rows, c.values = values.get(), c.magnitudes = magnitudes.get();
         c.biases = biases.get(), c.scales = scales.get(), c.ages = ages.get();
         c.maximum = maximum.get(), c.sum = sum.get(), c.out = out.get();

@@ -165,89 +165,145 @@ namespace {
 constexpr int kFewestQueries = 9;
 
 // One tile of keys is a block of 16 tokens, 64 dims; one of values is 64 tokens, 16 dims, which four blocks hold: they are gathered.
+// All tiles but those of keys and values (6, 7) have as many rows as there are queries: tiles 0, 2, 4 the first 16, 1, 3, 5 the others, or,
+// where 16 tiles' rows are enough, as many as 0.  So one configuration serves scores and sums.
 class TiledChunk : public Chunk {
  public:
   using Chunk::Chunk;
 
   void run() {
-    const int rows = static_cast<int>(c.rows);
-    // queries and their scores: tiles 0 and 2 the first 16 rows, 1 and 3 the others; 4 and 5 keys
-    const int second = rows > kAmxRows ? rows - kAmxRows : 1;
-    configure({rows < kAmxRows ? rows : kAmxRows, second, rows < kAmxRows ? rows : kAmxRows, second, 16, 16, 16, 16});
+    const int rows = static_cast<int>(c.rows), first = rows < kAmxRows ? rows : kAmxRows, second = rows > kAmxRows ? rows - kAmxRows : rows;
+    configure({first, second, first, second, first, second, 16, 16});
     if (rows > kAmxRows)
-      score_tiles<2>();
+      score_many();
     else
-      score_tiles<1>();
-    soften();
-    // sums of the planes' rows: tiles 0 to 3; 4 and 5 planes, 6 and 7 values
-    configure({16, 16, 16, 16, 16, 16, 16, 16});
-    blend_tiles();
+      score_few();
+    for (int64_t row = 0; row < c.rows; ++row) {
+      soften_row(row);
+      while (asked_ < 2 * kChunkBlocks * (row + 2) / (c.rows + 2)) ask();
+    }
+    if (rows > kAmxRows)
+      blend_many();
+    else
+      blend_few();
     _tile_release();
   }
 
  private:
-  template <int RowTiles>
-  void score_tiles() {
-    alignas(64) int32_t dots[2][kAmxRows * kPanel];
-    for (int64_t b = 0; b < c.blocks; ++b) {
-      const int8_t *keys = block[b], *ahead = after_keys(b);
-      _tile_zero(2);
-      if constexpr (RowTiles == 2) _tile_zero(3);
+  // Asks for the next half of a block of the chunk that comes next.
+  void ask() {
+    const int64_t bytes = kv_head_bytes(c.head_dim) / 2, at = asked_++;
+    if (at / 2 >= c.next_blocks) return;
+    const int8_t* from = after(at / 2) + at % 2 * bytes;
+    for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch(reinterpret_cast<const char*>(from + line), _MM_HINT_T1);
+  }
+
+  // Two blocks at a time: a product's result comes late.
+  void score_few() {
+    for (int64_t b = 0; b < padded; b += 2) {
+      _tile_zero(1);
+      _tile_zero(3);
       for (int64_t dim = 0; dim < c.head_dim; dim += kDeep) {
-        for (int64_t line = 0; line < kTileBytes; line += 64)
-          _mm_prefetch(reinterpret_cast<const char*>(ahead + dim * kPanel + line), _MM_HINT_T0);
-        _tile_loadd(4, keys + dim * kPanel, 64);
         _tile_loadd(0, c.values + dim, c.head_dim);
-        _tile_dpbssd(2, 0, 4);
-        if constexpr (RowTiles == 2) {
-          _tile_loadd(1, c.values + kAmxRows * c.head_dim + dim, c.head_dim);
-          _tile_dpbssd(3, 1, 4);
-        }
+        _tile_loadd(6, block[b] + dim * kPanel, 64);
+        _tile_loadd(7, block[b + 1] + dim * kPanel, 64);
+        _tile_dpbssd(1, 0, 6);
+        _tile_dpbssd(3, 0, 7);
       }
-      _tile_stored(2, dots[0], 64);
-      if constexpr (RowTiles == 2) _tile_stored(3, dots[1], 64);
-      score(b, 0, c.rows, dots[0]);
+      _tile_stored(1, dots[0] + b * kPanel, kWidth * 4);
+      _tile_stored(3, dots[0] + (b + 1) * kPanel, kWidth * 4);
+    }
+  }
+  void score_many() {
+    for (int64_t b = 0; b < padded; b += 2) {
+      _tile_zero(2);
+      _tile_zero(3);
+      _tile_zero(4);
+      _tile_zero(5);
+      for (int64_t dim = 0; dim < c.head_dim; dim += kDeep) {
+        _tile_loadd(0, c.values + dim, c.head_dim);
+        _tile_loadd(1, c.values + kAmxRows * c.head_dim + dim, c.head_dim);
+        _tile_loadd(6, block[b] + dim * kPanel, 64);
+        _tile_loadd(7, block[b + 1] + dim * kPanel, 64);
+        _tile_dpbssd(2, 0, 6);
+        _tile_dpbssd(3, 1, 6);
+        _tile_dpbssd(4, 0, 7);
+        _tile_dpbssd(5, 1, 7);
+      }
+      _tile_stored(2, dots[0] + b * kPanel, kWidth * 4);
+      _tile_stored(3, dots[kAmxRows] + b * kPanel, kWidth * 4);
+      _tile_stored(4, dots[0] + (b + 1) * kPanel, kWidth * 4);
+      _tile_stored(5, dots[kAmxRows] + (b + 1) * kPanel, kWidth * 4);
     }
   }
 
-  void blend_tiles() {
-    constexpr int64_t kTokens = kDeep;
-    alignas(64) int8_t values[kChunkBlocks / 4][kTileBytes];
-    alignas(64) int32_t dots[4][kAmxRows * kPanel];
-    const int64_t tiles = (c.blocks * kPanel + kTokens - 1) / kTokens;
-    if (c.blocks % 4 != 0)  // tokens of the last tile that are not there
-      for (int64_t r = 0; r < 2 * c.rows; ++r) __builtin_memset(planes[r] + c.blocks * kPanel, 0, (tiles * 4 - c.blocks) * kPanel);
-    for (int64_t dim = 0; dim < c.head_dim; dim += kPanel) {
-      for (int64_t b = 0; b < c.blocks; ++b) {
-        const int8_t *from = block[b] + kPanel * c.head_dim + dim * kPanel, *ahead = after_values(b) + dim * kPanel;
-        for (int64_t line = 0; line < 4; ++line) {
-          _mm_prefetch(reinterpret_cast<const char*>(ahead + line * 64), _MM_HINT_T0);
-          _mm512_store_si512(values[b / 4] + (b % 4 * 4 + line) * 64, _mm512_load_si512(from + line * 64));
-        }
-      }
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-      for (int64_t t = 0; t < tiles; ++t) {
-        const int8_t* p = planes[0] + t * kTokens;
-        _tile_loadd(6, values[t], 64);
-        _tile_loadd(4, p, kWidth);
-        _tile_dpbssd(0, 4, 6);
-        _tile_loadd(5, p + kAmxRows * kWidth, kWidth);
-        _tile_dpbssd(1, 5, 6);
-        _tile_loadd(4, p + 2 * kAmxRows * kWidth, kWidth);
-        _tile_dpbssd(2, 4, 6);
-        _tile_loadd(5, p + 3 * kAmxRows * kWidth, kWidth);
-        _tile_dpbssd(3, 5, 6);
-      }
-      _tile_stored(0, dots[0], 64);
-      _tile_stored(1, dots[1], 64);
-      _tile_stored(2, dots[2], 64);
-      _tile_stored(3, dots[3], 64);
-      for (int64_t r = 0; r < c.rows; ++r) blend(r, dim, dots[0] + 2 * r * kPanel);
+  // Gathers the values of 16 dims: tiles of 64 tokens.
+  void gather(int64_t dim, int8_t* to) const {
+    for (int64_t b = 0; b < padded; ++b, to += kTileBytes / 4) {
+      const int8_t* from = block[b] + kPanel * c.head_dim + dim * kPanel;
+      for (int64_t line = 0; line < kTileBytes / 4; line += 64) _mm512_store_si512(to + line, _mm512_load_si512(from + line));
     }
   }
+
+  static constexpr int64_t kStride = 2 * kWidth;  // from a row's high plane to the next one's; its low plane is between
+  void blend_few() {  // 32 dims at a time
+    alignas(64) int8_t values[2][kChunkBlocks / 4][kTileBytes];
+    alignas(64) int32_t sums[4][kAmxRows * kPanel];
+    for (int64_t dim = 0; dim < c.head_dim; dim += 2 * kPanel) {
+      gather(dim, values[0][0]);
+      gather(dim + kPanel, values[1][0]);
+      _tile_zero(1);
+      _tile_zero(3);
+      _tile_zero(4);
+      _tile_zero(5);
+      for (int64_t t = 0; t < padded / 4; ++t) {
+        _tile_loadd(0, planes[0] + t * kDeep, kStride);
+        _tile_loadd(6, values[0][t], 64);
+        _tile_dpbssd(1, 0, 6);
+        _tile_loadd(7, values[1][t], 64);
+        _tile_dpbssd(3, 0, 7);
+        _tile_loadd(2, planes[1] + t * kDeep, kStride);
+        _tile_dpbssd(4, 2, 6);
+        _tile_dpbssd(5, 2, 7);
+      }
+      _tile_stored(1, sums[0], 64);
+      _tile_stored(3, sums[1], 64);
+      _tile_stored(4, sums[2], 64);
+      _tile_stored(5, sums[3], 64);
+      for (int64_t r = 0; r < c.rows; ++r)
+        for (int64_t i = 0; i < 2; ++i) blend(r, dim + i * kPanel, sums[i] + r * kPanel, sums[2 + i] + r * kPanel);
+    }
+  }
+  void blend_many() {
+    alignas(64) int8_t values[kChunkBlocks / 4][kTileBytes];
+    alignas(64) int32_t sums[2][2 * kAmxRows * kPanel];
+    for (int64_t dim = 0; dim < c.head_dim; dim += kPanel) {
+      gather(dim, values[0]);
+      _tile_zero(2);
+      _tile_zero(3);
+      _tile_zero(4);
+      _tile_zero(5);
+      for (int64_t t = 0; t < padded / 4; ++t) {
+        const int8_t* p = planes[0] + t * kDeep;
+        _tile_loadd(6, values[t], 64);
+        _tile_loadd(0, p, kStride);
+        _tile_dpbssd(2, 0, 6);
+        _tile_loadd(1, p + kAmxRows * kStride, kStride);
+        _tile_dpbssd(3, 1, 6);
+        _tile_loadd(0, p + kWidth, kStride);
+        _tile_dpbssd(4, 0, 6);
+        _tile_loadd(1, p + kWidth + kAmxRows * kStride, kStride);
+        _tile_dpbssd(5, 1, 6);
+      }
+      _tile_stored(2, sums[0], 64);
+      _tile_stored(3, sums[0] + kAmxRows * kPanel, 64);
+      _tile_stored(4, sums[1], 64);
+      _tile_stored(5, sums[1] + kAmxRows * kPanel, 64);
+      for (int64_t r = 0; r < c.rows; ++r) blend(r, dim, sums[0] + r * kPanel, sums[1] + r * kPanel);
+    }
+  }
+
+  int64_t asked_ = 0;
 };
 
 static_assert(kAttentionRows == 2 * kAmxRows, "the tiles of a chunk");

@@ -20,6 +20,11 @@ typedef float Floats __attribute__((vector_size(4 * BERTH_LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * BERTH_LANES)));
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x), ties to even, in the low bits for |x| < 2^22
 constexpr int32_t kRoundBits = 0x4B400000;
+#if BERTH_LANES == 16
+#define BERTH_UNROLL _Pragma("GCC unroll 16")  // where there are registers enough for a whole row of attention
+#else
+#define BERTH_UNROLL
+#endif
 constexpr int kMostUnit = 128;     // the largest unit of activations for matrices of 4 bits
 constexpr int kMostVectors = BERTH_LANES == 16 ? 16 : 8;  // that Hadamard's transform keeps in registers
 constexpr int kGainedAtOnce = 64;  // the largest unit of activations whose rows are multiplied by a gain
@@ -43,6 +48,14 @@ inline Floats fused(Floats a, Floats b, Floats c) {
   return c;
 }
 inline Floats larger(Floats a, Floats b) { return choose(a, b, a, b); }
+#endif
+#if BERTH_LANES != 16
+// x in the first n lanes, `otherwise` in the others
+inline Floats first_lanes(int64_t n, Floats x, float otherwise) {
+  const int32_t count = n < 0 ? 0 : static_cast<int32_t>(n < kLanes ? n : kLanes);
+  const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7}, counts = {count, count, count, count, count, count, count, count};
+  return lane < counts ? x : all(otherwise);
+}
 #endif
 inline float larger(float a, float b) { return a > b ? a : b; }
 inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
@@ -91,16 +104,14 @@ inline void store_planes(int8_t* high, int8_t* low, Floats x) {
   }
 }
 #endif
-// The planes of x[i] * factor.
-inline void store_planes(int8_t* high, int8_t* low, const float* x, int64_t n, float factor) {
-  int64_t i = 0;
-#if defined(BERTH_OWN_FOUR_PLANES)
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
-    store_planes4(high + i, low + i, load(x + i) * factor, load(x + i + kLanes) * factor, load(x + i + 2 * kLanes) * factor,
-                  load(x + i + 3 * kLanes) * factor);
-#endif
-  for (; i + kLanes <= n; i += kLanes) store_planes(high + i, low + i, load(x + i) * factor);
+#if !defined(BERTH_OWN_FOUR_PLANES)
+inline void store_planes4(int8_t* high, int8_t* low, Floats x, Floats y, Floats z, Floats w) {
+  store_planes(high, low, x);
+  store_planes(high + kLanes, low + kLanes, y);
+  store_planes(high + 2 * kLanes, low + 2 * kLanes, z);
+  store_planes(high + 3 * kLanes, low + 3 * kLanes, w);
 }
+#endif
 
 // exp(x) to 2 ulp for x <= 0: 2^n exp(r), r in [-ln2/2, ln2/2] (reduced in two steps, as Cephes does), by the polynomial of degree 5 that
 // begins with 1 + r and has the least relative error there, 1.1e-7 (Lawson's iteration); below -87, exp(-87).
@@ -115,7 +126,18 @@ inline Floats exponential(Floats x) {
   p = fused(p, r * r, r) + 1.0f;
   return p * (Floats)(((Ints)shifted - (kRoundBits - 127)) << 23);
 }
-inline float exponential(float x) { return exponential(all(x))[0]; }
+
+// 2^x for x <= 0: 2^n 2^f, f in [-1/2, 1/2], by the polynomial of degree 4 that begins with 1 and has the least relative error there,
+// 2.8e-6; below -100, 2^-100.
+inline Floats power_of_two(Floats x) {
+  x = larger(x, all(-100.0f));
+  const Floats shifted = x + kRound, f = x - (shifted - kRound);
+  Floats p = fused(f, all(0.009582816f), all(0.05590682f));
+  p = fused(p, f, all(0.24024102f));
+  p = fused(p, f, all(0.6931242f));
+  p = fused(p, f, all(1.0f));
+  return (Floats)((Ints)p + ((Ints)shifted << 23));  // kRound's own bits are shifted out
+}
 
 inline float largest_magnitude(const float* x, int64_t n) {
   Floats most = all(0.0f);

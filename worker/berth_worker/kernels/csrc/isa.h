@@ -79,8 +79,9 @@ struct Isa {
   float (*quantize_head)(const float* x, int64_t n, int8_t* values, uint8_t* magnitudes, int32_t* bias);
   // one chunk of attention for `rows` query rows over `blocks` consecutive entries of `table`; see attention in attend.h
   void (*attend)(const struct AttentionChunk& chunk);
-  // merges a later chunk's (maximum, sum, out[n]) into an earlier one's
-  void (*merge)(float* maximum, float* sum, float* out, float later_maximum, float later_sum, const float* later, int64_t n);
+  // merges a later chunk's (maximum, sum, out[n]) into an earlier one's, for `rows` rows
+  void (*merge)(float* maximum, float* sum, float* out, const float* later_maximum, const float* later_sum, const float* later, int64_t rows,
+                int64_t n);
 };
 
 // Keys and values of one KV head in one block of 16 tokens; a block of a layer holds kv_heads of them one after the other:
@@ -96,18 +97,20 @@ struct AttentionChunk {
   int64_t block_stride;       // bytes from one block to the next
   const int32_t* table;       // [blocks] ids of the chunk's blocks
   int64_t blocks;             // 1..kChunkBlocks
-  int64_t blocks_after;       // entries of the table that follow, for later chunks
+  const int8_t* next_cache;   // as `cache`, of the chunk that this thread is expected to take next
+  const int32_t* next_table;  // [next_blocks] ids of its blocks
+  int64_t next_blocks;        // 0: not known
   int64_t position;           // position of the chunk's first token
   int64_t head_dim;           // multiple of 16
   int64_t rows;               // 1..kAttentionRows
   const int8_t* values;       // [rows][head_dim] quantized queries
   const uint8_t* magnitudes;  // [rows][head_dim]
   const int32_t* biases;      // [rows]
-  const float* scales;        // [rows] times the softmax scale
+  const float* scales;        // [rows] times the softmax scale and log2(e): scores are logarithms to base 2
   const int64_t* ages;        // [rows] position of each query: it sees tokens up to and with its own
   float* maximum;             // [rows] out; -inf where a row sees nothing of the chunk
   float* sum;                 // [rows] out
-  float* out;                 // [rows][head_dim] out: sum of exp(score - maximum) * value
+  float* out;                 // [rows][head_dim] out: sum of 2^(score - maximum) * value
 };
 
 extern const Isa scalar_isa;

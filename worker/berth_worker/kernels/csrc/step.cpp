@@ -9,6 +9,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <numbers>
 #include <vector>
 
 #include "arena.h"
@@ -210,7 +211,8 @@ class Step {
     packed.resize(static_cast<size_t>(d));
     unused.resize(static_cast<size_t>(d));
     float* out = buffer.data();
-    const float softmax_divisor = std::sqrt(static_cast<float>(d)) * static_cast<float>(m_.head_block);
+    // scores are logarithms to base 2; and a head's Hadamard matrix is not normalized
+    const float softmax_divisor = std::sqrt(static_cast<float>(d)) * static_cast<float>(m_.head_block) * std::numbers::ln2_v<float>;
     for (int64_t row = 0; row < b_.total; row += kHeadRows) {
       const int64_t rows = std::min(kHeadRows, b_.total - row);
       isa_.matmul(m, own * panels, (own + 1) * panels, from(normed_, row), rows, out, d, false);
@@ -247,37 +249,54 @@ class Step {
 
   void attention(Member& team, const int8_t* cache) {
     const auto quantize = [&](int64_t t) { isa_.quantize(attended_ + t * m_.heads * m_.head_dim, 1.0f, nullptr, mixed_, t); };
-    const auto attend = [&](int64_t i) { attend_item(plan_.items[static_cast<size_t>(i / m_.kv_heads)], i % m_.kv_heads, cache); };
-    const auto count = static_cast<int64_t>(plan_.items.size()) * m_.kv_heads;
+    // One KV head after the other: most of what is merged was made by the same thread, and still is in its own cache.
+    const auto each = static_cast<int64_t>(plan_.items.size()), count = each * m_.kv_heads;
+    const auto attend = [&](int64_t i) {
+      Chunk next{};
+      if (i + 1 < count) next = chunk_of(item((i + 1) % each), (i + 1) / each, cache);
+      attend_item(item(i % each), i / each, cache, next);
+    };
     if (plan_.merges.empty()) return then_rows(team, count, attend, b_.total, quantize);
     team.phase(count, attend);
-    const auto merge = [&](int64_t i) { merge_tile(tile(plan_.merges[static_cast<size_t>(i / m_.kv_heads)]), i % m_.kv_heads); };
-    then_rows(team, static_cast<int64_t>(plan_.merges.size()) * m_.kv_heads, merge, b_.total, quantize);
+    const auto merges = static_cast<int64_t>(plan_.merges.size());
+    const auto merge = [&](int64_t i) { merge_tile(tile(plan_.merges[static_cast<size_t>(i % merges)]), i / merges); };
+    then_rows(team, merges * m_.kv_heads, merge, b_.total, quantize);
   }
 
   const AttentionTile& tile(int64_t i) const { return plan_.tiles[static_cast<size_t>(i)]; }
 
-  void attend_item(const AttentionItem& item, int64_t kv, const int8_t* cache) {
+  // Where a chunk of context lies, up to what the tile's last token sees.
+  struct Chunk {
+    const int8_t* cache;
+    const int32_t* table;
+    int64_t blocks, position;
+  };
+
+  const AttentionItem& item(int64_t i) const { return plan_.items[static_cast<size_t>(i)]; }
+
+  // `after`: what this thread is likely to read next.
+  void attend_item(const AttentionItem& item, int64_t kv, const int8_t* cache, const Chunk& after) {
     const int64_t d = m_.head_dim;
     const AttentionTile& first = tile(item.tiles[0]);
-    if (item.tiles.size() > 1) return attend_together(item, kv, cache);
+    if (item.tiles.size() > 1) return attend_together(item, kv, cache, after);
     if (item.chunk >= 0) {
       float* p = partial(first, item.chunk, kv);
-      return attend_chunk(first, item.chunk, kv, cache, p, p + kAttentionRows, p + 2 * kAttentionRows);
+      return attend_chunk(first, chunk_of(first, item.chunk, kv, cache), after, kv, p, p + kAttentionRows, p + 2 * kAttentionRows);
     }
     static thread_local std::vector<float> buffer;
     buffer.resize(static_cast<size_t>(2 * kAttentionRows * (d + 2)));
     float *result = buffer.data(), *later = result + kAttentionRows * (d + 2);
     for (int64_t chunk = 0; chunk < first.chunks; ++chunk) {
       float* p = chunk == 0 ? result : later;
-      attend_chunk(first, chunk, kv, cache, p, p + kAttentionRows, p + 2 * kAttentionRows);
+      attend_chunk(first, chunk_of(first, chunk, kv, cache), chunk + 1 < first.chunks ? chunk_of(first, chunk + 1, kv, cache) : after, kv, p,
+                   p + kAttentionRows, p + 2 * kAttentionRows);
       if (chunk > 0) merge_rows(result, later, first.tokens * m_.group_heads());
     }
     write_tile(first, kv, result);
   }
 
   // One chunk that several tiles see whole: their queries side by side, the results to each tile's partials.
-  void attend_together(const AttentionItem& item, int64_t kv, const int8_t* cache) {
+  void attend_together(const AttentionItem& item, int64_t kv, const int8_t* cache, const Chunk& after) {
     const int64_t d = m_.head_dim, shared = m_.group_heads();
     struct Rows {
       alignas(64) float maximum[kAttentionRows], sum[kAttentionRows], scales[kAttentionRows];
@@ -302,7 +321,7 @@ class Step {
       std::copy_n(ages_ + tile.first * shared, n, rows.ages + count);
       count += n;
     }
-    AttentionChunk c = chunk_of(tile(item.tiles[0]), item.chunk, kv, cache);
+    AttentionChunk c = with_next(chunk_of(tile(item.tiles[0]), item.chunk, kv, cache), after);
     c.rows = count;
     c.values = rows.values.data(), c.magnitudes = rows.magnitudes.data(), c.biases = rows.biases, c.scales = rows.scales, c.ages = rows.ages;
     c.maximum = rows.maximum, c.sum = rows.sum, c.out = rows.out.data();
@@ -326,10 +345,7 @@ class Step {
   }
 
   void merge_rows(float* into, const float* later, int64_t rows) const {
-    const int64_t d = m_.head_dim;
-    for (int64_t r = 0; r < rows; ++r)
-      isa_.merge(into + r, into + kAttentionRows + r, into + 2 * kAttentionRows + r * d, later[r], later[kAttentionRows + r],
-                 later + 2 * kAttentionRows + r * d, d);
+    isa_.merge(into, into + kAttentionRows, into + 2 * kAttentionRows, later, later + kAttentionRows, later + 2 * kAttentionRows, rows, m_.head_dim);
   }
 
   void merge_tile(const AttentionTile& tile, int64_t kv) {
@@ -350,22 +366,27 @@ class Step {
     }
   }
 
-  AttentionChunk chunk_of(const AttentionTile& tile, int64_t chunk, int64_t kv, const int8_t* cache) const {
+  Chunk chunk_of(const AttentionTile& tile, int64_t chunk, int64_t kv, const int8_t* cache) const {
     const int64_t last = ages_[(tile.first + tile.tokens - 1) * m_.group_heads()], first_block = chunk * kChunkBlocks;
+    return {cache + kv * kv_head_bytes(m_.head_dim), b_.tables + tile.sequence * b_.width + first_block,
+            std::min<int64_t>(kChunkBlocks, last / kPanel + 1 - first_block), first_block * kPanel};
+  }
+  // The first one that an item reads.
+  Chunk chunk_of(const AttentionItem& item, int64_t kv, const int8_t* cache) const {
+    return chunk_of(tile(item.tiles[0]), std::max<int64_t>(item.chunk, 0), kv, cache);
+  }
+  AttentionChunk with_next(const Chunk& chunk, const Chunk& after) const {
     AttentionChunk c{};
-    c.cache = cache + kv * kv_head_bytes(m_.head_dim);
+    c.cache = chunk.cache, c.table = chunk.table, c.blocks = chunk.blocks, c.position = chunk.position;
+    c.next_cache = after.cache, c.next_table = after.table, c.next_blocks = after.blocks;
     c.block_stride = m_.kv_block_bytes();
-    c.table = b_.tables + tile.sequence * b_.width + first_block;
-    c.blocks = std::min<int64_t>(kChunkBlocks, last / kPanel + 1 - first_block);
-    c.blocks_after = last / kPanel + 1 - first_block - c.blocks;
-    c.position = first_block * kPanel;
     c.head_dim = m_.head_dim;
     return c;
   }
 
-  void attend_chunk(const AttentionTile& tile, int64_t chunk, int64_t kv, const int8_t* cache, float* maximum, float* sum, float* out) {
+  void attend_chunk(const AttentionTile& tile, const Chunk& chunk, const Chunk& after, int64_t kv, float* maximum, float* sum, float* out) {
     const int64_t shared = m_.group_heads(), place = (kv * b_.total + tile.first) * shared;
-    AttentionChunk c = chunk_of(tile, chunk, kv, cache);
+    AttentionChunk c = with_next(chunk, after);
     c.rows = tile.tokens * shared;
     c.values = queries_ + place * m_.head_dim;
     c.magnitudes = query_magnitudes_ + place * m_.head_dim;

@@ -205,11 +205,6 @@ inline void store_rounded4(int8_t* to, __m512 x, __m512 y, __m512 z, __m512 w) {
   store_rounded(to + 32, z);
   store_rounded(to + 48, w);
 }
-inline void store_planes(int8_t* high, int8_t* low, __m512 x) {
-  const __m512i q = _mm512_cvtps_epi32(x);
-  store_bytes(high, _mm512_srli_epi32(q, 7));
-  store_bytes(low, _mm512_and_si512(q, _mm512_set1_epi32(127)));
-}
 // Packs work within 128 bits: the doublewords of the result are of x, y, z, w in turn, and are put in order at the end.
 inline void store_planes4(int8_t* high, int8_t* low, __m512 x, __m512 y, __m512 z, __m512 w) {
   const __m512i xy = _mm512_packs_epi32(_mm512_cvtps_epi32(x), _mm512_cvtps_epi32(y));
@@ -231,6 +226,9 @@ inline int32_t sum_of(const int8_t* values, int64_t n) {
   return _mm512_reduce_add_epi32(sums);
 }
 
+inline __m512 first_lanes(int64_t n, __m512 x, float otherwise) {
+  return _mm512_mask_mov_ps(_mm512_set1_ps(otherwise), static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1), x);
+}
 inline __m512 choose(__m512 x, __m512 y, __m512 u, __m512 v) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_GT_OQ), v, u);
 }
