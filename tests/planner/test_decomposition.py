@@ -341,3 +341,20 @@ def test_lagranges_bound_holds_at_any_duals(option: Make) -> None:
             duals = rng.exponential(1.0, len(lanes.rows)) * scale
             for finally_ in (False, True):
                 assert search.price(duals, finally_=finally_) <= flat.cost + 1e-4
+
+
+def test_a_proof_that_is_amended_bounds_the_fleet_as_it_is_then(option: Make) -> None:
+    proven = 0
+    for seed in range(4):
+        problems, limits = _fleet(seed, option, 11, plain=True)
+        solver = FleetSolver(problems, limits)
+        solver.decomposed(problems)
+        held = [replace(p, options=p.options[::2]) if i == seed else p for i, p in enumerate(problems)]
+        amended, flat = solver.decomposed(held), solve(held, limits)
+        assert _within_limits(amended, limits)
+        if sum(_shortage(held, flat)) + sum(_shortage(held, amended)) > 1e-6:
+            continue
+        proven += 1
+        assert amended.bound <= flat.cost + 1e-4
+        assert flat.bound <= amended.cost + 1e-3  # but for what breaks ties
+    assert proven
