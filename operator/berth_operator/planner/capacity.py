@@ -7,7 +7,7 @@ between tokens; of the numbers of slots within that and within memory, the best 
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -205,7 +205,7 @@ def _useful(replicas: Replicas, loads: Loads) -> tuple[Replicas, Station]:
     """
     smooth = np.logical_and.accumulate(replicas.gap_p99 <= loads.gap * (1 + 1e-9), axis=1) & replicas.fits
     smooth[:, 0] = True
-    station = Station.of(replicas, loads, np.ones_like(loads.gap))
+    station = Station.of(replicas, loads)
     index = np.arange(smooth.shape[1])
     last = np.argmin(np.where(smooth & (index > 0), station.took, np.inf), axis=1)[:, None]
     last = np.where(smooth[:, 1:2], last, 0)
@@ -232,23 +232,44 @@ def _useful(replicas: Replicas, loads: Loads) -> tuple[Replicas, Station]:
 def _carried(
     replicas: Replicas, loads: Loads, station: Station, *, forgets: bool
 ) -> Iterator[tuple[int, tuple[float, ...]]]:
-    """(pair, (turns/s, slots, p99s)) of those that carry anything."""
-    top = np.floor(np.log2(1 / np.where(replicas.fits, station.took, np.inf).min(axis=1)) * _PER_OCTAVE)
-    search = _Search(replicas, loads, None if forgets else station, top.astype(np.int64))
-    exponent = search.greatest()
+    """(pair, (turns/s, slots, p99s)) of those that carry anything.
+
+    What a replica carries with b slots does not depend on how many it could have, and the best b counts: whoever may
+    have more, because memory is larger or the promise between tokens is looser, carries no less.
+    """
+    last = replicas.fits.sum(axis=1) - 1
+    search = _Search(replicas, loads, None if forgets else station, last)
+    exponent = search.greatest(search.top())
+    rows, columns = _worth_a_try(search, exponent)
+    fewer = _Search(replicas.at(rows), loads.at(rows), None if forgets else station.at(rows), columns)
+    found = fewer.more(exponent[rows])
+    column = last.copy()
+    for row, at, carried in zip(rows.tolist(), columns.tolist(), found.tolist(), strict=True):
+        if carried > exponent[row]:
+            exponent[row], column[row] = carried, at
     able = np.flatnonzero(exponent > search.floor)
     if not len(able):
         return
-    queue = search.queue(able, exponent[able])
-    loads = queue.loads
-    worst = np.maximum(*times(queue).late(loads.first_token, loads.turn))
-    worst[:, 0] = math.inf
-    column = np.argmin(worst, axis=1)[:, None]
-    slots = np.take_along_axis(queue.replicas.turns, column, axis=1)
-    first, turn = _p99s(queue, column, loads.first_token, loads.turn, octaves=4, per_octave=1)
-    gap = np.minimum(gap_p99(queue, column), loads.gap)
+    best = _Search(replicas.at(able), loads.at(able), None if forgets else station.at(able), column[able])
+    queue = best.queue(np.arange(len(able)), exponent[able])
+    at, loads = column[able][:, None], queue.loads
+    slots = np.take_along_axis(queue.replicas.turns, at, axis=1)
+    first, turn = _p99s(queue, at, loads.first_token, loads.turn, octaves=4, per_octave=1)
+    gap = np.minimum(gap_p99(queue, at), loads.gap)
     table = np.concatenate([queue.rate, slots, first, gap, turn], axis=1)
     yield from zip(able.tolist(), map(tuple, table.tolist()), strict=True)
+
+
+def _worth_a_try(search: "_Search", exponent: Ints) -> tuple[Ints, Ints]:
+    """(pair, column) with fewer slots that might carry more: whose first tokens, which do not depend on how many slots
+    there are beyond those, would be in time."""
+    queue = search.queue(np.arange(len(exponent)), np.minimum(exponent + 1, search.top()))
+    first, _ = times(queue).late(queue.loads.first_token, queue.loads.turn)
+    index = np.arange(first.shape[1])
+    tried = (first <= LATE) & queue.stable & (index > 0) & (index < search.column[:, None])
+    tried &= (exponent < search.top())[:, None]
+    rows, columns = np.nonzero(tried)
+    return rows, columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,36 +279,40 @@ class _Search:
     replicas: Replicas
     loads: Loads
     station: Station | None
-    top: Ints
+    column: Ints
+    """[pair] where the number of slots stands; no more turns than that fit."""
+
+    def top(self) -> Ints:
+        """[pair] the greatest rate that any number of slots up to that can end at all."""
+        took = self.station.took if self.station else Station.of(self.replicas, self.loads).took
+        within = np.arange(took.shape[1]) <= self.column[:, None]
+        least = np.where(self.replicas.fits & within, took, np.inf).min(axis=1)
+        found: Ints = np.floor(np.log2(1 / least) * _PER_OCTAVE).astype(np.int64)
+        return found
 
     @property
     def floor(self) -> Ints:
         """[pair] what is given where no rate above it holds."""
-        return self.top - _OCTAVES * _PER_OCTAVE
+        return self.top() - _OCTAVES * _PER_OCTAVE
 
     def queue(self, rows: Ints, exponent: Ints) -> Queue:
         """Some of the pairs at rates."""
         station = self.station.at(rows) if self.station else None
         rate = np.exp2(exponent / _PER_OCTAVE)[:, None]
-        return Queue.of(self.replicas.at(rows), self.loads.at(rows), rate, station)
+        replicas = self.replicas.at(rows)
+        within = np.arange(replicas.turns.shape[1]) <= self.column[rows, None]
+        return Queue.of(replace(replicas, fits=replicas.fits & within), self.loads.at(rows), rate, station)
 
     def excess(self, rows: Ints, exponent: Ints) -> Array:
-        """[row] by how much too many turns are late with the best number of slots: the difference of log odds.
-
-        Where it is 0 or less, the rate holds.
-        """
+        """[row] by how much too many turns are late, in log odds: where it is 0 or less, the rate holds."""
         queue = self.queue(rows, exponent)
         late = np.maximum(*times(queue).late(queue.loads.first_token, queue.loads.turn))
-        found: Array = _log_odds(late[:, 1:].min(axis=1)) - _log_odds(LATE)
+        found: Array = _log_odds(np.take_along_axis(late, self.column[rows, None], axis=1)[:, 0]) - _log_odds(LATE)
         return found
 
-    def greatest(self) -> Ints:
-        """[pair] down from the top in ever longer strides; then to where the last one crosses what may be late.
-
-        That is found by interpolation, truncated and projected so that no pair takes more than one evaluation more
-        than bisection (ITP; Oliveira and Takahashi 2020).
-        """
-        low, high, floor = self.top + 1, self.top + 1, self.floor
+    def greatest(self, top: Ints) -> Ints:
+        """[pair] down from the top in ever longer strides; then to where the last one crosses what may be late."""
+        low, high, floor = top + 1, top + 1, top - _OCTAVES * _PER_OCTAVE
         under, over = np.full(len(low), -_MOST_ODDS), np.full(len(low), _MOST_ODDS)
         rows, stride = np.arange(len(low)), _FIRST_STRIDE
         while len(rows):
@@ -300,6 +325,26 @@ class _Search:
             rows, excess = rows[~holds], excess[~holds]
             over[rows] = excess
             stride *= 2
+        return self._between(low, high, under, over)
+
+    def more(self, base: Ints) -> Ints:
+        """[pair] up from a rate in ever longer strides, as far as it holds."""
+        low, high = base.copy(), base + 1
+        under, over = np.full(len(low), -_MOST_ODDS), np.full(len(low), _MOST_ODDS)
+        rows, stride = np.arange(len(low)), 1
+        while len(rows):
+            high[rows] = low[rows] + stride
+            excess = self.excess(rows, high[rows])
+            holds = excess <= 0
+            under[rows[holds]], over[rows[~holds]] = excess[holds], excess[~holds]
+            rows = rows[holds]
+            low[rows] = high[rows]
+            stride *= 2
+        return self._between(low, high, under, over)
+
+    def _between(self, low: Ints, high: Ints, under: Array, over: Array) -> Ints:
+        """[pair] where the excess crosses 0, found by interpolation, truncated and projected so that no pair takes more
+        than one evaluation more than bisection (ITP; Oliveira and Takahashi 2020)."""
         widest = np.exp2(np.ceil(np.log2(np.maximum(high - low, 1))))
         while len(rows := np.flatnonzero(high - low > 1)):
             at = _between(low[rows], high[rows], under[rows], over[rows], widest[rows])

@@ -12,7 +12,9 @@ exponential service times give it if answers are about equally long.  An arrival
 
     first token   the step that runs, or what is left of the prompt that is read (the mean residual) and those that
                   wait before it, as many as there are among n turns; then T(n)
-    decoding      O - 1 steps, stretched by the prompts that come meanwhile (delay busy period: mean 1/u, variance
+    noise         steps that take longer than they should, as the profile's p99 between tokens says, and stay so for a
+                while (neighbours, caches): a share by which all of the above is stretched
+  decoding      O - 1 steps, stretched by the prompts that come meanwhile (delay busy period: mean 1/u, variance
                   rate E[S^2]/u^3, u = 1 - rate S; Kleinrock 1975), at a concurrency that starts at d(n) and goes back
                   to its mean within about a turn, the slower the more concurrency slows tokens; turns that come
                   meanwhile do both, so that the one goes with the other
@@ -39,7 +41,7 @@ from berth_operator.planner.station import (
     Station,
     Work,
     added_seconds,
-    cached_turns,
+    kept_sessions,
     mixed,
 )
 
@@ -48,6 +50,16 @@ LATE: Final = 0.01
 _TOGETHER: Final = 0.61
 """Correlation of the turns that come within a turn's time and of how many there are meanwhile, sqrt(3/8) where turns
 come at random and stay for as long."""
+_PROMPTS_A_STEP: Final = 3
+"""Prompts that are read in one step are counted up to here."""
+_P99_DEVIATIONS: Final = 3.6
+"""By how many standard deviations the p99 of an exponential distribution is above its mean: ln 100 - 1.  Steps of the
+real worker on a shared machine: 3.0 to 4.7."""
+_NOISIEST: Final = 1.0
+"""Beyond twice the mean, a p99 between tokens says something else than how the machine varies."""
+_NOISE_LASTS: Final = 0.1
+"""Seconds.  Of the real worker on a shared machine the correlation of steps was 0.7 of neighbours, 0.4 after 8 and 0.2
+after 20 steps of 10 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,8 @@ class Queue:
     def of(replicas: Replicas, loads: Loads, rate: Array, station: Station | None = None) -> "Queue":
         """`rate`: turns/s, [pair, 1].  `station`: where no session is forgotten, the same for every rate."""
         if station is None:
-            station = Station.of(replicas, loads, cached_turns(replicas, loads, rate))
+            kept = kept_sessions(replicas, loads, rate) if loads.keeps.any() else None
+            station = Station.of(replicas, loads, kept)
         took = station.took
         width = np.diff(replicas.turns, axis=1)
         here, there = (width + 1) / 2, (width - 1) / 2
@@ -147,7 +160,7 @@ class Cumulants:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How long turns take, for those whose prompt is cached as stated, and those whose session was forgotten."""
+    """How long turns take, of each kind that the station tells apart."""
 
     queue: Queue
     free: Sequence[Cumulants]
@@ -161,10 +174,10 @@ class Times:
 
         `first_token`, `turn`: seconds, [pair, 1].
         """
-        hits, reading = self.queue.station.hits, self.queue.station.reading
+        shares, reading = self.queue.station.shares, self.queue.station.reading
         first, whole, usual_first, usual_whole = (np.zeros_like(reading) for _ in range(4))
         varied = bool(self.queue.loads.prompt_spread.any())
-        for share, free, behind, turns in zip((hits, 1 - hits), self.free, self.behind, self.turn, strict=False):
+        for share, free, behind, turns in zip(shares, self.free, self.behind, self.turn, strict=True):
             unhindered = free.beyond(first_token) if varied else free.beyond_even(first_token)
             first += share * (unhindered + reading * (behind.beyond(first_token) - unhindered))
             whole += share * turns.beyond(turn)
@@ -173,10 +186,30 @@ class Times:
         return self.queue.late(first, first_token - usual_first), self.queue.late(whole, turn - usual_whole)
 
 
+@dataclass(frozen=True, slots=True)
+class _Noise:
+    """By what share a replica's steps vary, [pair, i]."""
+
+    deviation: Array
+
+    @staticmethod
+    def of(replicas: Replicas) -> "_Noise":
+        """What the p99 between tokens says of it, if the distribution is exponential."""
+        beyond = np.clip(replicas.gap_p99 / replicas.step - 1, 0.0, _NOISIEST)
+        return _Noise(beyond / _P99_DEVIATIONS)
+
+    def added(self, seconds: Array) -> tuple[Array, Array]:
+        """Variance and third cumulant of that many seconds of steps: of a mean over them, as noise comes and goes."""
+        lasting = np.maximum(seconds / _NOISE_LASTS, 1e-3)
+        left = 2 * (lasting + np.expm1(-lasting)) / lasting**2
+        deviation = self.deviation * seconds
+        return deviation**2 * left, 2 * deviation**3 * left**2
+
+
 def times(queue: Queue) -> Times:
     """The distributions, as described above."""
     loads, station, rate = queue.loads, queue.station, queue.rate
-    hits, works, reading, output = station.hits, station.works, station.reading, loads.output_spread
+    works, reading, output = station.works, station.reading, loads.output_spread
     # prompts ahead: what is left of one, and those that wait
     every = station.every
     size = np.maximum(every.mean, TINY)
@@ -190,7 +223,7 @@ def times(queue: Queue) -> Times:
     wait_skew = 2 * wait_variance**2 / np.maximum(wait, TINY)  # a gamma distribution's
     residual = step**2 / 12
     # decoding: from the concurrency that is found back to the mean one
-    work = Work.of_all(hits, works)
+    work = Work.of_all(station.shares, works)
     mean, second = work.mean, work.variance + work.mean**2
     third = work.third + 3 * work.variance * mean + mean**3
     stolen = np.minimum(rate * mean * queue.mean(station.steals), 0.98)
@@ -216,18 +249,23 @@ def times(queue: Queue) -> Times:
     queued_third = reading * (wait_skew + 3 * wait_variance * wait + wait**3)
     queued_variance = queued_second - queued**2
     queued_skew = queued_third - 3 * queued * queued_second + 2 * queued**3
+    noise = _Noise.of(queue.replicas)
     free, behind, whole = [], [], []
     for own, work in zip(station.own, works, strict=True):
         varied = work.variance * station.stretch**2
         skewed = work.third * station.stretch**3
-        free.append(Cumulants(own + step / 2, varied + residual, skewed))
-        behind.append(Cumulants(own + wait, varied + wait_variance, skewed + wait_skew))
+        jitter, jitter_skew = noise.added(own + step / 2)
+        free.append(Cumulants(own + step / 2, varied + residual + jitter, skewed + jitter_skew))
+        jitter, jitter_skew = noise.added(own + wait)
+        behind.append(Cumulants(own + wait, varied + wait_variance + jitter, skewed + wait_skew + jitter_skew))
         # prompts that come while a turn waits are read while it decodes: what it waits more, it decodes longer
+        taken = own + queued + step / 2 + decode
+        jitter, jitter_skew = noise.added(taken)
         whole.append(
             Cumulants(
-                own + queued + step / 2 + decode,
-                (varied + residual + queued_variance) * (1 + stolen) ** 2 + decode_variance,
-                (skewed + queued_skew) * (1 + stolen) ** 3 + decode_skew,
+                taken,
+                (varied + residual + queued_variance) * (1 + stolen) ** 2 + decode_variance + jitter,
+                (skewed + queued_skew) * (1 + stolen) ** 3 + decode_skew + jitter_skew,
             )
         )
     return Times(queue, free, behind, whole)
@@ -237,17 +275,21 @@ def gap_p99(queue: Queue, column: Ints) -> Array:
     """[pair, 1] p99 between a stream's tokens, seconds, with turns[column] slots: of steps with a chunk and without."""
     station, replicas, loads = queue.station, queue.replicas, queue.loads
     reading = station.reading
-    works = mixed(station.hits, [work.mean for work in station.works])
-    added = np.minimum(added_seconds(replicas, loads, station.step), works)
+    works = mixed(station.shares, [work.mean for work in station.works])
+    most = added_seconds(replicas, loads, station.step)
     jitter = replicas.gap_p99 / replicas.step
-    long = (station.step + np.where(replicas.turns > 1, added, 0.0)) * np.sqrt(jitter)  # many: not all need be in time
-    with_chunk = reading / long / ((1 - reading) / station.step + reading / long)
     slots = replicas.turns[np.arange(len(column)), column[:, 0]][:, None]
     width = np.diff(replicas.turns, axis=1, append=replicas.turns[:, -1:] + 1)
     tokens = station.decoding * np.where(replicas.turns < slots, queue.chance * width, 0.0)
     tokens += station.decoding * np.where(replicas.turns == slots, queue.waits, 0.0)
+    kinds = [(tokens, station.step * jitter)]
+    for prompts in range(1, _PROMPTS_A_STEP + 1):  # as many as wait are read together, as far as the chunk goes
+        added = np.where(replicas.turns > 1, np.minimum(most, prompts * works), 0.0)
+        long = (station.step + added) * np.sqrt(jitter)  # many: not all need be in time
+        with_chunk = reading / long / ((1 - reading) / station.step + reading / long)
+        kinds.append((tokens * with_chunk * (1 - 1 / station.there) ** (prompts - 1), long))
     found = np.zeros_like(queue.rate)
-    for part, seconds in ((tokens * with_chunk, long), (tokens, station.step * jitter)):
+    for part, seconds in kinds:
         beyond = part.sum(axis=1, keepdims=True) - np.cumsum(part, axis=1) + part
         many = beyond > LATE * tokens.sum(axis=1, keepdims=True)
         found = np.maximum(found, np.where(many, seconds, 0.0).max(axis=1, keepdims=True))

@@ -42,6 +42,8 @@ _LATENESS: Final = (1.05, 1.25)
 """How far below the bound the engine aims, so that its jitter stays within (its `engine/cost.py`): for all but half a
 percent of steps, which is 1.1 times as far as the p99 is, and its predictions are a few percent off themselves."""
 _BEYOND_P99, _OFF = 1.1, 1.02
+_LEAST_CHUNK: Final = 4
+"""Tokens of a prompt that a step reads, however late it is (its `engine/scheduler.py`): a prompt always gets on."""
 _BLOCK_TOKENS: Final = 16
 """KV memory is given out in blocks of so many, and a session's last one is half full."""
 
@@ -92,8 +94,8 @@ class Loads:
 
     @property
     def keeps(self) -> Flags:
-        """Sessions come back and part of their prompt can be cached."""
-        return (self.turns_per_session > 1) & (self.cached_share > 0)
+        """Sessions come back, so that their KV is worth keeping."""
+        return self.turns_per_session > 1
 
     @property
     def new_tokens(self) -> Array:
@@ -102,15 +104,28 @@ class Loads:
 
     @property
     def growth(self) -> Array:
-        """Tokens by which a session's prompt is longer than the one before it: what is new and what was answered, but
-        never so many that the first one would be shorter than what is new in it."""
-        later = np.maximum(self.turns_per_session - 1, 1.0)
-        grown = np.minimum(self.new_tokens + self.output_tokens, 2 * (self.prompt_tokens - self.new_tokens) / later)
-        return np.where(self.keeps, np.maximum(grown, 0.0), 0.0)
+        """Tokens by which a session's prompt is longer than the one before it: what is new and what was answered; where
+        that is more than leaves room for all that is new in the first one, `_most_growth`, and part of what was there
+        before is read again each time."""
+        return np.where(self.keeps, np.minimum(self.new_tokens + self.output_tokens, self._most_growth), 0.0)
+
+    @property
+    def reread(self) -> Array:
+        """Share of the growth that is not cached either: 0 where only what is new is read, 1 where everything is."""
+        first = np.maximum(self._most_growth - self.output_tokens, 0.0)  # what is new where growth is greatest
+        found = np.clip((self.new_tokens - first) / np.maximum(self.prompt_tokens - first, TINY), 0.0, 1.0)
+        return np.where(self.keeps, found, 0.0)
+
+    @property
+    def _most_growth(self) -> Array:
+        """With which the first prompt is just what is new in it, or nothing: no prompt is shorter."""
+        turns = self.turns_per_session
+        whole = 2 * (self.prompt_tokens + self.output_tokens) / (turns + 1)
+        return np.minimum(whole, 2 * self.prompt_tokens / np.maximum(turns - 1, 1.0))
 
 
-def cached_turns(replicas: Replicas, loads: Loads, rate: Array) -> Array:
-    """Share of turns whose session is still in memory, first ones included: least recently used goes first (Che et al.
+def kept_sessions(replicas: Replicas, loads: Loads, rate: Array) -> Array:
+    """Share of later turns, [pair, 1], that find their session in memory: least recently used goes first (Che et al.
     2002).
 
     A session stays for a time t after its last turn, by which all memory has been used anew; think times are taken as
@@ -118,11 +133,8 @@ def cached_turns(replicas: Replicas, loads: Loads, rate: Array) -> Array:
     then.  With C tokens on average of those that come back, and D of those that do not:
     room = rate x (C Z (1 - 1/N) h + D t/N) with h = 1 - exp(-t/Z).  Room is what turns in service leave.
     """
-    if not loads.keeps.any():
-        return np.ones_like(rate)
     work = loads.output_tokens * replicas.step[:, 1:2]
-    inside = np.minimum(rate * work * 1.5, replicas.turns.max(axis=1, keepdims=True))
-    room = np.maximum(replicas.kv_cache_tokens - inside * loads.context_tokens, 0.0)
+    room = np.maximum(replicas.kv_cache_tokens - 1.5 * rate * work * loads.context_tokens, 0.0)
     think = np.maximum(loads.think_seconds, TINY)
     last = 1 / loads.turns_per_session
     kept = loads.context_tokens + _BLOCK_TOKENS / 2
@@ -133,7 +145,7 @@ def cached_turns(replicas: Replicas, loads: Loads, rate: Array) -> Array:
     for _ in range(6):
         left = np.exp(-time)
         time = np.maximum(time - (back * (1 - left) + gone * time - wanted) / (back * left + gone), 0.0)
-    return np.where(loads.keeps, 1 - (1 - last) * np.exp(-time), 1.0)
+    return np.where(loads.keeps, -np.expm1(-time), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +158,33 @@ class Work:
     """Cumulant."""
 
     @staticmethod
-    def cached(replicas: Replicas, loads: Loads) -> "Work":
-        """What is new of a prompt, behind a history that grows from turn to turn."""
-        new = loads.new_tokens
-        mean = new * _token_seconds(replicas, loads, loads.prompt_tokens - new / 2)
-        grown = (new * replicas.attention_seconds * loads.growth) ** 2 * _uniform_variance(loads.turns_per_session)
-        return Work._of(mean, grown, loads)
+    def of_turns(replicas: Replicas, loads: Loads) -> "Work":
+        """Of any turn, where every session is still in memory."""
+        return Work._read(replicas, loads, np.zeros_like(loads.growth), loads.turns_per_session)
+
+    @staticmethod
+    def first(replicas: Replicas, loads: Loads) -> "Work":
+        """Of a session's first turn."""
+        offset = -loads.growth * (loads.turns_per_session - 1) / 2
+        return Work._read(replicas, loads, offset, np.ones_like(offset))
+
+    @staticmethod
+    def kept(replicas: Replicas, loads: Loads) -> "Work":
+        """Of a later turn whose session is still in memory."""
+        return Work._read(replicas, loads, loads.growth / 2, np.maximum(loads.turns_per_session - 1, 1.0))
+
+    @staticmethod
+    def _read(replicas: Replicas, loads: Loads, offset: Array, count: Array) -> "Work":
+        """What is not cached of so many prompts, longer by `offset` than all on average, behind growing histories."""
+        growth, again = loads.growth, loads.reread
+        read = np.maximum(loads.new_tokens + again * offset, 1.0)
+        token = _token_seconds(replicas, loads, loads.prompt_tokens + offset - read / 2)
+        each = again * token + read * replicas.attention_seconds * (1 - again / 2)
+        return Work._of(read * token, (growth * each) ** 2 * _uniform_variance(count), loads)
 
     @staticmethod
     def cold(replicas: Replicas, loads: Loads) -> "Work":
-        """The whole prompt, of any turn but a session's first."""
+        """Of a later turn whose session was forgotten: the whole prompt."""
         later = np.maximum(loads.turns_per_session - 1, 1.0)
         prompt = loads.prompt_tokens + np.where(loads.keeps, loads.growth / 2, 0.0)
         variance = loads.growth**2 * _uniform_variance(later)
@@ -170,13 +199,13 @@ class Work:
         return Work(mean, varied + grown, 2 * varied**2 / mean)
 
     @staticmethod
-    def of_all(hits: Array, works: "Sequence[Work]") -> "Work":
-        """Of any turn: one of the first kind in a share `hits` of cases."""
+    def of_all(shares: "Sequence[Array]", works: "Sequence[Work]") -> "Work":
+        """Of any turn: one of each kind in its share of cases."""
         if len(works) == 1:
             return works[0]
-        mean = mixed(hits, [w.mean for w in works])
-        second = mixed(hits, [w.variance + w.mean**2 for w in works])
-        third = mixed(hits, [w.third + 3 * w.variance * w.mean + w.mean**3 for w in works])
+        mean = mixed(shares, [w.mean for w in works])
+        second = mixed(shares, [w.variance + w.mean**2 for w in works])
+        third = mixed(shares, [w.third + 3 * w.variance * w.mean + w.mean**3 for w in works])
         return Work(mean, np.maximum(second - mean**2, 0.0), third - 3 * second * mean + 2 * mean**3)
 
     def at(self, rows: Ints) -> "Work":
@@ -200,10 +229,10 @@ def _uniform_variance(count: Array) -> Array:
 class Station:
     """n turns in a replica, [pair, i]; but for forgotten sessions, no matter how many come."""
 
-    hits: Array
-    """[pair, 1] share of turns whose prompt is cached as stated; the others' sessions were forgotten."""
+    shares: tuple[Array, ...]
+    """[pair, 1] of turns: all, or first ones, later ones whose session is in memory, and those whose is not."""
     works: tuple[Work, ...]
-    """Of the one and of the other, as far as there are others."""
+    """Of each of these kinds."""
     own: tuple[Array, ...]
     """T likewise, beside n others; beside none a prompt has a step of its own."""
     every: Work
@@ -227,13 +256,16 @@ class Station:
     """s at that."""
 
     @staticmethod
-    def of(replicas: Replicas, loads: Loads, hits: Array) -> "Station":
-        """Solve the chain for every n."""
+    def of(replicas: Replicas, loads: Loads, kept: Array | None = None) -> "Station":
+        """Solve the chain for every n.  `kept`: share of sessions in memory, [pair, 1]; unset: all."""
         turns, step = replicas.turns, replicas.step
-        works: tuple[Work, ...] = (Work.cached(replicas, loads),)
-        if (hits < 1).any():
-            works = *works, Work.cold(replicas, loads)
-        work = Work.of_all(hits, works)
+        shares: tuple[Array, ...] = (np.ones_like(loads.gap),)
+        works: tuple[Work, ...] = (Work.of_turns(replicas, loads),)
+        if kept is not None:
+            first = 1 / loads.turns_per_session
+            shares = first, (1 - first) * kept, (1 - first) * (1 - kept)
+            works = Work.first(replicas, loads), Work.kept(replicas, loads), Work.cold(replicas, loads)
+        work = Work.of_all(shares, works)
         added = added_seconds(replicas, loads, step)
         chunk = np.maximum(added + replicas.idle, TINY)
         alone = turns == 0
@@ -252,13 +284,13 @@ class Station:
         varied = [
             Work(mean, w.variance * stretch**2, w.third * stretch**3) for mean, w in zip(owns, works, strict=True)
         ]
-        every = Work.of_all(hits, varied)
+        every = Work.of_all(shares, varied)
         part = (1 + np.clip(every.variance / every.mean**2, 1.0, 3.0)) / 2
         there = np.minimum(1 + part * (chain.there - 1), np.maximum(turns, 1.0))
         decoding = np.maximum(turns - chain.reading * there, 0.0)
         chord = (step - step[:, 1:2]) / np.maximum(turns - 1, 1.0)
         return Station(
-            hits,
+            shares,
             works,
             owns,
             every,
@@ -277,12 +309,17 @@ class Station:
         """Some of the pairs."""
         works = tuple(work.at(rows) for work in self.works)
         every = self.every.at(rows)
-        return replace(self.of_columns(lambda values: values[rows]), hits=self.hits[rows], works=works, every=every)
+        return replace(
+            self.of_columns(lambda values: values[rows]),
+            shares=tuple(share[rows] for share in self.shares),
+            works=works,
+            every=every,
+        )
 
     def of_columns(self, chosen: Callable[[Array], Array]) -> "Station":
         """Some of the concurrencies."""
         return Station(
-            self.hits,
+            self.shares,
             self.works,
             tuple(chosen(own) for own in self.own),
             Work(chosen(self.every.mean), chosen(self.every.variance), chosen(self.every.third)),
@@ -388,9 +425,10 @@ def added_seconds(replicas: Replicas, loads: Loads, step: Array) -> Array:
     """e: seconds by which a chunk lengthens a step."""
     lateness = np.clip(_OFF * (replicas.gap_p99 / replicas.step) ** _BEYOND_P99, *_LATENESS)
     pace = np.minimum(np.maximum(STEP_FACTOR * step, LEAST_PACE), loads.gap)
-    return np.maximum(pace / lateness - step, 0.0)
+    return np.maximum(pace / lateness - step, _LEAST_CHUNK / replicas.prefill_tokens_per_second)
 
 
-def mixed(hits: Array, values: Sequence[Array]) -> Array:
-    """Mean over turns that are cached and, if there are two values, those that are not."""
-    return values[0] if len(values) == 1 else hits * values[0] + (1 - hits) * values[1]
+def mixed(shares: Sequence[Array], values: Sequence[Array]) -> Array:
+    """Mean over kinds of turns."""
+    found: Array = sum((share * value for share, value in zip(shares, values, strict=True)), np.zeros(()))
+    return found
