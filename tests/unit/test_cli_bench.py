@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -38,7 +39,10 @@ vllm:num_requests_running{model_name="m"} 0
 
 
 class PacedWorker(generation_pb2_grpc.GenerationServicer):
-    """Prefills 2,000 tokens a second, then sends a token every 10 ms; remembers prompts as a prefix cache does."""
+    """A step takes 10 ms and gives a token; what of a prompt is not cached prolongs the first by 0.5 ms a token.
+
+    Remembers prompts as a prefix cache does.
+    """
 
     def __init__(self) -> None:
         self.lone_step = STEP
@@ -54,12 +58,12 @@ class PacedWorker(generation_pb2_grpc.GenerationServicer):
         prompt, wanted = tuple(request.token_ids.ids), request.sampling.max_tokens
         assert request.sampling.ignore_eos
         with self._lock:
-            cached = prompt in self.prompts
+            cached = max((len(p) for p in self.prompts if prompt[: len(p)] == p), default=0)
             self.prompts.append(prompt)
         with self._slots:
             with self._lock:
                 self._running += 1
-            due = time.monotonic() + (0 if cached else len(prompt) / PREFILL)
+            due = time.monotonic() + STEP + (len(prompt) - cached) / PREFILL
             for number in range(1, wanted + 1):
                 time.sleep(max(0.0, due - time.monotonic()))
                 due += STEP if self._running > 1 else self.lone_step
@@ -67,7 +71,7 @@ class PacedWorker(generation_pb2_grpc.GenerationServicer):
                 if number == wanted:
                     response.finish_reason = generation_pb2.FINISH_REASON_LENGTH
                     response.usage.prompt_tokens = len(prompt)
-                    response.usage.cached_prompt_tokens = len(prompt) if cached else 0
+                    response.usage.cached_prompt_tokens = cached
                     response.usage.completion_tokens = wanted
                 yield response
             with self._lock:
@@ -131,7 +135,8 @@ def test_figures_are_those_of_the_worker_to_within_the_clients_own_time(
     assert 60 <= float(one.decode_tokens_per_second) <= 103
     assert 240 <= float(four.decode_tokens_per_second) <= 412
     assert one.inter_token_latency_p99 >= timedelta(milliseconds=10)
-    assert 1000 <= float(profile.spec.prefill_tokens_per_second) <= PREFILL
+    # The step is not counted as prefill; both have the client's own time in them, which goes up and down.
+    assert 1000 <= float(profile.spec.prefill_tokens_per_second) <= 1.2 * PREFILL
     assert profile.spec.kv_cache_tokens == 16 * 4096
     assert profile.spec.provenance.method == "Measured"
     assert "machine: a test" in profile.spec.provenance.source
@@ -142,11 +147,23 @@ def test_prefill_is_timed_on_prompts_that_no_cache_has_seen(bench: Bench, paced:
     for _ in range(2):
         assert bench("--quick").exit_code == 0
     seen = paced[0].prompts
-    firsts = [prompt for number, prompt in enumerate(seen) if prompt not in seen[:number]]
+    whole = [prompt for prompt in seen if len(prompt) > 1]  # of one token, a prompt is a step
+    firsts = [prompt for number, prompt in enumerate(whole) if prompt not in whole[:number]]
     assert len(firsts) == 8  # four streams, two runs: nothing is used again
-    assert all(len(prompt) == 128 for prompt in seen)
+    assert all(len(prompt) == 128 for prompt in firsts)
     openings = {prompt[:16] for prompt in firsts}
     assert len(openings) == 8  # not even a block in common
+
+
+def test_turns_are_timed_as_they_come_a_few_tokens_behind_many(bench: Bench, paced: tuple[PacedWorker, str]) -> None:
+    result = bench("--concurrency=1,2", "--prompt-tokens=300", "--new-tokens=100", "--output-tokens=8", "--requests=2")
+    assert result.exit_code == 0, result.stderr
+    spec = ServingProfile.model_validate(yaml.safe_load(result.stdout), extra="forbid").spec
+    assert 1000 <= float(spec.prefill_tokens_per_second) <= 1.2 * PREFILL
+    assert [point.context_tokens for point in spec.points] == [300 + 100 + 4] * 2
+    turns = [prompt for prompt in paced[0].prompts if len(prompt) == 400]
+    assert len(set(turns)) == len(turns), "what is new in a turn is cached nowhere, while streams decode as well"
+    assert {turn[:300] for turn in turns} == {prompt for prompt in paced[0].prompts if len(prompt) == 300}
 
 
 def test_what_a_replica_takes_of_its_node_stands_in_the_profile(bench: Bench) -> None:
@@ -290,4 +307,5 @@ def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed(values: list
 def test_every_stream_of_a_round_is_counted_once() -> None:
     plan = Plan("m", (1, 3), 100, 10, 4)
     assert [plan.rounds(c) for c in plan.concurrency] == [4, 3]
-    assert plan.total_requests == 3 + 4 * 1 + 3 * 3
+    assert plan.total_requests == 2 * 3 + 4 * 1 + 3 * 3
+    assert replace(plan, new_tokens=20).total_requests == 2 * 3 + 6 * 3 + 4 * 1 + 3 * 3

@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from berth_operator.api import ServingPoint, ServingProfile, format_duration
+from berth_operator.api import ServingPoint, ServingProfile
 from berth_operator.api.names import API_VERSION
 from berth_operator.catalog.profile_sanity import shape_faults
 from berth_operator.cli.generation import GenerationClient, GenerationError, discover
@@ -55,6 +55,10 @@ def command(
     prompt_tokens: Annotated[int, typer.Option(min=2, help="Of each request, none of them cached at first")] = 512,
     output_tokens: Annotated[int, typer.Option(min=2, help="Of each request")] = 64,
     requests: Annotated[int, typer.Option(min=1, help="At least so many at each concurrency")] = 8,
+    new_tokens: Annotated[
+        int,
+        typer.Option(min=0, help="Time turns that bring so many tokens behind a cached prompt, not whole prompts"),
+    ] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Short prompts, concurrency 1 and 4: a first idea")] = False,
     http_address: Annotated[
         str | None, typer.Option(help="The worker's HTTP address, for its /metrics; default: same host, port 8000")
@@ -87,6 +91,7 @@ def command(
             min(prompt_tokens, 128) if quick else prompt_tokens,
             min(output_tokens, 32) if quick else output_tokens,
             min(requests, 4) if quick else requests,
+            min(new_tokens, 32) if quick else new_tokens,
         )
     except ValueError as error:
         leave(BAD_INPUT, error)
@@ -145,7 +150,7 @@ def _facts(address: str, http_address: str | None, kv_cache_tokens: int | None) 
 
 
 def _check_fits(plan: Plan, kv_cache_tokens: int) -> None:
-    length = plan.prompt_tokens + plan.output_tokens
+    length = plan.prompt_tokens + plan.new_tokens + plan.output_tokens
     needed = max(plan.concurrency) * length
     if needed > kv_cache_tokens:
         leave(
@@ -195,7 +200,8 @@ def _print_figures(plan: Plan, found: Measurements) -> None:
     to.print(table)
     to.print(
         f"prompts of {plan.prompt_tokens} tokens, none cached: first token after {found.first_token_p50 * 1000:.0f} ms"
-        f" (p50), {found.first_token_p99 * 1000:.0f} ms (p99); prefill {found.prefill_tokens_per_second:.0f} tokens/s;"
+        f" (p50), {found.first_token_p99 * 1000:.0f} ms (p99); prefill {found.prefill_tokens_per_second:.0f} tokens/s"
+        f" beyond a step, behind {plan.prefill_context_tokens} tokens;"
         f" decoding measured at {plan.context_tokens} tokens of context"
     )
 
@@ -243,7 +249,7 @@ def _point_body(point: DecodePoint) -> dict[str, Any]:
         "concurrency": point.concurrency,
         "contextTokens": point.context_tokens,
         "decodeTokensPerSecond": _rounded_down(point.tokens_per_second),
-        "interTokenLatencyP99": format_duration(timedelta(milliseconds=math.ceil(point.gap_p99 * 1000))),
+        "interTokenLatencyP99": f"{Decimal(math.ceil(point.gap_p99 * 1e4)) / 10}ms",
     }
 
 
@@ -267,7 +273,8 @@ def _source(address: str, plan: Plan, facts: WorkerFacts | None, machine: str | 
         f"berth bench against the worker at {address}",
         f"machine: {machine}" if machine else "machine not stated",
         f"{plan.prompt_tokens} prompt and {plan.output_tokens} output tokens, prompts random and distinct,"
-        f" decoding at {plan.context_tokens} tokens of context",
+        f" decoding at {plan.context_tokens} tokens of context, prefill of"
+        f" {plan.new_tokens or plan.prompt_tokens} tokens beyond what a step takes",
     ]
     if facts and facts.reported:
         parts.append("worker reports " + ", ".join(f"{k}={v}" for k, v in sorted(facts.reported.items()) if v))

@@ -4,6 +4,12 @@ Every stream has a prompt of its own, random tokens that no cache has seen: the 
 the measurement of prefill.  It also leaves the prompt in the worker's prefix cache, so that afterwards all streams of a
 round start together, and decoding is measured only while every one of them decodes.
 
+Prefill is what prompts take beyond what any step takes, whoever decodes in it as well: counted with every token, the
+step would make a prompt of 68 tokens, on a core that takes 8 ms for a step, look a third slower than it is.  So a
+prompt of one token is timed beside each long one.  Turns of a session bring few tokens behind many: with
+`new_tokens`, such turns are timed instead, and decoding is that of such turns: on some machines steps take a tenth
+longer for a while after a prompt.
+
 Rounds of the concurrencies take turns, so that a slow minute of the machine falls on all of them alike, and the median
 round counts.  Answers are drawn at temperature 1: greedy ones repeat themselves, a worker that speculates guesses them,
 and how fast it then looks is a property of the prompt.
@@ -24,6 +30,12 @@ from berth_operator.cli.generation import GenerationClient, GenerationError, Pie
 
 _TOKENS = range(1000, 30000)
 """Ordinary tokens in every vocabulary of the Llama family (32,000 and up); special ones lie outside."""
+_SHORTEST = 1
+"""Tokens of a prompt that is a step and nothing else."""
+_TURNS = 3
+"""Of each prompt, with new tokens and without, where turns are timed."""
+_MOST_OF_A_PROMPT = 0.8
+"""At most so much of a prompt's time is taken to be the step's: beyond it, the difference would be of noise."""
 _SETTLED_SHARE = 0.25
 """A round counts when all streams decode together for at least this share of it."""
 _FEWEST_ROUNDS = 3
@@ -42,11 +54,18 @@ class Plan:
     output_tokens: int
     requests: int
     """At least so many at each concurrency."""
+    new_tokens: int = 0
+    """That a turn brings: prefill is measured on so many behind a cached prompt; 0: on whole prompts."""
 
     @property
     def context_tokens(self) -> int:
         """Mean context of a stream while it decodes."""
-        return self.prompt_tokens + self.output_tokens // 2
+        return self.prompt_tokens + self.new_tokens + self.output_tokens // 2
+
+    @property
+    def prefill_context_tokens(self) -> int:
+        """Tokens before those that prefill is measured on, on average."""
+        return self.prompt_tokens + self.new_tokens // 2 if self.new_tokens else self.prompt_tokens // 2
 
     def rounds(self, concurrency: int) -> int:
         """How often that many streams are run together."""
@@ -55,7 +74,9 @@ class Plan:
     @property
     def total_requests(self) -> int:
         """All requests, those of prefill included."""
-        return max(self.concurrency) + sum(c * self.rounds(c) for c in self.concurrency)
+        return (2 + 2 * _TURNS * bool(self.new_tokens)) * max(self.concurrency) + sum(
+            c * self.rounds(c) for c in self.concurrency
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +112,7 @@ class _Trace:
     """One request as it went."""
 
     began: float
+    prompt_tokens: int
     pieces: list[Piece] = field(default_factory=list)
     """Those that brought tokens."""
     cached_prompt_tokens: int = 0
@@ -102,6 +124,26 @@ class _Trace:
     @property
     def last(self) -> float:
         return self.pieces[-1].at
+
+
+@dataclass(slots=True)
+class _Prompts:
+    """Lone prompts: until the first token, and how much of them was not cached."""
+
+    seconds: list[float] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
+
+    def add(self, trace: _Trace) -> None:
+        self.seconds.append(trace.first - trace.began)
+        self.read.append(trace.prompt_tokens - trace.cached_prompt_tokens)
+
+    def speed_beyond(self, step: _Prompts) -> float:
+        """Tokens a second beyond those of prompts that are a step and nothing else; medians."""
+        seconds, least = statistics.median(self.seconds), statistics.median(step.seconds)
+        tokens, few = statistics.median(self.read), statistics.median(step.read)
+        if tokens <= 2 * few:
+            return tokens / seconds
+        return (tokens - few) / max(seconds - least, (1 - _MOST_OF_A_PROMPT) * seconds)
 
 
 @dataclass(slots=True)
@@ -139,24 +181,31 @@ async def measure(
     """
     dice = random.Random()  # noqa: S311 - new prompts each time, so that no cache has seen them
     prompts = [dice.choices(_TOKENS, k=plan.prompt_tokens) for _ in range(max(plan.concurrency))]
-    first_tokens, speeds = [], []
+    whole, step = _Prompts(), _Prompts()
     for prompt in prompts:
-        trace = await _run(client, plan.model, prompt, 1, tick, "prefill")
-        first_tokens.append(trace.first - trace.began)
-        speeds.append((plan.prompt_tokens - trace.cached_prompt_tokens) / first_tokens[-1])
+        step.add(await _run(client, plan.model, dice.choices(_TOKENS, k=_SHORTEST), 1, tick, "prefill"))
+        whole.add(await _run(client, plan.model, prompt, 1, tick, "prefill"))
+    first_tokens = whole.seconds
+    if plan.new_tokens:
+        whole = _Prompts()
+        for prompt in prompts * _TURNS:
+            longer = prompt + dice.choices(_TOKENS, k=plan.new_tokens)
+            step.add(await _run(client, plan.model, dice.choices(_TOKENS, k=_SHORTEST), 1, tick, "turns"))
+            whole.add(await _run(client, plan.model, longer, 1, tick, "turns"))
     rounds = {concurrency: _Rounds() for concurrency in plan.concurrency}
     for _ in range(1 + _REPEATS):
         for turn in range(max(map(plan.rounds, plan.concurrency))):
             for concurrency, of_one in rounds.items():
                 if of_one.fault is None and turn < plan.rounds(concurrency):
-                    await _decode(client, plan, prompts[:concurrency], tick, of_one)
+                    turns = [prompt + dice.choices(_TOKENS, k=plan.new_tokens) for prompt in prompts[:concurrency]]
+                    await _decode(client, plan, turns, tick, of_one)
         points = [r.point(concurrency, plan.context_tokens) for concurrency, r in rounds.items() if r.fault is None]
         if not contradicts(points):
             break
     return Measurements(
         first_token_p50=statistics.median(first_tokens),
         first_token_p99=percentile(first_tokens, 99),
-        prefill_tokens_per_second=statistics.median(speeds),
+        prefill_tokens_per_second=whole.speed_beyond(step),
         points=tuple(points),
         left_out=tuple(r.fault for r in rounds.values() if r.fault is not None),
     )
@@ -200,7 +249,7 @@ async def _run(
     tick: Callable[[str], None],
     name: str,
 ) -> _Trace:
-    trace = _Trace(time.perf_counter())
+    trace = _Trace(time.perf_counter(), len(prompt))
     async for piece in client.complete_tokens(prompt, model=model, output_tokens=output_tokens):
         trace.cached_prompt_tokens = piece.cached_prompt_tokens or 0
         if piece.tokens:
