@@ -2,12 +2,14 @@
 
 The worker is profiled by `berth bench`; `planner.capacity` says from the profile what it carries within objectives, in
 three cases: bound by the first token, by the gap between tokens (which bounds the slots), and by the whole turn.  Then
-agents come at 50, 75 and 95 % of that, and at more until an objective breaks.  The worker has one thread, so that the
-agents have a processor of their own, and does not speculate, so that a step is a token.
+agents come at 50, 75 and 95 % of that, and at more until an objective breaks.  First token and turn are promised so
+that both should break at the same rate: one load then answers for both.  The worker has one thread, so that the agents
+have a processor of their own, and does not speculate, so that a step is a token.  It records its steps and requests,
+so that beside each p99 stand the parts that it is predicted from.
 
-Machines drift: right before and after each load the worker is probed (how long a step of a few streams takes), the
-prediction is that for the profile scaled to these probes, and a load during which they moved by more than a tenth is
-offered once more.
+Machines drift, from one minute to the next: p99s are predicted for the profile with all times longer by as much as
+those steps of a load took longer that only decoded.  Beside them stands what the profile as it is would predict.
+Probing the worker before and after a load does not do: they differed from it by a third.
 
 Turns are short, so that 5,000 of them take minutes: by its rates a case of five loads takes about 13 minutes where a
 replica carries 35 turns/s.
@@ -22,10 +24,12 @@ import math
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from _common import Report, options, p99, progress
 from berth_operator.api import ServingProfile
@@ -33,6 +37,7 @@ from berth_operator.planner import ReplicaCapacity
 from berth_operator.planner.capacity import Latencies, Load, latencies, replica_capacity
 from berth_operator.planner.speed import Speed, profile_speed
 from capacity_load import Agents, Seen, offer, p99_interval
+from capacity_trace import Trace, parts_predicted
 
 MODEL = "smollm2-135m-instruct"
 SLOTS = (1, 2, 4, 8, 16)
@@ -40,10 +45,9 @@ AT = (0.5, 0.75, 0.95)
 BEYOND = (1.1, 1.25, 1.4)
 """Of the predicted capacity, until an objective breaks."""
 AGENTS = Agents(system=32, new=16, output=8)
-DRIFT = 0.1
-"""Between the probes before and after a load; more, and it is offered again."""
-_PROBED = 4
 _LOOSE = 20.0
+_NEAR = 0.05
+"""Capacities that differ by less are tried by the same loads."""
 _READY = re.compile(r"berth-worker ready grpc=(\S+) http=(\S+)")
 
 
@@ -53,28 +57,70 @@ def _cases(load: Load, speed: Speed) -> dict[str, Load]:
     gap = dict(zip(speed.concurrency, speed.gap_p99_seconds, strict=True))
     alone = load.prompt_tokens * (1 - load.cached_share) / speed.prefill_tokens_per_second + step[1]
     turn = alone + (load.output_tokens - 1) * step[1]
+    by_turn = replace(load, turn=2.5 * turn)
+    carried = _carried(speed, by_turn)
+    there = latencies(speed, load, carried.turns_per_second, carried.concurrency)
+    assert there is not None
     return {
-        "first_token": replace(load, first_token=8 * alone),
+        "turn": by_turn,
+        "first_token": replace(load, first_token=there.first_token),
         "gap": replace(load, gap=1.25 * max(gap[b] for b in (1, 2, 4, 8)), first_token=20 * alone),
-        "turn": replace(load, turn=2.5 * turn),
     }
+
+
+def _groups(cases: dict[str, Load], speed: Speed) -> list[dict[str, Load]]:
+    """Cases that one worker and one load answer together: the same gap, and nearly the same capacity."""
+    groups: list[dict[str, Load]] = []
+    for name, load in cases.items():
+        carried = _carried(speed, load)
+        for group in groups:
+            other = next(iter(group.values()))
+            same = _carried(speed, other)
+            near = abs(same.turns_per_second / carried.turns_per_second - 1) < _NEAR
+            if near and other.gap == load.gap:
+                group[name] = load
+                break
+        else:
+            groups.append({name: load})
+    return groups
 
 
 @dataclass(frozen=True)
 class Point:
     """A load and what came of it."""
 
-    share: float
-    """Of the capacity predicted for the machine as it was meanwhile."""
     nominal: float
+    """Share of the capacity predicted from the profile."""
     drift: float
-    """A step's time over that of the profile."""
+    """Steps that only decoded, over what the profile says of as many streams."""
+    now: Speed
+    """The profile with all times longer by that."""
     predicted: Latencies | None
+    """For that."""
+    by_profile: Latencies | None
+    """For the profile as it is."""
     seen: Seen
+    parts: dict[str, tuple[float, float]]
+    """Predicted (NaN: not predicted) and seen, of what latencies are made of."""
 
     def broken(self, load: Load) -> float:
         """How far the worst p99 is above its objective; 1: just kept."""
         return max(p99(getattr(self.seen, name)) / getattr(load, name) for name in ("first_token", "gap", "turn"))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is the same for all loads."""
+
+    speed: Speed
+    agents: Agents
+    turns: int
+    """At each load."""
+    at: tuple[float, ...]
+    report: Report
+    json: Path | None
+    keep: Path | None
+    """Where records stay."""
 
 
 def main() -> None:
@@ -82,12 +128,13 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--turns", type=int, help="at each load (default: 5000, --quick: 300)")
     parser.add_argument("--case", action="append", choices=["first_token", "gap", "turn"], help="only this one")
+    parser.add_argument("--at", type=float, action="append", help="only this share of the capacity, such as 0.5")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the profile and all records there")
     chosen = parser.parse_args()
-    turns = chosen.turns or (300 if chosen.quick else 5000)
     agents = AGENTS
     report = Report(1)
-    with worker(max(SLOTS)) as (grpc, http):
-        profile = bench(grpc, http, agents, SLOTS, 4 if chosen.quick else 16)
+    with worker(max(SLOTS)) as running:
+        profile = bench(running, agents, SLOTS, 16 if chosen.quick else 64)
     load = Load(
         prompt_tokens=agents.prompt,
         output_tokens=agents.output,
@@ -98,78 +145,68 @@ def main() -> None:
         gap=_LOOSE,
         turn=_LOOSE,
     )
+    if chosen.keep:
+        chosen.keep.mkdir(parents=True, exist_ok=True)
+        (chosen.keep / "profile.json").write_text(profile.model_dump_json(by_alias=True, exclude_none=True))
     speed = profile_speed(profile, load.mean_context_tokens)
     report.figure("prefill_tokens_per_second", speed.prefill_tokens_per_second)
-    for slots in SLOTS:
-        report.figure(f"step_{slots}_ms", 1000 * speed.step_seconds[speed.concurrency.index(slots)])
+    for slots in sorted({point.concurrency for point in profile.spec.points}):
+        at = speed.concurrency.index(slots)
+        report.figure(f"step_{slots}_ms", 1000 * speed.step_seconds[at])
+        report.figure(f"step_{slots}_p99_ms", 1000 * speed.gap_p99_seconds[at])
+    turns = chosen.turns or (300 if chosen.quick else 5000)
+    whole = Bench(speed, agents, turns, tuple(chosen.at or (*AT, *BEYOND)), report, chosen.json, chosen.keep)
     errors: dict[str, list[float]] = {"50": [], "75": [], "capacity": []}
-    for name, case in _cases(load, speed).items():
-        if not chosen.case or name in chosen.case:
-            _run(name, speed, case, agents, turns, report, errors)
-    for key in ("50", "75"):
-        report.figure(f"p99_error_percent_{key}", 100 * max(errors[key]))
-    if errors["capacity"]:
-        report.figure("capacity_error_percent", 100 * max(errors["capacity"]))
-    report.write(chosen.json)
+    cases = {name: case for name, case in _cases(load, speed).items() if not chosen.case or name in chosen.case}
+    for group in _groups(cases, speed):
+        _run(group, whole, errors)
+        for key, name in (
+            ("50", "p99_error_percent_50"),
+            ("75", "p99_error_percent_75"),
+            ("capacity", "capacity_error_percent"),
+        ):
+            if errors[key]:
+                report.figure(name, 100 * max(errors[key]))
+        report.write(chosen.json)
 
 
-def _run(
-    name: str, speed: Speed, load: Load, agents: Agents, turns: int, report: Report, errors: dict[str, list[float]]
-) -> None:
-    capacity = replica_capacity(speed, load)
-    if not isinstance(capacity, ReplicaCapacity):
-        raise SystemExit(f"capacity: case {name}: {capacity.reason}: this machine is too busy to measure anything")
-    report.figure(f"{name}_predicted_turns_per_second", capacity.turns_per_second)
-    report.figure(f"{name}_slots", capacity.concurrency)
+def _run(group: dict[str, Load], whole: Bench, errors: dict[str, list[float]]) -> None:
+    """All loads of cases that share them; the rates are shares of the first case's capacity."""
+    first = next(iter(group.values()))
+    slots = max(_carried(whole.speed, load).concurrency for load in group.values())
+    for name, load in group.items():
+        whole.report.figure(f"{name}_predicted_turns_per_second", _carried(whole.speed, load).turns_per_second)
+        whole.report.figure(f"{name}_slots", slots)
     points: list[Point] = []
-    with worker(capacity.concurrency, load.gap) as (grpc, http):
-        for number, share in enumerate((*AT, *BEYOND)):
-            if share in BEYOND and points[-1].broken(load) > 1 and len(points) > len(AT):
+    with worker(slots, first.gap, whole.keep and whole.keep / "_".join(group)) as running:
+        for number, share in enumerate(whole.at):
+            if share in BEYOND and all(points and points[-1].broken(load) > 1 for load in group.values()):
                 break
-            points.append(_point(grpc, http, speed, load, agents, capacity.concurrency, turns, share, number))
-            _show(name, points[-1], load, report)
+            points.append(_point(running, first, whole, slots, share, number))
+            _show("_".join(group), points[-1], group, whole.report)
+            whole.report.write(whole.json)
     progress("")
     for share, key in ((0.5, "50"), (0.75, "75")):
-        at = next(p for p in points if p.nominal == share)
-        if at.predicted:
-            errors[key] += [abs(v / p99(getattr(at.seen, k)) - 1) for k, v in asdict(at.predicted).items()]
-    breaks = _breaking_share(points, load)
-    if breaks is not None:
-        report.figure(f"{name}_breaks_at_turns_per_second", breaks * capacity.turns_per_second)
-        errors["capacity"].append(abs(1 / breaks - 1))
+        for at in points:
+            if at.nominal == share and at.predicted:
+                errors[key] += [abs(v / p99(getattr(at.seen, k)) - 1) for k, v in asdict(at.predicted).items()]
+    for name, load in group.items():
+        if (breaks := _breaking_share(points, load)) is not None:
+            whole.report.figure(f"{name}_breaks_at_share", breaks)
+            errors["capacity"].append(abs(1 / breaks - 1))
 
 
-def _point(
-    grpc: str,
-    http: str,
-    speed: Speed,
-    load: Load,
-    agents: Agents,
-    slots: int,
-    turns: int,
-    share: float,
-    seed: int,
-) -> Point:
-    """A share of what the machine carries now, offered; again, at most twice, while the machine drifts."""
-    for attempt in range(3):
-        before = _drift(grpc, http, agents, speed, slots)
-        rate = share * _carried(_scaled(speed, before), load)
-        progress(f"capacity: {share:.0%}: {turns} turns at {rate:.2f}/s, steps at {before:.2f} of the profile's")
-        seen = asyncio.run(offer(grpc, agents, rate, turns, seed=10 * seed + attempt))
-        after = _drift(grpc, http, agents, speed, slots)
-        if abs(after / before - 1) <= DRIFT:
-            break
-    meanwhile = (before + after) / 2
-    now = _scaled(speed, meanwhile)
-    return Point(seen.rate / _carried(now, load), share, meanwhile, latencies(now, load, seen.rate, slots), seen)
-
-
-def _drift(grpc: str, http: str, agents: Agents, speed: Speed, slots: int) -> float:
-    """How long a step takes, over what it took when the profile was made."""
-    streams = min(_PROBED, slots)
-    probe = bench(grpc, http, agents, (streams,), 2 * streams)
-    step = streams / float(probe.spec.points[0].decode_tokens_per_second)
-    return step / speed.step_seconds[speed.concurrency.index(streams)]
+def _point(running: Running, load: Load, whole: Bench, slots: int, share: float, seed: int) -> Point:
+    """A share of the predicted capacity, offered, and what is predicted for the machine as it was meanwhile."""
+    rate = share * _carried(whole.speed, load).turns_per_second
+    progress(f"capacity: {share:.0%}: {whole.turns} turns at {rate:.2f}/s")
+    seen = asyncio.run(offer(running.grpc, whole.agents, rate, whole.turns, seed=seed))
+    trace = Trace.read(running.record, seen.began, seen.ended)
+    drift = trace.drift(whole.speed)
+    now = _scaled(whole.speed, drift)
+    was, said = trace.parts(), parts_predicted(now, load, seen.rate, slots)
+    parts = {name: (said.get(name, math.nan), was.get(name, math.nan)) for name in said | was}
+    return Point(share, drift, now, *(latencies(s, load, seen.rate, slots) for s in (now, whole.speed)), seen, parts)
 
 
 def _scaled(speed: Speed, factor: float) -> Speed:
@@ -183,47 +220,76 @@ def _scaled(speed: Speed, factor: float) -> Speed:
     )
 
 
-def _carried(speed: Speed, load: Load) -> float:
+def _carried(speed: Speed, load: Load) -> ReplicaCapacity:
     capacity = replica_capacity(speed, load)
     if not isinstance(capacity, ReplicaCapacity):
-        raise SystemExit(f"capacity: {capacity.reason}: this machine has become too slow to measure anything")
-    return capacity.turns_per_second
+        raise SystemExit(f"capacity: {capacity.reason}: this machine is too busy to measure anything")
+    return capacity
 
 
-def _show(name: str, point: Point, load: Load, report: Report) -> None:
-    offered = (
-        f"{len(point.seen.turn)} turns at {point.seen.rate:.2f}/s, {point.share:.0%} of what it carries as it is now"
-    )
-    report.note(f"{name} {point.nominal:.0%}", f"{offered} (steps at {point.drift:.2f} of the profile's)")
-    cached = sum(point.seen.cached) / len(point.seen.cached)
-    report.figure(f"{name}_{point.nominal * 100:.0f}_cached_percent", 100 * cached)
+def _show(name: str, point: Point, group: dict[str, Load], report: Report) -> None:
+    offered = f"{len(point.seen.turn)} turns at {point.seen.rate:.2f}/s, steps at {point.drift:.2f} of the profile's"
+    report.note(f"{name} {point.nominal:.0%}", offered)
+    key = f"{name}_{point.nominal * 100:.0f}"
+    report.figures |= {
+        f"{key}_turns_per_second": point.seen.rate,
+        f"{key}_drift": point.drift,
+        f"{key}_began": point.seen.began,
+        f"{key}_ended": point.seen.ended,
+    }
     for what in ("first_token", "gap", "turn"):
         values = getattr(point.seen, what)
         low, high = p99_interval(values)
-        predicted = getattr(point.predicted, what) if point.predicted else math.inf
+        predicted, by_profile = (getattr(p, what) if p else math.inf for p in (point.predicted, point.by_profile))
+        objectives = ", ".join(f"{1000 * getattr(load, what):.0f} ({case})" for case, load in group.items())
         text = (
             f"p99 {1000 * p99(values):.1f} ms ({1000 * low:.1f} to {1000 * high:.1f}), predicted {1000 * predicted:.1f}"
-            f" ({100 * (predicted / p99(values) - 1):+.0f} %), objective {1000 * getattr(load, what):.0f}"
+            f" ({100 * (predicted / p99(values) - 1):+.0f} %; as profiled {1000 * by_profile:.1f}), objective"
+            f" {objectives}; p50 {1000 * median(values):.1f}"
         )
         report.note(f"  {what}", text)
+        report.figures |= {
+            f"{key}_{what}_p99_ms": 1000 * p99(values),
+            f"{key}_{what}_p50_ms": 1000 * median(values),
+            f"{key}_{what}_p99_predicted_ms": 1000 * predicted,
+            f"{key}_{what}_p99_by_profile_ms": 1000 * by_profile,
+        }
+    for part, (said, was) in point.parts.items():
+        report.note(f"  {part}", f"{was:.4g}, predicted {said:.4g}" if not math.isnan(said) else f"{was:.4g}")
+        for suffix, value in (("", was), ("_predicted", said)):
+            if not math.isnan(value):
+                report.figures[f"{key}_{part}{suffix}"] = float(f"{value:.4g}")
 
 
 def _breaking_share(points: list[Point], load: Load) -> float | None:
-    """Share of the predicted capacity at which the worst p99 passes its objective; log-linear between two loads."""
-    for before, after in itertools.pairwise(points):
-        a, b = before.broken(load), after.broken(load)
+    """Share of the predicted capacity, of the machine as it was meanwhile, at which the worst p99 passes its objective;
+    log-linear between two loads."""
+    seen = sorted((p.seen.rate / _carried(p.now, load).turns_per_second, p.broken(load)) for p in points)
+    for (low, a), (high, b) in itertools.pairwise(seen):
         if a <= 1 < b:
-            return before.share + (after.share - before.share) * math.log(1 / a) / math.log(b / a)
-    return points[0].share / points[0].broken(load) if points[0].broken(load) > 1 else None
+            return low + (high - low) * math.log(1 / a) / math.log(b / a)
+    return seen[0][0] / seen[0][1] if seen[0][1] > 1 else None
 
 
 # --- The worker and its profile -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Running:
+    """A worker: addresses, and where its steps are recorded."""
+
+    grpc: str
+    http: str
+    record: Path
+
+
 @contextmanager
-def worker(slots: int, gap: float = _LOOSE) -> Iterator[tuple[str, str]]:
-    """A berth-worker process that knows the promise between tokens, seconds; its gRPC and HTTP addresses."""
-    command = [str(Path(sys.executable).with_name("berth-worker")), "--model", MODEL, "--host", "127.0.0.1"]
+def worker(slots: int, gap: float = _LOOSE, keep: Path | None = None) -> Iterator[Running]:
+    """A berth-worker process that knows the promise between tokens, seconds, and is recorded (`keep`: for good)."""
+    folder = tempfile.TemporaryDirectory()
+    record = keep or Path(folder.name) / "worker"
+    command = [sys.executable, str(Path(__file__).with_name("capacity_worker.py")), str(record)]
+    command += ["--model", MODEL, "--host", "127.0.0.1"]
     command += ["--grpc-port", "0", "--http-port", "0", "--threads", "1", "--speculation", "off"]
     command += ["--max-concurrency", str(slots), "--max-queue", "4096", "--max-context-tokens", "2048"]
     command += ["--kv-cache-tokens", "65536", "--inter-token-latency-p99-seconds", str(gap)]
@@ -233,20 +299,20 @@ def worker(slots: int, gap: float = _LOOSE) -> Iterator[tuple[str, str]]:
         found = next((match for line in process.stdout if (match := _READY.search(line))), None)
         if found is None:
             raise RuntimeError(f"berth-worker ended with code {process.wait()}")
-        yield found[1], found[2]
+        yield Running(found[1], found[2], record)
     finally:
         process.kill()
         process.wait()
+        folder.cleanup()
 
 
-def bench(grpc: str, http: str, agents: Agents, streams: Sequence[int], requests: int) -> ServingProfile:
-    """What `berth bench` prints of a worker, at the context of these agents."""
-    context = agents.prompt + agents.output // 2
-    output = 64
-    command = [str(Path(sys.executable).with_name("berth")), "bench", grpc, "--http-address", http, "--model", MODEL]
-    command += ["--hardware-class", "here", "--concurrency", ",".join(map(str, streams)), "-o", "json"]
-    command += ["--prompt-tokens", str(max(context - output // 2, 2)), "--output-tokens", str(output)]
-    command += ["--requests", str(requests), "--machine", "this one"]
+def bench(running: Running, agents: Agents, streams: Sequence[int], requests: int) -> ServingProfile:
+    """What `berth bench` prints of a worker, at turns like those of these agents."""
+    command = [str(Path(sys.executable).with_name("berth")), "bench", running.grpc]
+    command += ["--http-address", running.http, "--model", MODEL, "--hardware-class", "here", "-o", "json"]
+    command += ["--concurrency", ",".join(map(str, streams)), "--requests", str(requests), "--machine", "this one"]
+    command += ["--prompt-tokens", str(agents.prompt - agents.new), "--new-tokens", str(agents.new)]
+    command += ["--output-tokens", str(2 * agents.output)]  # as many again, so that all streams decode together
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
     return ServingProfile.model_validate(json.loads(done.stdout))
 

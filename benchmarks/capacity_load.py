@@ -45,6 +45,9 @@ class Seen:
 
     rate: float
     """Turns/s that came."""
+    began: float
+    """On the monotonic clock: what came before does not count."""
+    ended: float
     first_token: list[float] = field(default_factory=list)
     gap: list[float] = field(default_factory=list)
     turn: list[float] = field(default_factory=list)
@@ -55,27 +58,27 @@ class Seen:
 async def offer(address: str, agents: Agents, rate: float, turns: int, seed: int) -> Seen:
     """About `turns` turns at `rate` a second, after sessions have been coming for a while."""
     dice = random.Random(seed)  # noqa: S311 - traffic, not secrets
-    lead = 2 * agents.turns * (agents.think + 1.0)
+    lead = 2 * agents.turns * (agents.think + 0.3)
     horizon = lead + turns / rate
     # given how many come, the times of a Poisson process are uniform: no run is heavier than another by chance
     starts = sorted(dice.uniform(0, horizon) for _ in range(round(horizon * rate / agents.turns)))
     system = dice.choices(_TOKENS, k=agents.system)
-    seen = Seen(0.0)
     async with grpc.aio.insecure_channel(address) as channel:
         stub = generation_pb2_grpc.GenerationStub(channel)  # type: ignore[no-untyped-call]
-        began = time.perf_counter()
+        began = time.monotonic()
+        seen = Seen(0.0, began + lead, began + horizon)
 
         async def session(number: int, start: float) -> None:
             own = random.Random(f"{seed}/{number}")  # noqa: S311
             history = list(system)
-            await asyncio.sleep(max(0.0, began + start - time.perf_counter()))
+            await asyncio.sleep(max(0.0, began + start - time.monotonic()))
             for turn in range(agents.turns):
                 if turn:
                     await asyncio.sleep(own.expovariate(1 / agents.think))
-                if time.perf_counter() - began > horizon:
+                if time.monotonic() - began > horizon:
                     return
                 history += own.choices(_TOKENS, k=agents.new)
-                history += await _turn(stub, agents, history, f"{seed}/{number}", began + lead, seen)
+                history += await _turn(stub, agents, history, f"{seed}/{number}", seen)
 
         await asyncio.gather(*itertools.starmap(session, enumerate(starts)))
     seen.rate = len(seen.turn) / (horizon - lead)
@@ -83,20 +86,20 @@ async def offer(address: str, agents: Agents, rate: float, turns: int, seed: int
 
 
 async def _turn(
-    stub: generation_pb2_grpc.GenerationStub, agents: Agents, prompt: Sequence[int], name: str, since: float, seen: Seen
+    stub: generation_pb2_grpc.GenerationStub, agents: Agents, prompt: Sequence[int], name: str, seen: Seen
 ) -> list[int]:
     sampling = pb.SamplingParams(max_tokens=agents.output, temperature=1.0, ignore_eos=True)
     request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), sampling=sampling, session_id=name)
     tokens: list[int] = []
     times: list[float] = []
     cached = 0
-    begin = time.perf_counter()
+    begin = time.monotonic()
     async for part in stub.Generate(request, timeout=600):
         if part.token_ids:
-            times.append(time.perf_counter())
+            times.append(time.monotonic())
             tokens += part.token_ids
         cached = part.usage.cached_prompt_tokens or cached
-    if begin >= since:
+    if begin >= seen.began:
         seen.first_token.append(times[0] - begin)
         seen.turn.append(times[-1] - begin)
         seen.gap += [after - before for before, after in itertools.pairwise(times)]

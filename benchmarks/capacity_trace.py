@@ -1,0 +1,114 @@
+"""Which part of a prediction is off?  What a worker did, from the records of `capacity_worker`, beside the model's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from berth_operator.planner.capacity import Load, as_loads, as_replicas
+from berth_operator.planner.queueing import Queue
+from berth_operator.planner.speed import Speed
+from berth_operator.planner.station import Array, added_seconds
+
+_FEW = 20
+"""Steps of a kind, of which nothing is said."""
+
+__all__ = ["Trace", "parts_predicted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Steps and requests between two times."""
+
+    seconds: float
+    steps: Array
+    """[step]: began, ended, rows that decode, rows of prompts, prompts, tokens attended to, turns inside, waiting."""
+    requests: Array
+    """[request]: arrived, admitted, first token, last token, prompt tokens, cached tokens."""
+
+    @staticmethod
+    def read(path: Path, begin: float, end: float) -> Trace:
+        """What was recorded of [begin, end), on the monotonic clock."""
+        steps, requests = (
+            np.fromfile(f"{path}.{kind}").reshape(-1, width) for kind, width in (("steps", 8), ("requests", 6))
+        )
+        steps = steps[(steps[:, 0] >= begin) & (steps[:, 0] < end)]
+        requests = requests[(requests[:, 0] >= begin) & (requests[:, 0] < end)]
+        return Trace(end - begin, steps, requests)
+
+    def drift(self, speed: Speed) -> float:
+        """Steps that only decoded, over what a profile says of as many streams."""
+        began, ended, decodes, rows, *_ = self.steps.T
+        pure = (rows == 0) & (decodes > 0)
+        if pure.sum() < _FEW:
+            return 1.0
+        said = np.interp(decodes[pure], speed.concurrency, speed.step_seconds)
+        return float((ended - began)[pure].sum() / said.sum())
+
+    def parts(self) -> dict[str, float]:
+        """What `parts_predicted` predicts, as it was, and what it does not; milliseconds, percent, numbers of turns."""
+        began, ended, decodes, rows, prompts, attended, _, waiting = self.steps.T
+        took = ended - began
+        inside = (self.requests[:, 3] - self.requests[:, 0]).sum() / self.seconds
+        alone, mixed = decodes == 0, (decodes > 0) & (rows > 0)
+        found = {
+            "turns_inside": inside,
+            "busy_percent": 100 * took.sum() / self.seconds,
+            "reading_percent": 100 * took[rows > 0].sum() / self.seconds,
+            "waiting_percent": 100 * took[waiting > 0].sum() / self.seconds,
+            "uncached_tokens": float((self.requests[:, 4] - self.requests[:, 5]).mean()),
+            "prompt_tokens": float(self.requests[:, 4].mean()),
+            "steps_of_a_prompt": float(prompts.sum() / len(self.requests)),
+            "chunk_beside_streams_ms": 1000 * float(took[mixed].mean()) if mixed.any() else 0.0,
+            "prompt_alone_ms": 1000 * float(took[alone].mean()) if alone.any() else 0.0,
+            "rows_alone": float(rows[alone].mean()) if alone.any() else 0.0,
+            "rows_beside_streams": float(rows[mixed].mean()) if mixed.any() else 0.0,
+            "engine_first_token_p50_ms": 1000 * float(np.percentile(self.requests[:, 2] - self.requests[:, 0], 50)),
+            "engine_first_token_p99_ms": 1000 * float(np.percentile(self.requests[:, 2] - self.requests[:, 0], 99)),
+            "engine_turn_p50_ms": 1000 * float(np.percentile(self.requests[:, 3] - self.requests[:, 0], 50)),
+            "engine_turn_p99_ms": 1000 * float(np.percentile(self.requests[:, 3] - self.requests[:, 0], 99)),
+        }
+        for streams in (1, 2, 4, 8):
+            pure = took[(decodes == streams) & (rows == 0)]
+            if len(pure) >= _FEW:
+                found[f"step_{streams}_ms"] = 1000 * float(pure.mean())
+                found[f"step_{streams}_p99_over_mean"] = float(np.percentile(pure, 99) / pure.mean())
+        # a step as a line in what it computes, each weighed by its own duration: relative errors count
+        columns = [np.ones_like(took), decodes, rows, (rows > 0) * 1.0, attended]
+        fitted, *_ = np.linalg.lstsq(np.stack(columns, 1) / took[:, None], np.ones_like(took), rcond=None)
+        names = ("fit_step_ms", "fit_stream_ms", "fit_prompt_row_ms", "fit_chunk_ms", "fit_attended_us")
+        scales = (1e3, 1e3, 1e3, 1e3, 1e6)
+        return found | {name: scale * float(x) for name, scale, x in zip(names, scales, fitted, strict=True)}
+
+
+def parts_predicted(speed: Speed, load: Load, rate: float, slots: int) -> dict[str, float]:
+    """The model's own figures for a replica with so many slots at so many turns/s."""
+    count = sum(b <= slots for b in speed.concurrency)
+    cut = replace(
+        speed,
+        concurrency=speed.concurrency[:count],
+        step_seconds=speed.step_seconds[:count],
+        gap_p99_seconds=speed.gap_p99_seconds[:count],
+        idle_seconds=speed.idle_seconds[:count],
+    )
+    replicas, loads = as_replicas([(cut, load)]), as_loads([load])
+    queue = Queue.of(replicas, loads, np.array([[rate]]))
+    station = queue.station
+    empty = float(queue.weights[0, 0])
+    found = {
+        "turns_inside": float(queue.mean(replicas.turns)[0, 0]),
+        "busy_percent": 100 * (1 - empty),
+        "reading_percent": 100 * float(queue.mean(np.where(replicas.turns > 0, station.reading, 0.0))[0, 0]),
+        "uncached_tokens": float(loads.new_tokens[0, 0]),
+        "prompt_tokens": load.prompt_tokens,
+        "prompt_alone_ms": 1000 * float(station.works[0].mean[0, 0]),
+        "chunk_adds_at_most_ms": 1000 * float(added_seconds(replicas, loads, replicas.step)[0, 1]),
+        "fit_prompt_row_ms": 1000 / speed.prefill_tokens_per_second,
+    }
+    for streams in (1, 2, 4, 8):
+        if streams in cut.concurrency:
+            at = cut.concurrency.index(streams)
+            found[f"step_{streams}_ms"] = 1000 * cut.step_seconds[at]
+            found[f"step_{streams}_p99_over_mean"] = cut.gap_p99_seconds[at] / cut.step_seconds[at]
+    return found
