@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <numbers>
+#include <utility>
 #include <vector>
 
 #include "arena.h"
@@ -249,17 +250,29 @@ class Step {
 
   void attention(Member& team, const int8_t* cache) {
     const auto quantize = [&](int64_t t) { isa_.quantize(attended_ + t * m_.heads * m_.head_dim, 1.0f, nullptr, mixed_, t); };
-    // One KV head after the other: most of what is merged was made by the same thread, and still is in its own cache.
+    // Few rows wait for memory, which lies chunk by chunk.  More wait for each other's partial results, most of which are in the own cache
+    // if a thread takes one KV head after the other and merges what it made.
+    const bool by_head = b_.total > kSerialRows;
     const auto each = static_cast<int64_t>(plan_.items.size()), count = each * m_.kv_heads;
+    const auto place = [&](int64_t i, int64_t n) {
+      return by_head ? std::pair(i % n, i / n) : std::pair(i / m_.kv_heads, i % m_.kv_heads);  // item, KV head
+    };
     const auto attend = [&](int64_t i) {
+      const auto [own, kv] = place(i, each);
       Chunk next{};
-      if (i + 1 < count) next = chunk_of(item((i + 1) % each), (i + 1) / each, cache);
-      attend_item(item(i % each), i / each, cache, next);
+      if (i + 1 < count) {
+        const auto [later, later_kv] = place(i + 1, each);
+        next = chunk_of(item(later), later_kv, cache);
+      }
+      attend_item(item(own), kv, cache, next);
     };
     if (plan_.merges.empty()) return then_rows(team, count, attend, b_.total, quantize);
     team.phase(count, attend);
     const auto merges = static_cast<int64_t>(plan_.merges.size());
-    const auto merge = [&](int64_t i) { merge_tile(tile(plan_.merges[static_cast<size_t>(i % merges)]), i / merges); };
+    const auto merge = [&](int64_t i) {
+      const auto [own, kv] = place(i, merges);
+      merge_tile(tile(plan_.merges[static_cast<size_t>(own)]), kv);
+    };
     then_rows(team, merges * m_.kv_heads, merge, b_.total, quantize);
   }
 
