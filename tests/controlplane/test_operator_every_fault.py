@@ -25,6 +25,7 @@ from berth_operator.cluster.kube import load_configuration as configuration_of
 from berth_operator.cluster.resources import CHILDREN, HARDWARE_CLASSES, NAMESPACES, POOLS
 from berth_operator.executor import Executor
 from berth_operator.loop import Loop, LoopSettings
+from berth_operator.planner import fleet as planned_fleet
 from berth_operator.telemetry import Telemetry
 from devcluster import ControlPlane, SimulatedNodePool, graviton4, on_demand
 from devcluster.proxy import Call, Fault, Faults, FaultyProxy, Line, Lines, gone
@@ -349,21 +350,27 @@ def _wanted(every: list[Disturbance]) -> list[Disturbance]:
 
 
 @pytest.mark.timeout(3600 if WANTED else 300)
+@pytest.mark.parametrize("large", [False, True], ids=["small fleet", "large fleet"])
 async def test_after_any_fault_the_objects_are_those_of_an_undisturbed_run(
-    cluster: ControlPlane, tmp_path: Path
+    cluster: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, large: bool
 ) -> None:
-    told = await _run(cluster, tmp_path, {"undisturbed": None})
-    usual = told["undisturbed"]
+    """In a large fleet the plan in force is amended, and an edit is carried out before the pass that it makes due."""
+    if large:
+        monkeypatch.setattr(planned_fleet, "FLAT", 0)
+    size = "large" if large else "small"
+    alone = f"{size}-undisturbed"
+    told = await _run(cluster, tmp_path, {alone: None})
+    usual = told[alone]
     if isinstance(usual, BaseException):
         raise usual
     assert [len(chapter) for chapter in usual] == [4, 4, 0]
-    calls = told["operators"]["undisturbed"].calls
+    calls = told["operators"][alone].calls
     writes = sum(call.is_write for call in calls)
     assert writes > 10
     every = [at_call(k, mode) for k in range(len(calls)) for mode in MODES]
     kills = [killed_after_write(k) for k in range(writes)]
     chosen = _wanted([*every, *kills, *WATCHES]) or [*every[3 :: len(every) // 13], *kills[1::5], *WATCHES]
-    cases = {f"case-{n}": disturbance for n, disturbance in enumerate(chosen)}
+    cases = {f"{size}-{n}": disturbance for n, disturbance in enumerate(chosen)}
     told = await _run(cluster, tmp_path, dict(cases))
     failures = _failures(told, cases, usual)
     print(f"{len(calls)} calls, {writes} writes, {len(cases)} cases")
