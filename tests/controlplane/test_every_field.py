@@ -239,14 +239,7 @@ class Field:
         self.executor = Executor(self.cluster, Telemetry(CollectorRegistry()))
         for place in (("arm", "OnDemand"), ("arm", "Spot"), ("arm", "Reserved"), ("gpu", "OnDemand")):
             self.pretend.nodes[place] = {f"{'-'.join(place)}-{i}" for i in range(60)}
-        pretend = self.pretend
-
-        class Clock(datetime):
-            @classmethod
-            def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
-                return pretend.now.astimezone(tz)
-
-        monkeypatch.setattr(executor_module, "datetime", Clock)
+        monkeypatch.setattr(executor_module, "datetime", self.pretend.clock())
         self.pretend.put(NAMESPACES, {"metadata": {"name": "team", "labels": {"team": "x"}}})
         self.put("class", "gpu", GPU)
 

@@ -28,13 +28,7 @@ class World:
         if large:
             monkeypatch.setattr(fleet, "FLAT", 0)
         self.pretend = pretend = PretendCluster(datetime(2026, 11, 2, tzinfo=UTC), loading=timedelta(seconds=30))
-
-        class Clock(datetime):
-            @classmethod
-            def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
-                return pretend.now.astimezone(tz)
-
-        monkeypatch.setattr(executor_module, "datetime", Clock)
+        monkeypatch.setattr(executor_module, "datetime", pretend.clock())
         api: Any = pretend
         self.cluster = Cluster(api, lambda: None)
         pretend.reflectors = list(self.cluster._reflectors)

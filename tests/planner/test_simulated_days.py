@@ -335,21 +335,12 @@ class World:
                 assert self.capacity(key) >= self.need(key) - 1e-6, f"{key}: {self.capacity(key):.2f} turns/s; {said}"
 
 
-def _clock(world: World) -> type[datetime]:
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
-            return world.pretend.now.astimezone(tz)
-
-    return Clock
-
-
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_two_days_of_trouble_leave_no_pool_below_what_it_needs(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if seed % 2:
         monkeypatch.setattr(fleet, "FLAT", 0)  # what large fleets do: the plan in force is amended, and edits go ahead
     world = World(seed)
-    monkeypatch.setattr(executor_module, "datetime", _clock(world))
+    monkeypatch.setattr(executor_module, "datetime", world.pretend.clock())
 
     async def run() -> None:
         end = START + timedelta(hours=HOURS)

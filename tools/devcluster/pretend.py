@@ -43,6 +43,17 @@ class PretendCluster:
     """Every write by the operator: "PATCH deployments team/name"."""
     _version: int = 0
 
+    def clock(self) -> type[datetime]:
+        """`datetime` whose `now` is the cluster's, to put in a module's place of it."""
+        cluster = self
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+                return cluster.now.astimezone(tz)
+
+        return Clock
+
     # What the operator's `Kube` offers
 
     def may_write(self) -> bool:
