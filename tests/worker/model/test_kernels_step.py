@@ -248,6 +248,14 @@ def test_the_cache_takes_what_it_says(loaded: LoadedModel) -> None:
         loaded.model.new_cache(10**12)
 
 
+def test_what_follows_copied_blocks_has_the_bits_of_what_follows_the_blocks_themselves(tiny: Any, whole: Any) -> None:
+    model, tokens, expected = whole
+    cache = model.new_cache(5)
+    model.forward(tiny.single(tokens[:30], 0, [3, 0]), cache)
+    after = replace(tiny.single(tokens[30:40], 30, [1, 4, 2]), copies=[(3, 1), (0, 4)])
+    assert torch.equal(model.forward(after, cache), expected[30:40])
+
+
 def test_a_bad_batch_is_refused_and_the_model_goes_on(tiny: Any, whole: Any) -> None:
     model, tokens, expected = whole
     cache = model.new_cache(2)

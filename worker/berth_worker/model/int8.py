@@ -30,7 +30,7 @@ def unsupported_shape(config: LlamaConfig) -> str | None:
 
 
 class Int8Cache:
-    """int8 [layers, num_blocks, bytes of a block in one layer]; the layout is in csrc/isa.h."""
+    """int8 [layers, KV heads, num_blocks, bytes of a block in one head]; the layout is in csrc/isa.h."""
 
     def __init__(self, config: LlamaConfig, num_blocks: int, block_bytes: int) -> None:
         self.num_blocks = num_blocks
@@ -38,10 +38,10 @@ class Int8Cache:
             memory = huge_zeros(config.num_layers * num_blocks * block_bytes)
         except MemoryError as error:
             raise ModelError(f"KV cache: found no memory for {num_blocks} blocks; fewer blocks fit") from error
-        self.data = memory.view(torch.int8).view(config.num_layers, num_blocks, block_bytes)
+        self.data = memory.view(torch.int8).view(config.num_layers, config.num_kv_heads, num_blocks, -1)
 
     def copy_block(self, source: int, target: int) -> None:
-        self.data[:, target] = self.data[:, source]
+        self.data[:, :, target] = self.data[:, :, source]
 
 
 class Int8Llama:

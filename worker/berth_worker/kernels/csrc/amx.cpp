@@ -163,6 +163,7 @@ namespace berth {
 namespace {
 
 constexpr int kFewestQueries = 9;
+constexpr int64_t kMostDims = 256;  // of a head, whose values are gathered
 
 // One tile of keys is a block of 16 tokens, 64 dims; one of values is 64 tokens, 16 dims, which four blocks hold: they are gathered.
 // All tiles but those of keys and values (6, 7) have as many rows as there are queries: tiles 0, 2, 4 the first 16, 1, 3, 5 the others, or,
@@ -174,14 +175,16 @@ class TiledChunk : public Chunk {
   void run() {
     const int rows = static_cast<int>(c.rows), first = rows < kAmxRows ? rows : kAmxRows, second = rows > kAmxRows ? rows - kAmxRows : rows;
     configure({first, second, first, second, first, second, 16, 16});
+    const int64_t lines = c.next_blocks * kv_head_bytes(c.head_dim) / 64;  // of the next chunk, asked for a few at a time
+    const int64_t turns = 3 * c.rows, of_soften = lines * 7 / 16, of_blend = lines * 3 / 16;
+    asks_ = (lines - of_soften - of_blend) * 2 / padded + 1;
     if (rows > kAmxRows)
       score_many();
     else
       score_few();
-    for (int64_t row = 0; row < c.rows; ++row) {
-      soften_row(row);
-      while (asked_ < 2 * kChunkBlocks * (row + 2) / (c.rows + 2)) ask();
-    }
+    asks_ = of_soften / turns + 1;
+    soften([this] { ask(); });
+    asks_ = of_blend / (c.rows * c.head_dim / kPanel) + 1;
     if (rows > kAmxRows)
       blend_many();
     else
@@ -190,12 +193,25 @@ class TiledChunk : public Chunk {
   }
 
  private:
-  // Asks for the next half of a block of the chunk that comes next.
+  // Asks for the next lines of the chunk that comes next, in the order of its memory.
   void ask() {
-    const int64_t bytes = kv_head_bytes(c.head_dim) / 2, at = asked_++;
-    if (at / 2 >= c.next_blocks) return;
-    const int8_t* from = after(at / 2) + at % 2 * bytes;
-    for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch(reinterpret_cast<const char*>(from + line), _MM_HINT_T1);
+    for (int64_t i = 0; i < asks_; ++i, at_ += 64) {
+      if (at_ == last_) {
+        if (block_ >= c.next_blocks) return;
+        at_ = after(block_++);
+        last_ = at_ + kv_head_bytes(c.head_dim);
+      }
+      _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+    }
+  }
+
+  // A block's values: to where those of 64 tokens and 16 dims are a tile.
+  void gather(int64_t b) {
+    const int8_t* from = block[b] + kPanel * c.head_dim;
+    int8_t* to = values_ + b * kPanel * kPanel;
+    for (int64_t dim = 0; dim < c.head_dim; dim += kPanel, from += kPanel * kPanel, to += padded * kPanel * kPanel)
+#pragma GCC unroll 4
+      for (int64_t line = 0; line < kPanel * kPanel; line += 64) _mm512_store_si512(to + line, _mm512_load_si512(from + line));
   }
 
   // Two blocks at a time: a product's result comes late.
@@ -210,6 +226,7 @@ class TiledChunk : public Chunk {
         _tile_dpbssd(1, 0, 6);
         _tile_dpbssd(3, 0, 7);
       }
+      gather(b), gather(b + 1), ask();
       _tile_stored(1, dots[0] + b * kPanel, kWidth * 4);
       _tile_stored(3, dots[0] + (b + 1) * kPanel, kWidth * 4);
     }
@@ -230,6 +247,7 @@ class TiledChunk : public Chunk {
         _tile_dpbssd(4, 0, 7);
         _tile_dpbssd(5, 1, 7);
       }
+      gather(b), gather(b + 1), ask();
       _tile_stored(2, dots[0] + b * kPanel, kWidth * 4);
       _tile_stored(3, dots[kAmxRows] + b * kPanel, kWidth * 4);
       _tile_stored(4, dots[0] + (b + 1) * kPanel, kWidth * 4);
@@ -237,30 +255,20 @@ class TiledChunk : public Chunk {
     }
   }
 
-  // Gathers the values of 16 dims: tiles of 64 tokens.
-  void gather(int64_t dim, int8_t* to) const {
-    for (int64_t b = 0; b < padded; ++b, to += kTileBytes / 4) {
-      const int8_t* from = block[b] + kPanel * c.head_dim + dim * kPanel;
-      for (int64_t line = 0; line < kTileBytes / 4; line += 64) _mm512_store_si512(to + line, _mm512_load_si512(from + line));
-    }
-  }
-
   static constexpr int64_t kStride = 2 * kWidth;  // from a row's high plane to the next one's; its low plane is between
   void blend_few() {  // 32 dims at a time
-    alignas(64) int8_t values[2][kChunkBlocks / 4][kTileBytes];
     alignas(64) int32_t sums[4][kAmxRows * kPanel];
     for (int64_t dim = 0; dim < c.head_dim; dim += 2 * kPanel) {
-      gather(dim, values[0][0]);
-      gather(dim + kPanel, values[1][0]);
+      const int8_t *values = values_ + dim * padded * kPanel, *later = values + padded * kPanel * kPanel;
       _tile_zero(1);
       _tile_zero(3);
       _tile_zero(4);
       _tile_zero(5);
       for (int64_t t = 0; t < padded / 4; ++t) {
         _tile_loadd(0, planes[0] + t * kDeep, kStride);
-        _tile_loadd(6, values[0][t], 64);
+        _tile_loadd(6, values + t * kTileBytes, 64);
         _tile_dpbssd(1, 0, 6);
-        _tile_loadd(7, values[1][t], 64);
+        _tile_loadd(7, later + t * kTileBytes, 64);
         _tile_dpbssd(3, 0, 7);
         _tile_loadd(2, planes[1] + t * kDeep, kStride);
         _tile_dpbssd(4, 2, 6);
@@ -271,21 +279,20 @@ class TiledChunk : public Chunk {
       _tile_stored(4, sums[2], 64);
       _tile_stored(5, sums[3], 64);
       for (int64_t r = 0; r < c.rows; ++r)
-        for (int64_t i = 0; i < 2; ++i) blend(r, dim + i * kPanel, sums[i] + r * kPanel, sums[2 + i] + r * kPanel);
+        for (int64_t i = 0; i < 2; ++i) blend(r, dim + i * kPanel, sums[i] + r * kPanel, sums[2 + i] + r * kPanel), ask();
     }
   }
   void blend_many() {
-    alignas(64) int8_t values[kChunkBlocks / 4][kTileBytes];
     alignas(64) int32_t sums[2][2 * kAmxRows * kPanel];
     for (int64_t dim = 0; dim < c.head_dim; dim += kPanel) {
-      gather(dim, values[0]);
+      const int8_t* values = values_ + dim * padded * kPanel;
       _tile_zero(2);
       _tile_zero(3);
       _tile_zero(4);
       _tile_zero(5);
       for (int64_t t = 0; t < padded / 4; ++t) {
         const int8_t* p = planes[0] + t * kDeep;
-        _tile_loadd(6, values[t], 64);
+        _tile_loadd(6, values + t * kTileBytes, 64);
         _tile_loadd(0, p, kStride);
         _tile_dpbssd(2, 0, 6);
         _tile_loadd(1, p + kAmxRows * kStride, kStride);
@@ -299,17 +306,19 @@ class TiledChunk : public Chunk {
       _tile_stored(3, sums[0] + kAmxRows * kPanel, 64);
       _tile_stored(4, sums[1], 64);
       _tile_stored(5, sums[1] + kAmxRows * kPanel, 64);
-      for (int64_t r = 0; r < c.rows; ++r) blend(r, dim, sums[0] + r * kPanel, sums[1] + r * kPanel);
+      for (int64_t r = 0; r < c.rows; ++r) blend(r, dim, sums[0] + r * kPanel, sums[1] + r * kPanel), ask();
     }
   }
 
-  int64_t asked_ = 0;
+  alignas(64) int8_t values_[kMostDims * kWidth];
+  int64_t asks_ = 0, block_ = 0;  // lines at once; of the next chunk
+  const int8_t *at_ = nullptr, *last_ = nullptr;
 };
 
 static_assert(kAttentionRows == 2 * kAmxRows, "the tiles of a chunk");
 
 void attend(const AttentionChunk& c) {
-  if (c.rows >= kFewestQueries && c.head_dim % kDeep == 0)
+  if (c.rows >= kFewestQueries && c.head_dim % kDeep == 0 && c.head_dim <= kMostDims)
     TiledChunk(c).run();
   else
     Chunk(c).run();

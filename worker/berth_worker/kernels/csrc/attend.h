@@ -42,7 +42,7 @@ struct Chunk {
   alignas(64) float key_scales[kWidth], value_scales[kWidth];
   alignas(64) int32_t dots[kAttentionRows][kWidth];       // of queries and keys
   alignas(64) int8_t planes[2 * kAttentionRows][kWidth];  // p times the value's scale, as 128 * one row + the next
-  float scales[kAttentionRows];
+  float scales[kAttentionRows], inverses[kAttentionRows];
 
   // What to ask for while block b is in work: that of the chunk that this thread takes next.  Blocks lie anywhere, so the processor cannot
   // guess, and a whole chunk ahead is early enough for any memory.
@@ -54,7 +54,7 @@ struct Chunk {
     for (int64_t b = 0; b < c.blocks; ++b) score(b);
     for (int64_t row = 0; row < c.rows; ++row)
       for (int64_t b = c.blocks; b < padded; ++b) __builtin_memset(dots[row] + b * kPanel, 0, kPanel * sizeof(int32_t));
-    soften();
+    soften([] {});
     blend();
   }
 
@@ -71,63 +71,85 @@ struct Chunk {
     }
   }
 
+  // Three passes over the scores, each over all rows: within a row each needs one number of the pass before it, which comes late.
+  // `between` is called after each row of each pass: 3 * rows times.
+  template <class Between>
+  void soften(Between&& between) {
+    for (int64_t row = 0; row < c.rows; ++row) {
+      if (c.ages[row] < c.position)  // sees nothing of this chunk
+        c.maximum[row] = kNothing;
+      else
+        c.maximum[row] = sees_all(row) ? highest<true>(row) : highest<false>(row);
+      between();
+    }
+    for (int64_t row = 0; row < c.rows; ++row) {
+      float top = 0.0f;
+      if (c.ages[row] < c.position)
+        c.sum[row] = 0.0f;
+      else
+        top = sees_all(row) ? weigh<true>(row) : weigh<false>(row);
+      scales[row] = top / kMost;
+      inverses[row] = top > 0.0f ? kMost / top : 0.0f;
+      between();
+    }
+    for (int64_t row = 0; row < c.rows; ++row) {
+      if (c.ages[row] < c.position)
+        __builtin_memset(planes[2 * row], 0, 2 * kWidth);
+      else
+        part(row);
+      between();
+    }
+  }
+
+  bool sees_all(int64_t row) const { return c.ages[row] >= c.position + padded * kPanel - 1; }
   // Of tokens that the row does not see, scores and p are put aside; their slots may hold any scale.  All: it sees every token.
-  template <int Blocks, bool All>
-  void soften(int64_t row) {
-    constexpr int kVectors = Blocks * kParts;
-    const int64_t seen = c.ages[row] - c.position + 1;
-    const auto visible = [&](int i, Floats x, float otherwise) { return All ? x : first_lanes(seen - i * kLanes, x, otherwise); };
-    Floats x[kVectors], high[4], sums[kParts] = {}, top[4] = {};
-    BERTH_UNROLL
-    for (int i = 0; i < kVectors; ++i) {
-      x[i] = visible(i, to_float(dots[row] + i * kLanes) * load(key_scales + i * kLanes), kNothing);
-      high[i % 4] = i < 4 ? x[i] : larger(x[i], high[i % 4]);
-    }
-    const float scale = c.scales[row];
-    const float maximum = largest_of(larger(larger(high[0], high[1]), larger(high[2], high[3]))) * scale + 0.0f;  // never -0
-    BERTH_UNROLL
-    for (int i = 0; i < kVectors; ++i) {
-      const Floats e = power_of_two(fused(x[i], all(scale), all(-maximum)));
-      sums[i % kParts] += visible(i, e, 0.0f);
-      x[i] = visible(i, e * load(value_scales + i * kLanes), 0.0f);
-      top[i % 4] = larger(x[i], top[i % 4]);
-    }
-    const float largest = largest_of(larger(larger(top[0], top[1]), larger(top[2], top[3])));
-    c.maximum[row] = maximum;
-    c.sum[row] = sum_of_parts(sums);
-    scales[row] = largest / kMost;
-    const Floats inverse = all(largest > 0.0f ? kMost / largest : 0.0f);
-    BERTH_UNROLL
-    for (int i = 0; i < kVectors; i += 4)
-      store_planes4(planes[2 * row] + i * kLanes, planes[2 * row + 1] + i * kLanes, x[i] * inverse, x[i + 1] * inverse, x[i + 2] * inverse,
-                    x[i + 3] * inverse);
-  }
-
   template <bool All>
-  void soften(int64_t row) {
-    switch (padded) {
-      case 4: return soften<4, All>(row);
-      case 8: return soften<8, All>(row);
-      case 12: return soften<12, All>(row);
-      default: return soften<16, All>(row);
-    }
+  Floats visible(int64_t row, int64_t token, Floats x, float otherwise) const {
+    return All ? x : first_lanes(c.ages[row] - c.position + 1 - token, x, otherwise);
+  }
+  float* row_of(int64_t row) { return reinterpret_cast<float*>(dots[row]); }  // its dots, then scores, then p times the values' scales
+
+  // Dots become scores without the row's scale; the highest, with it.
+  template <bool All>
+  float highest(int64_t row) {
+    Floats high[4] = {all(kNothing), all(kNothing), all(kNothing), all(kNothing)};
+    for (int64_t i = 0; i < padded * kPanel; i += 4 * kLanes)
+      BERTH_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const int64_t at = i + j * kLanes;
+        const Floats x = visible<All>(row, at, to_float(dots[row] + at) * load(key_scales + at), kNothing);
+        store(row_of(row) + at, x);
+        high[j] = larger(x, high[j]);
+      }
+    return largest_of(larger(larger(high[0], high[1]), larger(high[2], high[3]))) * c.scales[row] + 0.0f;  // never -0
   }
 
-  void soften_row(int64_t row) {
-    if (c.ages[row] >= c.position + padded * kPanel - 1) {
-      soften<true>(row);
-    } else if (c.ages[row] >= c.position) {
-      soften<false>(row);
-    } else {  // sees nothing of this chunk
-      c.maximum[row] = kNothing;
-      c.sum[row] = 0.0f;
-      scales[row] = 0.0f;
-      __builtin_memset(planes[2 * row], 0, 2 * kWidth);
-    }
+  // Scores become p times the values' scales; the largest of those.
+  template <bool All>
+  float weigh(int64_t row) {
+    Floats sums[kParts] = {}, top[4] = {};
+    const Floats scale = all(c.scales[row]), lower = all(-c.maximum[row]);
+    for (int64_t i = 0; i < padded * kPanel; i += 4 * kLanes)
+      BERTH_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const int64_t at = i + j * kLanes;
+        const Floats e = power_of_two(fused(load(row_of(row) + at), scale, lower));
+        sums[j % kParts] += visible<All>(row, at, e, 0.0f);
+        const Floats x = visible<All>(row, at, e * load(value_scales + at), 0.0f);
+        store(row_of(row) + at, x);
+        top[j] = larger(x, top[j]);
+      }
+    c.sum[row] = sum_of_parts(sums);
+    return largest_of(larger(larger(top[0], top[1]), larger(top[2], top[3])));
   }
 
-  void soften() {
-    for (int64_t row = 0; row < c.rows; ++row) soften_row(row);
+  // Those are rounded and parted in two planes.
+  void part(int64_t row) {
+    const float* x = row_of(row);
+    const Floats inverse = all(inverses[row]);
+    for (int64_t i = 0; i < padded * kPanel; i += 4 * kLanes)
+      store_planes4(planes[2 * row] + i, planes[2 * row + 1] + i, load(x + i) * inverse, load(x + i + kLanes) * inverse,
+                    load(x + i + 2 * kLanes) * inverse, load(x + i + 3 * kLanes) * inverse);
   }
 
   void blend() {

@@ -84,7 +84,7 @@ struct Isa {
                 int64_t n);
 };
 
-// Keys and values of one KV head in one block of 16 tokens; a block of a layer holds kv_heads of them one after the other:
+// Keys and values of one KV head in one block of 16 tokens; those of a layer and head lie one after the other:
 //   keys [head_dim / 4][16 tokens][4] int8 | values [head_dim / 16][4][16 dims][4 tokens] int8 | key scales [16] float | value scales [16] float
 // A key block is a panel of weights whose channels are tokens; a value block is head_dim / 16 panels of depth 16: `dot` serves both.
 inline int64_t kv_head_bytes(int64_t head_dim) { return 2 * kPanel * head_dim + 2 * kPanel * static_cast<int64_t>(sizeof(float)); }

@@ -46,7 +46,7 @@ struct BatchView {
   BatchView(const int32_t* data, int64_t length, const Model& model, int64_t num_blocks);
 };
 
-// Runs the batch: writes the K and V of its tokens into cache [layers][num_blocks][kv_block_bytes], and logits [N][output.channels].
+// Runs the batch: writes the K and V of its tokens into cache [layers][kv_heads][num_blocks][kv_head_bytes], and logits [N][output.channels].
 void step(Model model, const Isa& isa, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits);
 
 }  // namespace berth

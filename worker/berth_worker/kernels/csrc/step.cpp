@@ -229,7 +229,7 @@ class Step {
               isa_.quantize_head(x, d, queries_ + place * d, query_magnitudes_ + place * d, query_biases_ + place) / softmax_divisor;
         } else {
           const int64_t slot = slots_[t] % kPanel;
-          int8_t* to = cache + slots_[t] / kPanel * m_.kv_block_bytes() + own * kv_head_bytes(d);
+          int8_t* to = cache + (own * num_blocks_ + slots_[t] / kPanel) * kv_head_bytes(d);
           float* scales = reinterpret_cast<float*>(to + 2 * kPanel * d);
           int32_t bias;
           scales[(value ? kPanel : 0) + slot] = isa_.quantize_head(x, d, packed.data(), unused.data(), &bias);
@@ -308,7 +308,8 @@ class Step {
     write_tile(first, kv, result);
   }
 
-  // One chunk that several tiles see whole: their queries side by side, the results to each tile's partials.
+  // One chunk that several tiles see whole: their queries side by side, which serve the thread's next chunks too, and the results to each
+  // tile's partials.
   void attend_together(const AttentionItem& item, int64_t kv, const int8_t* cache, const Chunk& after) {
     const int64_t d = m_.head_dim, shared = m_.group_heads();
     struct Rows {
@@ -318,14 +319,23 @@ class Step {
       std::vector<int8_t> values;
       std::vector<uint8_t> magnitudes;
       std::vector<float> out;
+      int64_t count;
+      int64_t kv;  // this and what follows: whose queries these are
+      std::vector<int64_t> tiles;
+      const int8_t* cache;  // of the layer
+      uint64_t step = 0;
     };
     static thread_local Rows rows;
-    rows.values.resize(static_cast<size_t>(kAttentionRows * d));
-    rows.magnitudes.resize(static_cast<size_t>(kAttentionRows * d));
-    rows.out.resize(static_cast<size_t>(kAttentionRows * d));
-    int64_t count = 0;
-    for (const int64_t i : item.tiles) {
-      const AttentionTile& tile = this->tile(i);
+    const bool there = rows.step == number_ && rows.cache == cache && rows.kv == kv && rows.tiles == item.tiles;
+    if (!there) {
+      rows.values.resize(static_cast<size_t>(kAttentionRows * d));
+      rows.magnitudes.resize(static_cast<size_t>(kAttentionRows * d));
+      rows.out.resize(static_cast<size_t>(kAttentionRows * d));
+      rows.step = number_, rows.cache = cache, rows.kv = kv, rows.tiles = item.tiles, rows.count = 0;
+    }
+    int64_t& count = rows.count;
+    for (size_t j = 0; !there && j < item.tiles.size(); ++j) {
+      const AttentionTile& tile = this->tile(item.tiles[j]);
       const int64_t n = tile.tokens * shared, place = (kv * b_.total + tile.first) * shared;
       std::copy_n(queries_ + place * d, n * d, rows.values.data() + count * d);
       std::copy_n(query_magnitudes_ + place * d, n * d, rows.magnitudes.data() + count * d);
@@ -339,15 +349,15 @@ class Step {
     c.values = rows.values.data(), c.magnitudes = rows.magnitudes.data(), c.biases = rows.biases, c.scales = rows.scales, c.ages = rows.ages;
     c.maximum = rows.maximum, c.sum = rows.sum, c.out = rows.out.data();
     isa_.attend(c);
-    count = 0;
+    int64_t at = 0;
     for (const int64_t i : item.tiles) {
       const AttentionTile& tile = this->tile(i);
       const int64_t n = tile.tokens * shared;
       float* p = partial(tile, item.chunk, kv);
-      std::copy_n(rows.maximum + count, n, p);
-      std::copy_n(rows.sum + count, n, p + kAttentionRows);
-      std::copy_n(rows.out.data() + count * d, n * d, p + 2 * kAttentionRows);
-      count += n;
+      std::copy_n(rows.maximum + at, n, p);
+      std::copy_n(rows.sum + at, n, p + kAttentionRows);
+      std::copy_n(rows.out.data() + at * d, n * d, p + 2 * kAttentionRows);
+      at += n;
     }
   }
 
@@ -381,7 +391,7 @@ class Step {
 
   Chunk chunk_of(const AttentionTile& tile, int64_t chunk, int64_t kv, const int8_t* cache) const {
     const int64_t last = ages_[(tile.first + tile.tokens - 1) * m_.group_heads()], first_block = chunk * kChunkBlocks;
-    return {cache + kv * kv_head_bytes(m_.head_dim), b_.tables + tile.sequence * b_.width + first_block,
+    return {cache + kv * num_blocks_ * kv_head_bytes(m_.head_dim), b_.tables + tile.sequence * b_.width + first_block,
             std::min<int64_t>(kChunkBlocks, last / kPanel + 1 - first_block), first_block * kPanel};
   }
   // The first one that an item reads.
@@ -392,7 +402,7 @@ class Step {
     AttentionChunk c{};
     c.cache = chunk.cache, c.table = chunk.table, c.blocks = chunk.blocks, c.position = chunk.position;
     c.next_cache = after.cache, c.next_table = after.table, c.next_blocks = after.blocks;
-    c.block_stride = m_.kv_block_bytes();
+    c.block_stride = kv_head_bytes(m_.head_dim);
     c.head_dim = m_.head_dim;
     return c;
   }
@@ -484,6 +494,8 @@ class Step {
   int64_t* ages_;                                  // [T][group heads] position
   int64_t* slots_;                                 // [T] block * 16 + offset
   float* partials_ = nullptr;
+  const uint64_t number_ = ++steps_;
+  static inline uint64_t steps_ = 0;  // made so far, one at a time
 };
 
 }  // namespace
