@@ -64,7 +64,9 @@ class LlamaServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600, trust_env=False)
+        # a connection a request: llama-server may close one that is kept just as the next request goes out on it
+        once = httpx.Limits(max_keepalive_connections=0)
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600, trust_env=False, limits=once)
         self._wait()
 
     def _wait(self) -> None:
