@@ -39,7 +39,8 @@ vllm:num_requests_running{model_name="m"} 0
 
 
 class PacedWorker(generation_pb2_grpc.GenerationServicer):
-    """A step takes 10 ms and gives a token; what of a prompt is not cached prolongs the first by 0.5 ms a token.
+    """A step takes 10 ms and gives a token; what of a prompt is not cached prolongs its first, and a step of everybody
+    else, by 0.5 ms a token.
 
     Remembers prompts as a prefix cache does.
     """
@@ -49,6 +50,8 @@ class PacedWorker(generation_pb2_grpc.GenerationServicer):
         """Seconds a token while one stream runs alone."""
         self.prompts: list[tuple[int, ...]] = []
         self._running = 0
+        self._read = 0.0
+        """Seconds of all prompts so far."""
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(4)
 
@@ -63,10 +66,14 @@ class PacedWorker(generation_pb2_grpc.GenerationServicer):
         with self._slots:
             with self._lock:
                 self._running += 1
-            due = time.monotonic() + STEP + (len(prompt) - cached) / PREFILL
+                read = (len(prompt) - cached) / PREFILL
+                self._read += read
+                known = self._read
+            due = time.monotonic() + STEP + read
             for number in range(1, wanted + 1):
                 time.sleep(max(0.0, due - time.monotonic()))
-                due += STEP if self._running > 1 else self.lone_step
+                due += (STEP if self._running > 1 else self.lone_step) + self._read - known
+                known = self._read
                 response = generation_pb2.GenerateResponse(token_ids=[7])
                 if number == wanted:
                     response.finish_reason = generation_pb2.FINISH_REASON_LENGTH

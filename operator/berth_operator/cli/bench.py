@@ -57,7 +57,7 @@ def command(
     requests: Annotated[int, typer.Option(min=1, help="At least so many at each concurrency")] = 8,
     new_tokens: Annotated[
         int,
-        typer.Option(min=0, help="Time turns that bring so many tokens behind a cached prompt, not whole prompts"),
+        typer.Option(min=0, help="Time turns that bring so many tokens behind a cached prompt, beside a stream"),
     ] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Short prompts, concurrency 1 and 4: a first idea")] = False,
     http_address: Annotated[
@@ -274,7 +274,8 @@ def _source(address: str, plan: Plan, facts: WorkerFacts | None, machine: str | 
         f"machine: {machine}" if machine else "machine not stated",
         f"{plan.prompt_tokens} prompt and {plan.output_tokens} output tokens, prompts random and distinct,"
         f" decoding at {plan.context_tokens} tokens of context, prefill of"
-        f" {plan.new_tokens or plan.prompt_tokens} tokens beyond what a step takes",
+        f" {plan.new_tokens or plan.prompt_tokens} tokens beyond what a step takes"
+        + (", beside a stream" if plan.new_tokens else ""),
     ]
     if facts and facts.reported:
         parts.append("worker reports " + ", ".join(f"{k}={v}" for k, v in sorted(facts.reported.items()) if v))

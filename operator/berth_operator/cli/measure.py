@@ -6,9 +6,13 @@ round start together, and decoding is measured only while every one of them deco
 
 Prefill is what prompts take beyond what any step takes, whoever decodes in it as well: counted with every token, the
 step would make a prompt of 68 tokens, on a core that takes 8 ms for a step, look a third slower than it is.  So a
-prompt of one token is timed beside each long one.  Turns of a session bring few tokens behind many: with
-`new_tokens`, such turns are timed instead, and decoding is that of such turns: on some machines steps take a tenth
-longer for a while after a prompt.
+prompt of one token is timed beside each long one.
+
+Turns of a session bring few tokens behind many: with `new_tokens`, such turns are timed instead, by how much longer
+they make the steps of a stream that decodes beside them.  That is what the planner counts with; and a prompt of one
+token is no measure of so few: alone, after a pause, it took 2 ms longer than a stream's step, and 16 tokens took 3 ms
+more than it where they lengthened a stream's step by 5.7.  Decoding is that of such turns, too: on some machines steps
+take a tenth longer for a while after a prompt.
 
 Rounds of the concurrencies take turns, so that a slow minute of the machine falls on all of them alike, and the median
 round counts.  Answers are drawn at temperature 1: greedy ones repeat themselves, a worker that speculates guesses them,
@@ -33,9 +37,13 @@ _TOKENS = range(1000, 30000)
 _SHORTEST = 1
 """Tokens of a prompt that is a step and nothing else."""
 _TURNS = 3
-"""Of each prompt, with new tokens and without, where turns are timed."""
+"""Of each prompt, each beside a stream, where turns are timed."""
 _MOST_OF_A_PROMPT = 0.8
 """At most so much of a prompt's time is taken to be the step's: beyond it, the difference would be of noise."""
+_BEFORE_A_TURN = 4
+"""Tokens of a stream before a turn comes beside it; twice as many after it."""
+_LEAST_CHUNK = 4
+"""Tokens of a prompt that every step reads (the worker's `engine/scheduler.py`): so long the stream has to be."""
 _SETTLED_SHARE = 0.25
 """A round counts when all streams decode together for at least this share of it."""
 _FEWEST_ROUNDS = 3
@@ -147,6 +155,37 @@ class _Prompts:
 
 
 @dataclass(slots=True)
+class _Turns:
+    """Turns, each beside a stream: by how much it lengthened the stream's steps, and how much of it was not cached."""
+
+    together: list[float] = field(default_factory=list)
+    """Seconds of all steps while it was there."""
+    added: list[float] = field(default_factory=list)
+    """Of them, beyond as many of the stream's other steps."""
+    read: list[int] = field(default_factory=list)
+
+    def add(self, turn: _Trace, stream: _Trace) -> None:
+        """Counts unless the stream was over too early to say, as where the worker runs one request at a time."""
+        inside: list[float] = []
+        outside: list[float] = []
+        for before, after in itertools.pairwise(stream.pieces):
+            beside = after.at > turn.began and before.at < turn.first
+            (inside if beside else outside).append(after.at - before.at)
+        if turn.last < stream.last and len(outside) >= _BEFORE_A_TURN:
+            self.together.append(sum(inside))
+            self.added.append(sum(inside) - len(inside) * statistics.median(outside))
+            self.read.append(turn.prompt_tokens - turn.cached_prompt_tokens)
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second; medians.  None: no turn counts."""
+        if not self.read:
+            return None
+        least = (1 - _MOST_OF_A_PROMPT) * statistics.median(self.together)
+        return statistics.median(self.read) / max(statistics.median(self.added), least)
+
+
+@dataclass(slots=True)
 class _Rounds:
     """All rounds of one concurrency."""
 
@@ -185,30 +224,45 @@ async def measure(
     for prompt in prompts:
         step.add(await _run(client, plan.model, dice.choices(_TOKENS, k=_SHORTEST), 1, tick, "prefill"))
         whole.add(await _run(client, plan.model, prompt, 1, tick, "prefill"))
-    first_tokens = whole.seconds
+    turns = _Turns()
     if plan.new_tokens:
-        whole = _Prompts()
-        for prompt in prompts * _TURNS:
-            longer = prompt + dice.choices(_TOKENS, k=plan.new_tokens)
-            step.add(await _run(client, plan.model, dice.choices(_TOKENS, k=_SHORTEST), 1, tick, "turns"))
-            whole.add(await _run(client, plan.model, longer, 1, tick, "turns"))
+        for prompt, other in _TURNS * list(zip(prompts, prompts[1:] + prompts[:1], strict=True)):
+            await _turn(client, plan, prompt + dice.choices(_TOKENS, k=plan.new_tokens), other, tick, turns)
     rounds = {concurrency: _Rounds() for concurrency in plan.concurrency}
     for _ in range(1 + _REPEATS):
-        for turn in range(max(map(plan.rounds, plan.concurrency))):
+        for number in range(max(map(plan.rounds, plan.concurrency))):
             for concurrency, of_one in rounds.items():
-                if of_one.fault is None and turn < plan.rounds(concurrency):
-                    turns = [prompt + dice.choices(_TOKENS, k=plan.new_tokens) for prompt in prompts[:concurrency]]
-                    await _decode(client, plan, turns, tick, of_one)
+                if of_one.fault is None and number < plan.rounds(concurrency):
+                    longer = [prompt + dice.choices(_TOKENS, k=plan.new_tokens) for prompt in prompts[:concurrency]]
+                    await _decode(client, plan, longer, tick, of_one)
         points = [r.point(concurrency, plan.context_tokens) for concurrency, r in rounds.items() if r.fault is None]
         if not contradicts(points):
             break
     return Measurements(
-        first_token_p50=statistics.median(first_tokens),
-        first_token_p99=percentile(first_tokens, 99),
-        prefill_tokens_per_second=whole.speed_beyond(step),
+        first_token_p50=statistics.median(whole.seconds),
+        first_token_p99=percentile(whole.seconds, 99),
+        prefill_tokens_per_second=turns.speed or whole.speed_beyond(step),
         points=tuple(points),
         left_out=tuple(r.fault for r in rounds.values() if r.fault is not None),
     )
+
+
+async def _turn(
+    client: GenerationClient,
+    plan: Plan,
+    prompt: Sequence[int],
+    other: Sequence[int],
+    tick: Callable[[str], None],
+    turns: _Turns,
+) -> None:
+    """One turn, of which a token comes, beside a stream that goes on from another prompt."""
+    steps = 3 * _BEFORE_A_TURN + math.ceil(plan.new_tokens / _LEAST_CHUNK)
+    runs = asyncio.Event()
+    stream = asyncio.create_task(_run(client, plan.model, other, steps, tick, "turns", runs))
+    stream.add_done_callback(lambda _: runs.set())  # one that fails says so below
+    await runs.wait()
+    turn = await _run(client, plan.model, prompt, 1, tick, "turns")
+    turns.add(turn, await stream)
 
 
 async def _decode(
@@ -248,12 +302,16 @@ async def _run(
     output_tokens: int,
     tick: Callable[[str], None],
     name: str,
+    runs: asyncio.Event | None = None,
 ) -> _Trace:
+    """`runs`: set once `_BEFORE_A_TURN` pieces have come."""
     trace = _Trace(time.perf_counter(), len(prompt))
     async for piece in client.complete_tokens(prompt, model=model, output_tokens=output_tokens):
         trace.cached_prompt_tokens = piece.cached_prompt_tokens or 0
         if piece.tokens:
             trace.pieces.append(piece)
+        if runs is not None and len(trace.pieces) >= _BEFORE_A_TURN:
+            runs.set()
     if (found := sum(piece.tokens for piece in trace.pieces)) != output_tokens:
         raise GenerationError(f"asked for {output_tokens} tokens, got {found}: nothing can be measured with that")
     tick(name)
