@@ -8,7 +8,7 @@ import heapq
 import itertools
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from berth_operator.planner import ReplicaCapacity
@@ -64,9 +64,19 @@ def step_seconds(load: StepLoad) -> float:
 
 
 def simulate(
-    agents: Agents, slots: int, rate: float, turns: int, *, gap: float = math.inf, kv_tokens: int = KV_TOKENS
+    agents: Agents,
+    slots: int,
+    rate: float,
+    turns: int,
+    *,
+    gap: float = math.inf,
+    kv_tokens: int = KV_TOKENS,
+    sessions: int | None = None,
 ) -> Seen:
-    """About `turns` turns at `rate` a second, after a while without counting; `gap`: promised between tokens."""
+    """About `turns` turns at `rate` a second, after a while without counting; `gap`: promised between tokens.
+
+    Of so many `sessions`, each followed by another when it ends; else sessions come at random.
+    """
     dice = random.Random(7)  # noqa: S311 - traffic, not secrets
     scheduler = Scheduler(
         BlockManager(kv_tokens // 16), max_running=slots, max_waiting=10**6, token_budget=256, session_seconds=300
@@ -78,10 +88,15 @@ def simulate(
     horizon = lead + turns / rate
     count = itertools.count()
     common = [dice.randrange(1000, 30000) for _ in range(agents.system)]
-    coming = [
-        (dice.uniform(0, horizon), next(count), _Session(f"s{i}", list(common), agents.turns))
-        for i in range(round(horizon * rate / agents.turns))
-    ]
+
+    def begun(at: float) -> tuple[float, int, _Session]:
+        i = next(count)
+        return at, i, _Session(f"s{i}", list(common), agents.turns)
+
+    if sessions:
+        coming = [begun(dice.expovariate(1 / agents.think)) for _ in range(sessions)]
+    else:
+        coming = [begun(dice.uniform(0, horizon)) for _ in range(round(horizon * rate / agents.turns))]
     heapq.heapify(coming)
     inside: dict[Request, _Session] = {}
     seen, now = Seen(), 0.0
@@ -108,8 +123,9 @@ def simulate(
             scheduler.finish(request)
             session = inside.pop(request)
             session.tokens, session.left = list(request.tokens), session.left - 1
-            if session.left:
-                heapq.heappush(coming, (now + dice.expovariate(1 / agents.think), next(count), session))
+            if session.left or sessions:
+                again = now + dice.expovariate(1 / agents.think)
+                heapq.heappush(coming, (again, next(count), session) if session.left else begun(again))
     return seen
 
 
@@ -195,6 +211,26 @@ def test_sessions_that_memory_cannot_keep_pay_for_their_prompts_again() -> None:
     kept = latencies(speed_of(agents, SLOTS), load, rate, SLOTS)
     assert kept is not None
     assert predicted.first_token > 1.5 * kept.first_token
+
+
+@pytest.mark.parametrize(("slots", "turn"), [(1, 0.45), (2, 0.5), (SLOTS, 0.6)])
+def test_sessions_meet_each_other_as_in_the_engine_and_never_themselves(slots: int, turn: float) -> None:
+    agents = Agents(think=2.0)
+    load, speed = load_of(agents, turn=turn), speed_of(agents, slots)
+    capacity = replica_capacity(speed, replace(load, sessions=1))
+    assert isinstance(capacity, ReplicaCapacity)
+    cycle = agents.think + turn
+    carried = round(capacity.turns_per_second * cycle)
+    for sessions in (1, carried):
+        rate = sessions / cycle
+        predicted = latencies(speed, replace(load, sessions=sessions), rate, slots)
+        assert predicted is not None
+        seen = simulate(agents, slots, rate, TURNS, sessions=sessions)
+        assert predicted.first_token == pytest.approx(p99(seen.first_token), rel=0.3), sessions
+        assert predicted.turn == pytest.approx(p99(seen.turn), rel=0.25), sessions
+        assert worst(seen, load) < 1.1, "a tenth above the promise at most, where it is just kept"
+    many = simulate(agents, slots, 2 * (carried + 1) / cycle, TURNS, sessions=2 * (carried + 1))
+    assert worst(many, load) > 1, "twice as many, and the promise breaks"
 
 
 def worst(seen: Seen, load: Load) -> float:

@@ -109,6 +109,49 @@ def test_what_is_easier_never_lowers_the_capacity(speed: Speed, load: Load, fact
     assert not worse, rate
 
 
+@given(speeds, loads, st.integers(1, 1000), st.floats(1.01, 4))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_what_is_easier_for_stated_sessions_never_takes_more_replicas(
+    speed: Speed, load: Load, sessions: int, factor: float
+) -> None:
+    """In replicas, because sessions that are promised less are also taken to come back later."""
+    assume(load.context_tokens <= speed.kv_cache_tokens)
+    stated = replace(load, sessions=sessions)
+    easier = {
+        "first token": (speed, replace(stated, first_token=load.first_token * factor)),
+        "turn": (speed, replace(stated, turn=load.turn * factor)),
+        "fewer": (speed, replace(stated, sessions=max(1, int(sessions / factor)))),
+        "all faster": (_faster(speed, factor), stated),
+    }
+    pairs = [(speed, stated), *easier.values()]
+    share, *shares = [
+        rate * (of.think_seconds + of.turn) / (of.sessions or 1)
+        for rate, (_, of) in zip(_rates(pairs), pairs, strict=True)
+    ]
+    worse = {name: easy for name, easy in zip(easier, shares, strict=True) if easy < share * (1 - 1e-6)}
+    assert not worse, share
+
+
+@given(speeds, loads, st.integers(1, 1000))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_stated_sessions_are_no_harder_to_serve_than_turns_at_random(speed: Speed, load: Load, sessions: int) -> None:
+    assume(load.context_tokens <= speed.kv_cache_tokens)
+    random, stated, many = _rates([(speed, replace(load, sessions=n)) for n in (None, sessions, 10**9)])
+    step = 2 ** (1 / 64)
+    assert stated >= random / step * (1 - 1e-6), "but for the grid of rates"
+    assert random / step * (1 - 1e-6) <= many <= random * step * (1 + 1e-6), "of very many, each is met at random"
+
+
+def test_one_session_never_waits_for_itself() -> None:
+    """One slot, kept busy for a fifth of the time: at random a fifth of the turns would wait, and break the promise."""
+    speed = _speed(base=0.05, slope=0.02, prefill=400.0, most=8)
+    load = replace(LOAD, gap=0.08, first_token=1.5, turn=21.0, think_seconds=60.0)
+    at_random, one, two = _rates([(speed, replace(load, sessions=n)) for n in (None, 1, 2)])
+    assert one * (load.think_seconds + load.turn) >= 1 - 1e-9
+    assert at_random < 0.1 * one
+    assert two < 0.2 * one, "turns of two may meet on any replica"
+
+
 def test_a_looser_gap_leaves_the_choice_of_fewer_slots() -> None:
     """With 43 slots turns would wait less and take longer than with the 14 that a tight gap allows."""
     grid = tuple(range(1, 52))
@@ -157,6 +200,17 @@ def test_a_promise_that_one_request_breaks_is_named_with_its_number(
     assert isinstance(slow, TooSlow)
     assert slow.field == field
     assert words in slow.reason
+
+
+@given(speeds, loads, st.floats(0.9, 1.3))
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_the_promise_that_is_said_to_be_broken_is(speed: Speed, load: Load, room: float) -> None:
+    """Also where one request keeps it on average, and breaks it in the last turns of a session or in slow moments."""
+    assume(load.context_tokens <= speed.kv_cache_tokens)
+    uncached = max(1.0, load.prompt_tokens * (1 - load.cached_share))
+    alone = uncached / speed.prefill_tokens_per_second + speed.step_seconds[0]
+    slow = replica_capacity(speed, replace(load, first_token=alone * room))
+    assert isinstance(slow, ReplicaCapacity) or slow.predicted > slow.objective
 
 
 def test_durations_round_up_so_that_a_broken_promise_reads_as_one() -> None:

@@ -51,7 +51,7 @@ from berth_operator.planner.architectures import ARCHITECTURES, closest_names
 
 _CASES = {
     "busy": "always busy: so many requests in flight, nobody pauses",
-    "idle": "with idle time: so many sessions that pause between turns and come at random, p99 kept, whole nodes paid",
+    "idle": "with idle time: so many sessions, each of which pauses between its turns, p99 kept, whole nodes paid",
 }
 _MOST_COLUMNS = 9
 

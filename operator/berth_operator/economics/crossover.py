@@ -6,9 +6,9 @@ Two answers for each class and concurrency N, because they differ by a lot:
            them makes  X(b) = b / (O step(b) + max(0, b S - O idle(b)))  turns a second, with O output tokens, S seconds
            of prefill of a turn's uncached prompt, and idle(b) the part of a step in which prefill rides along for free.
            b is as great as memory and the objectives allow; nodes are whole.
-    idle   N sessions think between their turns, and arrivals are random: the demand N / (think time + turn objective)
-           is spread over replicas that keep the p99 objectives by the planner's own queueing model, whole nodes are
-           paid whether they are busy or not, and for `utilisation` of the hours alone there is any demand at all.
+    idle   N sessions think between their turns, each with one turn at a time: the demand N / (think time + turn
+           objective) is spread over replicas that keep the p99 objectives by the planner's own queueing model, whole
+           nodes are paid whether they are busy or not, and for `utilisation` of the hours alone there is any demand.
 
 Costs are of generated tokens: the price of prompts is in them.
 """
@@ -21,8 +21,9 @@ from decimal import Decimal
 import numpy as np
 
 from berth_operator.api import CapacityType, Effective, HardwareClass, Quantization, RuntimeName, ServingProfile
+from berth_operator.planner import ReplicaCapacity
 from berth_operator.planner.architectures import ARCHITECTURES
-from berth_operator.planner.capacity import Load, TooSlow, replica_capacity
+from berth_operator.planner.capacity import Load, TooSlow, replica_capacities
 from berth_operator.planner.spans import too_large, widths
 from berth_operator.planner.speed import Speed, best_profile, estimable, profile_speed, roofline_speed
 
@@ -140,11 +141,12 @@ def crossover(
             left_out.append(LeftOut(name, speed))
             continue
         busy = Busy.of(speed.speed, load)
-        idle = replica_capacity(speed.speed, load)
-        if busy is None or isinstance(idle, TooSlow):
-            reason = idle.reason if isinstance(idle, TooSlow) else "one request breaks the objectives"
-            left_out.append(LeftOut(name, reason))
+        idle = replica_capacities(speed.speed, [replace(load, sessions=n) for n in at])
+        slow = next((found for found in idle if isinstance(found, TooSlow)), None)
+        if busy is None or slow:
+            left_out.append(LeftOut(name, slow.reason if slow else "one request breaks the objectives"))
             continue
+        carried = [found.turns_per_second for found in idle if isinstance(found, ReplicaCapacity)]
         for way in ways:
             span, per_node = speed.nodes_per_replica, speed.replicas_per_node
             price = float(way.usd_per_hour) * span
@@ -152,12 +154,9 @@ def crossover(
                 Point(
                     n,
                     _over(span, busy.cost(n, load, per_node, price)),
-                    _over(
-                        span,
-                        _idle_cost(_demand(effective, n), idle.turns_per_second, load, per_node, price / utilisation),
-                    ),
+                    _over(span, _idle_cost(_demand(effective, n), rate, load, per_node, price / utilisation)),
                 )
-                for n in at
+                for n, rate in zip(at, carried, strict=True)
             )
             lines.append(Line(name, way.type, hardware.spec.chip, way.usd_per_hour, speed.speed.estimated, points))
     return Crossover(tuple(at), tuple(lines), tuple(left_out))

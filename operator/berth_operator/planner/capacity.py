@@ -14,23 +14,18 @@ from typing import Final
 import numpy as np
 
 from berth_operator.api import Effective
+from berth_operator.planner.greatest_rate import DEEPEST, Search
 from berth_operator.planner.queueing import LATE, Queue, gap_p99, times
 from berth_operator.planner.speed import Speed
-from berth_operator.planner.station import Array, Ints, Loads, Replicas, Station
+from berth_operator.planner.station import Array, Ints, Loads, Replicas, Station, kept_sessions
 from berth_operator.planner.types import ReplicaCapacity
 
-_PER_OCTAVE: Final = 64
-"""Rates are powers of 2^(1/64), a grid that all share: so that what is easier to serve is never found to carry less,
-as it could be between the ends of two bisections."""
-_OCTAVES: Final = 16
-_FIRST_STRIDE: Final = 8
-"""Steps of the grid: half of the replicas carry more than 2^(-1/4) of the turns/s that they can end at all."""
-_MOST_ODDS: Final = 12.0
-"""Logarithm of the odds of being late beyond which rates are alike in the search."""
-_TRUNCATED: Final = 0.02
-"""Of what is left of a search, how far from the interpolated rate towards the middle it looks."""
+_SELDOM: Final = 1e-9
+"""Turns/s that never meet each other."""
 _EVERY: Final = 5
 """Concurrencies up to here are all considered."""
+_FORGOTTEN: Final = 1e-9
+"""Share of sessions, so small that it is none."""
 
 Judged = tuple["ReplicaCapacity | TooSlow", float]
 """What a replica carries, and its turn latency with nothing else to do, seconds."""
@@ -53,6 +48,8 @@ class Load:
     prompt_spread: float = 0.0
     """Variance over squared mean of a turn's uncached tokens; likewise below."""
     output_spread: float = 0.0
+    sessions: int | None = None
+    """That all of the pool's turns are of, where stated: each has one at a time, and thinks before the next."""
 
     @staticmethod
     def of(effective: Effective) -> "Load":
@@ -66,6 +63,7 @@ class Load:
             first_token=effective.time_to_first_token_p99.total_seconds(),
             gap=effective.inter_token_latency_p99.total_seconds(),
             turn=effective.turn_latency_p99.total_seconds(),
+            sessions=effective.concurrent_sessions,
         )
 
     @property
@@ -113,6 +111,12 @@ def replica_capacity(speed: Speed, load: Load) -> ReplicaCapacity | TooSlow:
     return _judged(speed, load)[0]
 
 
+def replica_capacities(speed: Speed, loads: Sequence[Load]) -> list[ReplicaCapacity | TooSlow]:
+    """The same for many loads of one context length."""
+    found = solve(as_replicas([(speed, load) for load in loads]), loads, [speed.estimated] * len(loads))
+    return [one for one, _ in found]
+
+
 def unloaded_turn_seconds(speed: Speed, load: Load) -> float:
     """Turn latency of one request on an idle replica: what objective Latency compares."""
     return _judged(speed, load)[1]
@@ -148,6 +152,7 @@ def as_loads(loads: Sequence[Load]) -> Loads:
         first_token=column([x.first_token for x in loads]),
         gap=column([x.gap for x in loads]),
         turn=column([x.turn for x in loads]),
+        sessions=column([x.sessions or math.inf for x in loads]),
     )
 
 
@@ -185,17 +190,31 @@ def solve(replicas: Replicas, of: Sequence[Load], estimated: Sequence[bool]) -> 
     alone = _alone(replicas, loads)
     found: list[Judged | None] = [None] * len(of)
     kv = [int(x) for x in replicas.kv_cache_tokens[:, 0]]
+    given = replicas
     replicas, station = _useful(replicas, loads)
-    possible = replicas.fits[:, 1]
-    for forgets in (False, True):
-        rows = np.flatnonzero(possible & (loads.keeps[:, 0] == forgets))
-        if len(rows):
-            for row, figures in _carried(replicas.at(rows), loads.at(rows), station.at(rows), forgets=forgets):
-                i = int(rows[row])
-                rate, slots, first, gap, turn = figures
-                capacity = ReplicaCapacity(rate, int(slots), first, gap, turn, kv[i], estimated[i])
-                found[i] = capacity, alone[i][2]
-    return [one or (too_slow(of[i], *alone[i]), alone[i][2]) for i, one in enumerate(found)]
+    for rows, solved in _by_memory(replicas, loads, station):
+        for row, figures in _carried(replicas.at(rows), loads.at(rows), solved):
+            i = int(rows[row])
+            rate, slots, first, gap, turn = figures
+            capacity = ReplicaCapacity(rate, int(slots), first, gap, turn, kv[i], estimated[i])
+            found[i] = capacity, alone[i][2]
+    slow = [i for i, one in enumerate(found) if one is None]
+    p99s = dict(zip(slow, _p99s_alone(given, loads, [alone[i] for i in slow], np.array(slow, np.int64)), strict=True))
+    return [one or (too_slow(of[i], *p99s[i]), alone[i][2]) for i, one in enumerate(found)]
+
+
+def _by_memory(replicas: Replicas, loads: Loads, station: Station) -> Iterator[tuple[Ints, Station | None]]:
+    """Pairs that might carry something, with their station where it is the same at all rates: sessions are of one turn,
+    or memory keeps all of them even at the greatest rate.  Elsewhere it has to be solved at each."""
+    possible, keeps = replicas.fits[:, 1], loads.keeps[:, 0]
+    most = 1 / np.where(replicas.fits, station.took, np.inf)[:, 1:].min(axis=1, keepdims=True)
+    kept = kept_sessions(replicas, loads, most)[:, 0] > 1 - _FORGOTTEN
+    if len(rows := np.flatnonzero(possible & ~keeps)):
+        yield rows, station.at(rows)
+    if len(rows := np.flatnonzero(possible & keeps & kept)):
+        yield rows, Station.of(replicas.at(rows), loads.at(rows), np.ones((len(rows), 1)))
+    if len(rows := np.flatnonzero(possible & keeps & ~kept)):
+        yield rows, None
 
 
 def _useful(replicas: Replicas, loads: Loads) -> tuple[Replicas, Station]:
@@ -229,28 +248,27 @@ def _useful(replicas: Replicas, loads: Loads) -> tuple[Replicas, Station]:
     return useful, station.of_columns(chosen)
 
 
-def _carried(
-    replicas: Replicas, loads: Loads, station: Station, *, forgets: bool
-) -> Iterator[tuple[int, tuple[float, ...]]]:
-    """(pair, (turns/s, slots, p99s)) of those that carry anything.
+def _carried(replicas: Replicas, loads: Loads, station: Station | None) -> Iterator[tuple[int, tuple[float, ...]]]:
+    """(pair, (turns/s, slots, p99s)) of those that carry anything.  `station`: where it is the same at all rates.
 
     What a replica carries with b slots does not depend on how many it could have, and the best b counts: whoever may
     have more, because memory is larger or the promise between tokens is looser, carries no less.
     """
     last = replicas.fits.sum(axis=1) - 1
-    search = _Search(replicas, loads, None if forgets else station, last)
-    exponent = search.greatest(search.top())
-    rows, columns = _worth_a_try(search, exponent)
-    fewer = _Search(replicas.at(rows), loads.at(rows), None if forgets else station.at(rows), columns)
+    search = Search(replicas, loads, station, last)
+    top = search.top()
+    exponent = search.greatest(top)
+    rows, columns = _worth_a_try(search, exponent, top)
+    fewer = Search(replicas.at(rows), loads.at(rows), station and station.at(rows), columns)
     found = fewer.more(exponent[rows])
     column = last.copy()
     for row, at, carried in zip(rows.tolist(), columns.tolist(), found.tolist(), strict=True):
         if carried > exponent[row]:
             exponent[row], column[row] = carried, at
-    able = np.flatnonzero(exponent > search.floor)
+    able = np.flatnonzero(exponent > top - DEEPEST)
     if not len(able):
         return
-    best = _Search(replicas.at(able), loads.at(able), None if forgets else station.at(able), column[able])
+    best = Search(replicas.at(able), loads.at(able), station and station.at(able), column[able])
     queue = best.queue(np.arange(len(able)), exponent[able])
     at, loads = column[able][:, None], queue.loads
     slots = np.take_along_axis(queue.replicas.turns, at, axis=1)
@@ -260,119 +278,16 @@ def _carried(
     yield from zip(able.tolist(), map(tuple, table.tolist()), strict=True)
 
 
-def _worth_a_try(search: "_Search", exponent: Ints) -> tuple[Ints, Ints]:
+def _worth_a_try(search: Search, exponent: Ints, top: Ints) -> tuple[Ints, Ints]:
     """(pair, column) with fewer slots that might carry more: whose first tokens, which do not depend on how many slots
     there are beyond those, would be in time."""
-    queue = search.queue(np.arange(len(exponent)), np.minimum(exponent + 1, search.top()))
+    queue = search.queue(np.arange(len(exponent)), np.minimum(exponent + 1, top))
     first, _ = times(queue).late(queue.loads.first_token, queue.loads.turn)
     index = np.arange(first.shape[1])
     tried = (first <= LATE) & queue.stable & (index > 0) & (index < search.column[:, None])
-    tried &= (exponent < search.top())[:, None]
+    tried &= (exponent < top)[:, None]
     rows, columns = np.nonzero(tried)
     return rows, columns
-
-
-@dataclass(frozen=True, slots=True)
-class _Search:
-    """For the greatest rate that holds; rates as exponents on the common grid."""
-
-    replicas: Replicas
-    loads: Loads
-    station: Station | None
-    column: Ints
-    """[pair] where the number of slots stands; no more turns than that fit."""
-
-    def top(self) -> Ints:
-        """[pair] the greatest rate that any number of slots up to that can end at all."""
-        took = self.station.took if self.station else Station.of(self.replicas, self.loads).took
-        within = np.arange(took.shape[1]) <= self.column[:, None]
-        least = np.where(self.replicas.fits & within, took, np.inf).min(axis=1)
-        found: Ints = np.floor(np.log2(1 / least) * _PER_OCTAVE).astype(np.int64)
-        return found
-
-    @property
-    def floor(self) -> Ints:
-        """[pair] what is given where no rate above it holds."""
-        return self.top() - _OCTAVES * _PER_OCTAVE
-
-    def queue(self, rows: Ints, exponent: Ints) -> Queue:
-        """Some of the pairs at rates."""
-        station = self.station.at(rows) if self.station else None
-        rate = np.exp2(exponent / _PER_OCTAVE)[:, None]
-        replicas = self.replicas.at(rows)
-        within = np.arange(replicas.turns.shape[1]) <= self.column[rows, None]
-        return Queue.of(replace(replicas, fits=replicas.fits & within), self.loads.at(rows), rate, station)
-
-    def excess(self, rows: Ints, exponent: Ints) -> Array:
-        """[row] by how much too many turns are late, in log odds: where it is 0 or less, the rate holds."""
-        queue = self.queue(rows, exponent)
-        late = np.maximum(*times(queue).late(queue.loads.first_token, queue.loads.turn))
-        found: Array = _log_odds(np.take_along_axis(late, self.column[rows, None], axis=1)[:, 0]) - _log_odds(LATE)
-        return found
-
-    def greatest(self, top: Ints) -> Ints:
-        """[pair] down from the top in ever longer strides; then to where the last one crosses what may be late."""
-        low, high, floor = top + 1, top + 1, top - _OCTAVES * _PER_OCTAVE
-        under, over = np.full(len(low), -_MOST_ODDS), np.full(len(low), _MOST_ODDS)
-        rows, stride = np.arange(len(low)), _FIRST_STRIDE
-        while len(rows):
-            high[rows] = low[rows]
-            low[rows] = np.maximum(low[rows] - stride, floor[rows])
-            rows = rows[low[rows] > floor[rows]]
-            excess = self.excess(rows, low[rows])
-            holds = excess <= 0
-            under[rows[holds]] = excess[holds]
-            rows, excess = rows[~holds], excess[~holds]
-            over[rows] = excess
-            stride *= 2
-        return self._between(low, high, under, over)
-
-    def more(self, base: Ints) -> Ints:
-        """[pair] up from a rate in ever longer strides, as far as it holds."""
-        low, high = base.copy(), base + 1
-        under, over = np.full(len(low), -_MOST_ODDS), np.full(len(low), _MOST_ODDS)
-        rows, stride = np.arange(len(low)), 1
-        while len(rows):
-            high[rows] = low[rows] + stride
-            excess = self.excess(rows, high[rows])
-            holds = excess <= 0
-            under[rows[holds]], over[rows[~holds]] = excess[holds], excess[~holds]
-            rows = rows[holds]
-            low[rows] = high[rows]
-            stride *= 2
-        return self._between(low, high, under, over)
-
-    def _between(self, low: Ints, high: Ints, under: Array, over: Array) -> Ints:
-        """[pair] where the excess crosses 0, found by interpolation, truncated and projected so that no pair takes more
-        than one evaluation more than bisection (ITP; Oliveira and Takahashi 2020)."""
-        widest = np.exp2(np.ceil(np.log2(np.maximum(high - low, 1))))
-        while len(rows := np.flatnonzero(high - low > 1)):
-            at = _between(low[rows], high[rows], under[rows], over[rows], widest[rows])
-            excess = self.excess(rows, at)
-            holds = excess <= 0
-            low[rows], high[rows] = np.where(holds, at, low[rows]), np.where(holds, high[rows], at)
-            under[rows], over[rows] = np.where(holds, excess, under[rows]), np.where(holds, over[rows], excess)
-            widest[rows] /= 2
-        return low
-
-
-def _log_odds(share: Array | float) -> Array:
-    """Of a chance: nearly a straight line in the logarithm of the rate, where the chance itself is a steep curve."""
-    inside = np.clip(share, 1 / (1 + math.exp(_MOST_ODDS)), 1 / (1 + math.exp(-_MOST_ODDS)))
-    return np.asarray(np.log(inside / (1 - inside)))
-
-
-def _between(low: Ints, high: Ints, under: Array, over: Array, widest: Array) -> Ints:
-    """[row] where to look next: where the line through both ends is 0, a little towards the middle, so that the other
-    end comes near, too, and near enough to it that what is left is at most `widest` wide."""
-    width, middle = high - low, (low + high) / 2
-    crossing = low + width * np.clip(-under / (over - under), 0.0, 1.0)
-    towards = np.sign(middle - crossing)
-    at = crossing + towards * np.minimum(_TRUNCATED * width + 0.5, np.abs(middle - crossing))
-    room = np.maximum(widest - width / 2, 0.0)
-    at = np.clip(at, middle - room, middle + room)
-    found: Ints = np.clip(np.rint(at), low + 1, high - 1).astype(np.int64)
-    return found
 
 
 def _p99s(
@@ -399,7 +314,34 @@ def _p99s(
     return found[0], found[1]
 
 
-def _alone(replicas: Replicas, loads: Loads) -> list[tuple[float, float, float, float, float]]:
+_Alone = tuple[float, float, float, float, float]
+
+
+def _p99s_alone(replicas: Replicas, loads: Loads, means: Sequence[_Alone], rows: Ints) -> list[_Alone]:
+    """`_alone` of some pairs; where no promise is broken by it, with p99s: prompts grow, and steps vary.
+
+    Where those hold too, only just, the one that the rarest second turn would break is taken to be broken.
+    """
+    limits = np.concatenate([loads.gap, loads.first_token, loads.turn], axis=1)[rows]
+    open_ = np.flatnonzero((np.array([m[:3] for m in means]).reshape(-1, 3) <= limits).all(axis=1))
+    found = list(means)
+    if len(open_):
+        some = replicas.at(rows[open_])
+        one = replace(some, fits=some.fits & (some.turns <= 1))
+        queue = Queue.of(one, loads.at(rows[open_]), np.full((len(open_), 1), _SELDOM))
+        hour = np.full((len(open_), 1), 3600.0)
+        first, turn = _p99s(queue, np.ones((len(open_), 1), np.int64), hour, hour, octaves=30, per_octave=64)
+        for i, *p99s in zip(open_.tolist(), first[:, 0].tolist(), turn[:, 0].tolist(), strict=True):
+            most = limits[i, 1:].tolist()
+            used = [p99 / limit for p99, limit in zip(p99s, most, strict=True)]
+            if max(used) <= 1:
+                kind = used.index(max(used))
+                p99s[kind] = math.nextafter(most[kind], math.inf)
+            found[i] = means[i][0], p99s[0], p99s[1], *means[i][3:]
+    return found
+
+
+def _alone(replicas: Replicas, loads: Loads) -> list[_Alone]:
     """(gap p99, first token, turn, uncached tokens, prefill tokens/s) of one request on an idle replica, by pair."""
     speed, step = replicas.prefill_tokens_per_second, replicas.step[:, 1:2]
     uncached = np.maximum(loads.prompt_tokens * (1 - loads.cached_share), 1.0)

@@ -7,6 +7,15 @@
                                                    sessions that think and come back do not change it (Baskett et al.
                                                    1975), nor does how much turns differ, while a slot is free
 
+Where it is known of how many sessions N all turns are, no more can be inside: of a finite source (Engset 1918) an
+arrival sees what N - 1 others do (Sevcik and Mitrani 1981; Lavenberg and Reiser 1980), who come at
+
+    coming(i) = min(rate, (N - 1 - i) / A),  A = N / rate - T        with i inside and the others A away, on average
+
+where T is the time promised for a turn, so that each comes N / rate after it came before, be it here or to another
+replica.  A replica that would carry all N is judged with as many as it carries, each of which is away for as long as it
+thinks.  rate stays what is planned for: that turns which end sooner come back sooner is left out.
+
 With b slots, turns wait from n = b on: P(n) is geometric there, and the wait exponential, with less than the mean that
 exponential service times give it if answers are about equally long.  An arrival sees P.
 
@@ -57,6 +66,8 @@ _P99_DEVIATIONS: Final = 3.6
 real worker on a shared machine: 3.0 to 4.7."""
 _NOISIEST: Final = 1.0
 """Beyond twice the mean, a p99 between tokens says something else than how the machine varies."""
+_NEVER: Final = 1e-200
+"""What stands for 0 in logarithms."""
 _NOISE_LASTS: Final = 0.1
 """Seconds.  Of the real worker on a shared machine the correlation of steps was 0.7 of neighbours, 0.4 after 8 and 0.2
 after 20 steps of 10 ms."""
@@ -70,6 +81,8 @@ class Queue:
     loads: Loads
     station: Station
     rate: Array
+    coming: Array
+    """Turns/s that others bring while so many are inside, [pair, i]."""
     chance: Array
     """P but for its scale."""
     below: tuple[Array, Array]
@@ -91,12 +104,13 @@ class Queue:
         took = station.took
         width = np.diff(replicas.turns, axis=1)
         here, there = (width + 1) / 2, (width - 1) / 2
-        grown = np.log(rate * took)
+        coming, before = _coming(replicas, loads, rate)
+        grown = np.log(np.maximum(before * took, _NEVER))
         grown[:, 1:] = np.cumsum(there * grown[:, :-1] + here * grown[:, 1:], axis=1)
         grown[:, 0] = 0.0
         grown[~replicas.fits] = -np.inf
         chance = np.exp(grown - grown.max(axis=1, keepdims=True))
-        busy = rate * took
+        busy = coming * took
         stable = replicas.fits & (busy < 1 - 1e-9)
         waits = np.where(stable, chance / np.where(stable, 1 - busy, 1.0), 0.0)
         whole = _before(chance, (here, there)) + waits
@@ -108,7 +122,7 @@ class Queue:
             weights, last, np.take_along_axis(weights, last, 1) + np.take_along_axis(waits, last, 1), axis=1
         )
         weights /= np.maximum(weights.sum(axis=1, keepdims=True), TINY)
-        return Queue(replicas, loads, station, rate, chance, (here, there), stable, waits, whole, weights)
+        return Queue(replicas, loads, station, rate, coming, chance, (here, there), stable, waits, whole, weights)
 
     def late(self, by_state: Array, slack: Array) -> Array:
         """[pair, i] share of turns that are late if the replica has n slots, from the share of those that find i turns.
@@ -118,7 +132,7 @@ class Queue:
         Khinchine); with 4 and 16 the engine's own scheduler showed 0.6 to 0.8, as steps and prompts still differ.
         """
         took = self.station.took
-        spare = np.where(self.stable, 1 / took - self.rate, 1.0)
+        spare = np.where(self.stable, 1 / took - self.coming, 1.0)
         equal = 0.75 - 0.25 / np.sqrt(np.maximum(self.replicas.turns, 1.0))
         wait = (equal + (1 - equal) * np.minimum(self.loads.output_spread, 1.0)) / spare
         waiting = np.maximum(by_state, np.exp(-np.maximum(slack, 0.0) / wait))
@@ -129,6 +143,11 @@ class Queue:
         """[pair, 1] mean of [pair, i] values over what arrivals find, with as many slots as memory has room for."""
         found: Array = np.einsum("pi,pi->p", self.weights, values)[:, None]
         return found
+
+    @property
+    def met(self) -> Array:
+        """[pair, 1] turns/s that others bring on average while a turn is inside."""
+        return np.where(np.isfinite(self.loads.sessions), self.mean(self.coming), self.rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +227,7 @@ class _Noise:
 
 def times(queue: Queue) -> Times:
     """The distributions, as described above."""
-    loads, station, rate = queue.loads, queue.station, queue.rate
+    loads, station, rate = queue.loads, queue.station, queue.met
     works, reading, output = station.works, station.reading, loads.output_spread
     # prompts ahead: what is left of one, and those that wait
     every = station.every
@@ -288,12 +307,27 @@ def gap_p99(queue: Queue, column: Ints) -> Array:
         long = (station.step + added) * np.sqrt(jitter)  # many: not all need be in time
         with_chunk = reading / long / ((1 - reading) / station.step + reading / long)
         kinds.append((tokens * with_chunk * (1 - 1 / station.there) ** (prompts - 1), long))
-    found = np.zeros_like(queue.rate)
+    found = replicas.gap_p99[:, 1:2]
     for part, seconds in kinds:
         beyond = part.sum(axis=1, keepdims=True) - np.cumsum(part, axis=1) + part
         many = beyond > LATE * tokens.sum(axis=1, keepdims=True)
         found = np.maximum(found, np.where(many, seconds, 0.0).max(axis=1, keepdims=True))
     return found
+
+
+def _coming(replicas: Replicas, loads: Loads, rate: Array) -> tuple[Array, Array]:
+    """[pair, i] turns/s of others while i turns are inside, and while one less is; see above."""
+    turns = replicas.turns
+    if not np.isfinite(loads.sessions).any():
+        everywhere = np.broadcast_to(rate, turns.shape)
+        return everywhere, everywhere
+    known = np.isfinite(loads.sessions)
+    carried = rate * (loads.think_seconds + loads.turn)
+    sessions = np.where(known, np.maximum(loads.sessions, carried), carried)
+    away = np.maximum(sessions / rate - loads.turn, _NEVER)
+    free = np.maximum(sessions - 1 - turns, 0.0), np.maximum(sessions - turns, 0.0)
+    coming, before = (np.where(known, np.minimum(rate, others / away), rate) for others in free)
+    return coming, before
 
 
 def _slope(queue: Queue, mean_turns: Array) -> Array:
@@ -302,8 +336,7 @@ def _slope(queue: Queue, mean_turns: Array) -> Array:
     offset = queue.replicas.turns - mean_turns
     variance = queue.mean(offset * queue.station.decoding)
     slope = queue.mean(offset * step) / np.maximum(variance, TINY)
-    first = step[:, 2:3] - step[:, 1:2] if step.shape[1] > 2 else np.zeros_like(slope)
-    return np.maximum(np.where(variance > 1e-6, slope, first), 0.0)
+    return np.maximum(np.where(variance > 1e-6, slope, 0.0), 0.0)
 
 
 def _before(values: Array, below: tuple[Array, Array]) -> Array:

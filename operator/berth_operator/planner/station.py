@@ -87,6 +87,8 @@ class Loads:
     first_token: Array
     gap: Array
     turn: Array
+    sessions: Array
+    """That all turns are of, each with one at a time; infinite where unknown: turns come at random."""
 
     def at(self, rows: Ints) -> "Loads":
         """Some of the pairs."""
@@ -265,6 +267,8 @@ class Station:
             first = 1 / loads.turns_per_session
             shares = first, (1 - first) * kept, (1 - first) * (1 - kept)
             works = Work.first(replicas, loads), Work.kept(replicas, loads), Work.cold(replicas, loads)
+            if (kept == 1).all():
+                shares, works = shares[:2], works[:2]
         work = Work.of_all(shares, works)
         added = added_seconds(replicas, loads, step)
         chunk = np.maximum(added + replicas.idle, TINY)
@@ -351,22 +355,23 @@ class _Chain:
     def of(turns: Array, step: Array, rest: _Rates, last: _Rates, output: Array) -> "_Chain":
         """`rest`: while other prompts wait; `last`: while none does.
 
-        Between columns chances are taken as geometric; sums are of logarithms, as chances differ by hundreds of
-        decades.
+        Between columns chances are taken as geometric.  They differ by hundreds of decades: sums are told as multiples
+        of the greatest chance so far.
         """
         width = np.diff(turns, axis=1)
         here, beyond = (width + 1) / 2, (width - 1) / 2
         length = np.maximum(width, 1.0)
-        up, ends = -np.log(rest.read), np.log(np.maximum(turns, 0.5) / np.maximum(output - 1, 0.05))
-        down = ends - np.log(rest.step)
+        up = -np.log(rest.read)
+        down = np.log(np.maximum(turns, 0.5) / np.maximum(output - 1, 0.05)) - np.log(rest.step)
         rise = here * up[:, :-1] + beyond * up[:, 1:] - beyond * down[:, :-1] - here * down[:, 1:]
         chance = np.zeros_like(turns)
         np.cumsum(rise, axis=1, out=chance[:, 1:])
         # over the whole numbers from a column to below the next one: the sum, and the mean of these numbers
         slope = np.clip(rise, -500.0, 500.0) / length
         slope = np.where(np.abs(slope) < 1e-6, 1e-6, slope)
-        past = np.clip(1 / np.expm1(-slope) - length / np.expm1(-length * slope), 0.0, width)
-        part = chance[:, :-1] + np.where(width > 0, np.log(np.expm1(length * slope) / np.expm1(slope)), -np.inf)
+        grown, each = np.expm1(length * slope), np.expm1(slope)
+        past = np.clip(length / grown + (length - 1) - 1 / each, 0.0, width)
+        part = chance[:, :-1] + np.where(width > 0, np.log(grown / each), -np.inf)
         middle = turns[:, :-1] + past
 
         def before(values: Array) -> Array:
@@ -377,33 +382,31 @@ class _Chain:
 
         one = chance.copy()
         one[:, 1:] = np.maximum(chance[:, 1:] - slope, -1e300)
+        scale = one.copy()
+        np.maximum.accumulate(part, axis=1, out=scale[:, 1:])
+        np.maximum(scale, one, out=scale)
+        np.maximum.accumulate(scale, axis=1, out=scale)
+        fades, single = np.exp(scale[:, :-1] - scale[:, 1:]), np.exp(one - scale)
+        part = np.exp(part - scale[:, 1:])
+
+        faster = np.exp(up[:, :-1] + (up[:, 1:] - up[:, :-1]) * past / length)
+        sums = np.zeros((turns.shape[1], 4, len(turns)))  # over all numbers below turns[i]
+        sums[1:] = np.stack([part, part * middle, part * middle**2, part * faster]).transpose(2, 0, 1)
+        for column, left in enumerate(np.ascontiguousarray(fades.T), 1):
+            sums[column] += sums[column - 1] * left
         at = turns - 1
-
-        def below(terms: Array, of_last: Array) -> Array:
-            """[pair, i] logarithm of the sum over all numbers below turns[i] - 1."""
-            found = np.full_like(turns, -np.inf)
-            np.logaddexp.accumulate(terms, axis=1, out=found[:, 1:])
-            rest = np.where(of_last < found, -np.expm1(np.minimum(of_last - found, 0.0)), 0.0)
-            found += np.log(np.maximum(rest, 0.0))
-            found[:, :2] = -np.inf
-            return found
-
-        with np.errstate(divide="ignore", invalid="ignore"):
-            each, of_one = np.log(middle), np.log(np.maximum(at, 0.0))
-            many = below(part, one)
-            faster = up[:, :-1] + (up[:, 1:] - up[:, :-1]) * past / length
-            sums = [below(part + each, one + of_one), below(part + 2 * each, one + 2 * of_one)]
-            pace = below(part + faster, one + before(up))
-        slower = np.log(before(last.step) / before(rest.step))
-        single = one + slower
-        none = single - np.log(before(last.read)) - (ends - np.log(step))
-        single[:, 0] = -np.inf
-        none[:, 0] = 0.0
-        whole = np.logaddexp(np.logaddexp(many, single), none)
-        several, single, decode = (np.exp(x - whole) for x in (many, single, none))
-        reading = several + single
-        first, second = (np.exp(x - whole) + single * at**k + decode * turns**k for k, x in enumerate(sums, 1))
-        rate = np.exp(pace - whole) + single / before(last.read)
+        sums -= np.stack([single, single * at, single * at**2, single * np.exp(before(up))]).transpose(2, 0, 1)
+        sums[:2] = 0.0
+        several, first, second, pace = np.maximum(sums, 0.0).transpose(1, 2, 0)
+        single *= before(last.step) / before(rest.step)
+        alone = before(last.read)
+        none = single / alone * np.maximum(output - 1, 0.05) * step / np.maximum(turns, 0.5)
+        single[:, 0], none[:, 0] = 0.0, 1.0
+        whole = several + single + none
+        several, single, none, first, second = (x / whole for x in (several, single, none, first, second))
+        first += single * at + none * turns
+        second += single * at**2 + none * turns**2
+        reading, rate = several + single, pace / whole + single / alone
         some, flow = np.maximum(reading, TINY), np.maximum(rate, TINY)
         there = np.maximum((turns - first) / some, 1.0)
         variance = np.maximum((turns**2 - 2 * turns * first + second) / some - there**2, 0.0)
