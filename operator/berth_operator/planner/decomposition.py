@@ -28,9 +28,11 @@ UNITS: Final = 60
 """Of demand in pricing, at first."""
 FINE_AGAIN: Final = 2
 """Times that loose lanes are priced again, ever finer, in the last pricings, which give the bound."""
-FINE_ROUNDS: Final = 2
+TOWARDS: Final = 0.7
+"""Weight of the best bound's duals in those of the next last pricing: those of the master alone swing."""
+FINE_ROUNDS: Final = 4
 """Last pricings at most, of which the best bound counts."""
-RIGHT: Final = 1e-3
+RIGHT: Final = 3e-3
 """Of the cost of all, by which the bound may be low because duals are not right, without another of them."""
 SMOOTHING: Final = 0.5
 CLOSE: Final = 1.5e-3
@@ -63,6 +65,8 @@ ANSWERING: Final = 12
 """Undivided pools whose patterns are looked for again when whole ones are chosen, at least."""
 FAR: Final = 0.03
 """Relative distance to the master from which whole choices are looked for by an integer program."""
+REPAIRED: Final = 100
+"""Undivided pools that it may change, at least."""
 NEAR: Final = 12
 """Columns of a pool that it may choose from."""
 WIDENED: Final = (0.7, 1.2, 1.6, 3.0)
@@ -283,6 +287,7 @@ class Decomposition:
             if bound > best:
                 best, self.duals, least = bound, at, self._least.copy()
             objective, at, _ = solve(master, self.columns, self.costs(), at)
+            at = TOWARDS * self.duals + (1 - TOWARDS) * at
             if objective - bound - unpriced <= RIGHT * self._dollars():
                 break
         self._least = least
@@ -377,7 +382,7 @@ class Decomposition:
                 break
             chosen = self._settled(chosen, duals, target)
         if effort is not Effort.COMPARE and float(self.costs()[chosen].sum()) > target * (1 + FAR):
-            chosen = self._repaired(chosen, self._farthest(chosen, open_, duals), duals)
+            chosen = self._repaired(chosen, self._farthest(chosen, open_, duals, REPAIRED), duals)
         return chosen
 
     def _repaired(self, chosen: Ints, open_: Flags, duals: Floats) -> Ints:
@@ -411,11 +416,11 @@ class Decomposition:
         costs, c = self.costs(), self.columns
         return Patterns(c.pool, costs, costs + paid(c.use, duals), c.use, self.lanes.caps)
 
-    def _farthest(self, chosen: Ints, open_: Flags, duals: Floats) -> Flags:
-        """Pools that are divided, and as many whose chosen pattern is farthest from their best at the duals."""
+    def _farthest(self, chosen: Ints, open_: Flags, duals: Floats, least: int = ANSWERING) -> Flags:
+        """Pools that are divided, and at least `least` whose pattern is farthest from their best."""
         excess = (self.costs() + paid(self.columns.use, duals))[chosen] - self.ceilings(duals)
         some = open_.copy()
-        some[np.argsort(-np.where(open_, -np.inf, excess), kind="stable")[: max(ANSWERING, int(open_.sum()))]] = True
+        some[np.argsort(-np.where(open_, -np.inf, excess), kind="stable")[: max(least, int(open_.sum()))]] = True
         return some
 
     def _widen(self, open_: Flags, duals: Floats) -> None:
