@@ -138,7 +138,7 @@ def main() -> None:
     load = Load(
         prompt_tokens=agents.prompt,
         output_tokens=agents.output,
-        cached_share=1 - agents.new / agents.prompt,
+        cached_share=1 - agents.uncached / agents.prompt,
         turns_per_session=agents.turns,
         think_seconds=agents.think,
         first_token=_LOOSE,

@@ -34,6 +34,12 @@ class Agents:
     """Mean of an exponential distribution."""
 
     @property
+    def uncached(self) -> float:
+        """Tokens of a turn's prompt that are in no cache, on average: the last one that was answered, too, has not been
+        through the model yet when the next turn comes."""
+        return self.new + (self.turns - 1) / self.turns
+
+    @property
     def prompt(self) -> int:
         """Mean of a session's prompts: each has all that was said before."""
         return round(self.system + self.new + (self.turns - 1) / 2 * (self.new + self.output))
