@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from berth_worker.engine.request import Request, SamplingParams
+from berth_worker.engine.request import InvalidRequestError, Request, SamplingParams
 from berth_worker.engine.sampling import NonFiniteLogitsError, Sampler, sample
 from berth_worker.engine.stop import StopText
 from hypothesis import given, settings
@@ -237,3 +237,32 @@ def test_of_two_stop_strings_in_one_token_the_first_to_begin_ends_the_text() -> 
     for stops in ([";", ","], [",", ";"]):
         stopper = StopText(WholePiece(), stops)
         assert (stopper.push(0), stopper.stopped, stopper.push(0), stopper.flush()) == ("one", True, "", "")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", 2.5),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("top_k", -1),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", 2.5),
+        ("presence_penalty", -2.1),
+        ("frequency_penalty", float("nan")),
+        ("logprobs", 21),
+        ("min_tokens", -1),
+        ("logit_bias", dict.fromkeys(range(1025), 1.0)),
+        ("stop", ("",) * 17),
+    ],
+)
+def test_a_parameter_out_of_range_is_named(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{field}: ") as caught:
+        SamplingParams(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.field == field
