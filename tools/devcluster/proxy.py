@@ -96,6 +96,7 @@ class FaultyProxy:
         self.faults = faults
         self.kubeconfig = written_to
         self.calls: list[Call] = []
+        self._watches: set[asyncio.Future[web.StreamResponse]] = set()
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -113,6 +114,9 @@ class FaultyProxy:
 
     async def __aexit__(self, *_: object) -> None:
         await self._runner.cleanup()
+        for watch in self._watches:  # of clients that left: the server has forgotten them
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         await self._session.close()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
@@ -141,7 +145,12 @@ class FaultyProxy:
                 _hang_up(request)
         if faults.cut:
             _hang_up(request)
-        return await self._watched(request, query) if call.watch else await self._answered(request, query, call)
+        if not call.watch:
+            return await self._answered(request, query, call)
+        watch = asyncio.ensure_future(self._watched(request, query))
+        self._watches.add(watch)
+        watch.add_done_callback(self._watches.discard)
+        return await watch
 
     async def _answered(self, request: web.Request, query: dict[str, str], call: Call) -> web.StreamResponse:
         status, headers, body = await self._forwarded(request, query)
