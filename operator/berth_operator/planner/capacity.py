@@ -15,7 +15,7 @@ import numpy as np
 
 from berth_operator.api import Effective
 from berth_operator.planner.greatest_rate import DEEPEST, Search
-from berth_operator.planner.queueing import LATE, Queue, gap_p99, times
+from berth_operator.planner.queueing import LATE, Ahead, Queue, first_tokens, gap_p99, turns
 from berth_operator.planner.speed import Speed
 from berth_operator.planner.station import Array, Ints, Loads, Replicas, Station, kept_sessions
 from berth_operator.planner.types import ReplicaCapacity
@@ -255,11 +255,12 @@ def _carried(replicas: Replicas, loads: Loads, station: Station | None) -> Itera
     have more, because memory is larger or the promise between tokens is looser, carries no less.
     """
     last = replicas.fits.sum(axis=1) - 1
-    search = Search(replicas, loads, station, last)
+    ahead = Ahead.of(replicas, loads, station) if station else None
+    search = Search(replicas, loads, ahead, last)
     top = search.top()
     exponent = search.greatest(top)
     rows, columns = _worth_a_try(search, exponent, top)
-    fewer = Search(replicas.at(rows), loads.at(rows), station and station.at(rows), columns)
+    fewer = Search(replicas.at(rows), loads.at(rows), ahead and ahead.at(rows), columns)
     found = fewer.more(exponent[rows])
     column = last.copy()
     for row, at, carried in zip(rows.tolist(), columns.tolist(), found.tolist(), strict=True):
@@ -268,7 +269,7 @@ def _carried(replicas: Replicas, loads: Loads, station: Station | None) -> Itera
     able = np.flatnonzero(exponent > top - DEEPEST)
     if not len(able):
         return
-    best = Search(replicas.at(able), loads.at(able), station and station.at(able), column[able])
+    best = Search(replicas.at(able), loads.at(able), ahead and ahead.at(able), column[able])
     queue = best.queue(np.arange(len(able)), exponent[able])
     at, loads = column[able][:, None], queue.loads
     slots = np.take_along_axis(queue.replicas.turns, at, axis=1)
@@ -282,7 +283,7 @@ def _worth_a_try(search: Search, exponent: Ints, top: Ints) -> tuple[Ints, Ints]
     """(pair, column) with fewer slots that might carry more: whose first tokens, which do not depend on how many slots
     there are beyond those, would be in time."""
     queue = search.queue(np.arange(len(exponent)), np.minimum(exponent + 1, top))
-    first, _ = times(queue).late(queue.loads.first_token, queue.loads.turn)
+    first = queue.first_late()
     index = np.arange(first.shape[1])
     tried = (first <= LATE) & queue.stable & (index > 0) & (index < search.column[:, None])
     tried &= (exponent < top)[:, None]
@@ -294,13 +295,15 @@ def _p99s(
     queue: Queue, column: Ints, first: Array, turn: Array, *, octaves: int, per_octave: int
 ) -> tuple[Array, Array]:
     """[pair, 1] p99 of first token and turn, at most `first` and `turn`; between steps of the grid by interpolation."""
-    spread = times(queue)
+    first_token, whole = first_tokens(queue.replicas, queue.loads, queue.station), turns(queue)
     most, size = (first, turn), queue.rate.shape
     low, high = ([np.full(size, at) for _ in most] for at in (-octaves * per_octave, 0))
     under, over = ([np.full(size, at) for _ in most] for at in (1.0, LATE))
     while (high[0] - low[0] > 1).any():
         middle = [(a + b) // 2 for a, b in zip(low, high, strict=True)]
-        late = spread.late(*(m * np.exp2(x / per_octave) for m, x in zip(most, middle, strict=True)))
+        limits = [m * np.exp2(x / per_octave) for m, x in zip(most, middle, strict=True)]
+        by_state, usual = first_token.late(limits[0])
+        late = queue.late(by_state, limits[0] - usual), whole.late(limits[1])
         for kind, shares in enumerate(late):
             share = np.take_along_axis(shares, column, axis=1)
             ok = share <= LATE

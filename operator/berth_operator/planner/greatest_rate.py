@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from berth_operator.planner.queueing import LATE, Queue, times
+from berth_operator.planner.queueing import LATE, Ahead, Queue, turns
 from berth_operator.planner.station import Array, Ints, Loads, Replicas, Station
 
 _PER_OCTAVE: Final = 64
@@ -30,13 +30,14 @@ class Search:
 
     replicas: Replicas
     loads: Loads
-    station: Station | None
+    ahead: Ahead | None
+    """Where it is the same at all rates."""
     column: Ints
     """[pair] where the number of slots stands; no more turns than that fit."""
 
     def top(self) -> Ints:
         """[pair] the greatest rate that any number of slots up to that can end at all."""
-        took = self.station.took if self.station else Station.of(self.replicas, self.loads).took
+        took = self.ahead.station.took if self.ahead else Station.of(self.replicas, self.loads).took
         within = np.arange(took.shape[1]) <= self.column[:, None]
         least = np.where(self.replicas.fits & within, took, np.inf).min(axis=1)
         found: Ints = np.floor(np.log2(1 / (least * self.unit[:, 0])) * _PER_OCTAVE).astype(np.int64)
@@ -50,16 +51,16 @@ class Search:
 
     def queue(self, rows: Ints, exponent: Ints) -> Queue:
         """Some of the pairs at rates."""
-        station = self.station.at(rows) if self.station else None
+        ahead = self.ahead.at(rows) if self.ahead else None
         rate = self.unit[rows] * np.exp2(exponent / _PER_OCTAVE)[:, None]
         replicas = self.replicas.at(rows)
         within = np.arange(replicas.turns.shape[1]) <= self.column[rows, None]
-        return Queue.of(replace(replicas, fits=replicas.fits & within), self.loads.at(rows), rate, station)
+        return Queue.of(replace(replicas, fits=replicas.fits & within), self.loads.at(rows), rate, ahead)
 
     def excess(self, rows: Ints, exponent: Ints) -> Array:
         """[row] by how much too many turns are late, in log odds: where it is 0 or less, the rate holds."""
         queue = self.queue(rows, exponent)
-        late = np.maximum(*times(queue).late(queue.loads.first_token, queue.loads.turn))
+        late = np.maximum(queue.first_late(), turns(queue).late(queue.loads.turn))
         found: Array = _log_odds(np.take_along_axis(late, self.column[rows, None], axis=1)[:, 0]) - _log_odds(LATE)
         return found
 

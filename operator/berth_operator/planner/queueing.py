@@ -79,7 +79,7 @@ class Queue:
 
     replicas: Replicas
     loads: Loads
-    station: Station
+    ahead: "Ahead"
     rate: Array
     coming: Array
     """Turns/s that others bring while so many are inside, [pair, i]."""
@@ -96,12 +96,12 @@ class Queue:
     """Chance of what an arrival finds, with as many slots as memory has room for."""
 
     @staticmethod
-    def of(replicas: Replicas, loads: Loads, rate: Array, station: Station | None = None) -> "Queue":
-        """`rate`: turns/s, [pair, 1].  `station`: where no session is forgotten, the same for every rate."""
-        if station is None:
+    def of(replicas: Replicas, loads: Loads, rate: Array, ahead: "Ahead | None" = None) -> "Queue":
+        """`rate`: turns/s, [pair, 1].  `ahead`: where no session is forgotten, the same for every rate."""
+        if ahead is None:
             kept = kept_sessions(replicas, loads, rate) if loads.keeps.any() else None
-            station = Station.of(replicas, loads, kept)
-        took = station.took
+            ahead = Ahead.of(replicas, loads, Station.of(replicas, loads, kept))
+        took = ahead.station.took
         width = np.diff(replicas.turns, axis=1)
         here, there = (width + 1) / 2, (width - 1) / 2
         coming, before = _coming(replicas, loads, rate)
@@ -122,7 +122,16 @@ class Queue:
             weights, last, np.take_along_axis(weights, last, 1) + np.take_along_axis(waits, last, 1), axis=1
         )
         weights /= np.maximum(weights.sum(axis=1, keepdims=True), TINY)
-        return Queue(replicas, loads, station, rate, coming, chance, (here, there), stable, waits, whole, weights)
+        return Queue(replicas, loads, ahead, rate, coming, chance, (here, there), stable, waits, whole, weights)
+
+    @property
+    def station(self) -> Station:
+        """What the turns inside do to each other."""
+        return self.ahead.station
+
+    def first_late(self) -> Array:
+        """[pair, i] share of turns whose first token comes later than promised, if the replica has n slots."""
+        return self.late(self.ahead.late, self.loads.first_token - self.ahead.usual)
 
     def late(self, by_state: Array, slack: Array) -> Array:
         """[pair, i] share of turns that are late if the replica has n slots, from the share of those that find i turns.
@@ -178,34 +187,6 @@ class Cumulants:
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
-    """How long turns take, of each kind that the station tells apart."""
-
-    queue: Queue
-    free: Sequence[Cumulants]
-    """First token where none is."""
-    behind: Sequence[Cumulants]
-    """First token where one is."""
-    turn: Sequence[Cumulants]
-
-    def late(self, first_token: Array, turn: Array) -> tuple[Array, Array]:
-        """[pair, i] shares of turns whose first token, and that as a whole, take longer, if the replica has n slots.
-
-        `first_token`, `turn`: seconds, [pair, 1].
-        """
-        shares, reading = self.queue.station.shares, self.queue.station.reading
-        first, whole, usual_first, usual_whole = (np.zeros_like(reading) for _ in range(4))
-        varied = bool(self.queue.loads.prompt_spread.any())
-        for share, free, behind, turns in zip(shares, self.free, self.behind, self.turn, strict=True):
-            unhindered = free.beyond(first_token) if varied else free.beyond_even(first_token)
-            first += share * (unhindered + reading * (behind.beyond(first_token) - unhindered))
-            whole += share * turns.beyond(turn)
-            usual_first += share * (free.mean + reading * (behind.mean - free.mean))
-            usual_whole += share * turns.mean
-        return self.queue.late(first, first_token - usual_first), self.queue.late(whole, turn - usual_whole)
-
-
-@dataclass(frozen=True, slots=True)
 class _Noise:
     """By what share a replica's steps vary, [pair, i]."""
 
@@ -225,32 +206,146 @@ class _Noise:
         return deviation**2 * left, 2 * deviation**3 * left**2
 
 
-def times(queue: Queue) -> Times:
+@dataclass(frozen=True, slots=True)
+class FirstTokens:
+    """When the first token comes, [pair, i] by the turns that an arrival finds, of each kind that the station tells
+    apart."""
+
+    station: Station
+    spread: Array
+    """Of prompts, as of Loads."""
+    free: Sequence[Cumulants]
+    """Where no prompt is ahead."""
+    behind: Sequence[Cumulants]
+    """Where one is."""
+
+    def late(self, limit: Array) -> tuple[Array, Array]:
+        """[pair, i] share of turns whose first token takes longer than `limit` [pair, 1] seconds, and its mean time,
+        with a slot free."""
+        reading, varied = self.station.reading, bool(self.spread.any())
+        late, usual = np.zeros_like(reading), np.zeros_like(reading)
+        for share, free, behind in zip(self.station.shares, self.free, self.behind, strict=True):
+            unhindered = free.beyond_even(limit)
+            if varied:
+                unhindered = np.where(self.spread > 0, free.beyond(limit), unhindered)
+            late += share * (unhindered + reading * (behind.beyond(limit) - unhindered))
+            usual += share * (free.mean + reading * (behind.mean - free.mean))
+        return late, usual
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What turns have ahead of them that find i others, [pair, i]: like the station the same at all rates, unless
+    sessions are forgotten."""
+
+    station: Station
+    late: Array
+    """Share of them whose first token comes later than promised; likewise with a slot free."""
+    usual: Array
+    """Seconds to it on average."""
+    noise: Array
+    """By what share steps vary."""
+    before: tuple[Array, ...]
+    """Seconds of a turn but for decoding, of each kind; its variance and third cumulant."""
+    variance: tuple[Array, ...]
+    third: tuple[Array, ...]
+
+    @staticmethod
+    def of(replicas: Replicas, loads: Loads, station: Station) -> "Ahead":
+        """Of what a station is."""
+        late, usual = first_tokens(replicas, loads, station).late(loads.first_token)
+        step, wait = _step(replicas, station), _wait(replicas, station)
+        residual, reading = step**2 / 12, station.reading
+        # the wait of all arrivals, whether they find a prompt ahead or not
+        queued = reading * wait.mean
+        queued_second = reading * (wait.variance + wait.mean**2)
+        queued_third = reading * (wait.third + 3 * wait.variance * wait.mean + wait.mean**3)
+        queued_variance = queued_second - queued**2
+        queued_skew = queued_third - 3 * queued * queued_second + 2 * queued**3
+        kinds = list(zip(station.own, _varied(station), strict=True))
+        return Ahead(
+            station,
+            late,
+            usual,
+            _Noise.of(replicas).deviation,
+            tuple(own + queued + step / 2 for own, _ in kinds),
+            tuple(varied + residual + queued_variance for _, (varied, _) in kinds),
+            tuple(skewed + queued_skew for _, (_, skewed) in kinds),
+        )
+
+    def at(self, rows: Ints) -> "Ahead":
+        """Some of the pairs."""
+        kinds = (tuple(x[rows] for x in of) for of in (self.before, self.variance, self.third))
+        return Ahead(self.station.at(rows), self.late[rows], self.usual[rows], self.noise[rows], *kinds)
+
+
+def first_tokens(replicas: Replicas, loads: Loads, station: Station) -> FirstTokens:
     """The distributions, as described above."""
-    loads, station, rate = queue.loads, queue.station, queue.met
-    works, reading, output = station.works, station.reading, loads.output_spread
-    # prompts ahead: what is left of one, and those that wait
+    noise, step, wait = _Noise.of(replicas), _step(replicas, station), _wait(replicas, station)
+    residual = step**2 / 12
+    free, behind = [], []
+    for own, (varied, skewed) in zip(station.own, _varied(station), strict=True):
+        jitter, jitter_skew = noise.added(own + step / 2)
+        free.append(Cumulants(own + step / 2, varied + residual + jitter, skewed + jitter_skew))
+        jitter, jitter_skew = noise.added(own + wait.mean)
+        behind.append(Cumulants(own + wait.mean, varied + wait.variance + jitter, skewed + wait.third + jitter_skew))
+    return FirstTokens(station, loads.prompt_spread, free, behind)
+
+
+def _step(replicas: Replicas, station: Station) -> Array:
+    return np.where(replicas.turns > 0, station.step, 0.0)
+
+
+def _varied(station: Station) -> list[tuple[Array, Array]]:
+    """Variance and third cumulant of reading a prompt of each kind."""
+    return [(work.variance * station.stretch**2, work.third * station.stretch**3) for work in station.works]
+
+
+def _wait(replicas: Replicas, station: Station) -> Cumulants:
+    """For the prompts ahead, where one is: what is left of it, and those that wait."""
     every = station.every
     size = np.maximum(every.mean, TINY)
     varies = every.variance / size**2
     left_mean = (1 + varies) / 2
     left_variance = np.maximum((every.third / size**3 + 3 * varies + 1) / 3 - left_mean**2, 0.0)
     others = station.there - 1
-    step = np.where(queue.replicas.turns > 0, station.step, 0.0)
+    step = _step(replicas, station)
     wait = station.read * (left_mean + others) + step / 4  # a prompt waits for a step before it is read
-    wait_variance = station.read**2 * (left_variance + station.there_variance + others * varies)
-    wait_skew = 2 * wait_variance**2 / np.maximum(wait, TINY)  # a gamma distribution's
-    residual = step**2 / 12
+    variance = station.read**2 * (left_variance + station.there_variance + others * varies)
+    return Cumulants(wait, variance, 2 * variance**2 / np.maximum(wait, TINY))  # a gamma distribution's
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How long turns take, of each kind that the station tells apart."""
+
+    queue: Queue
+    turn: Sequence[Cumulants]
+
+    def late(self, limit: Array) -> Array:
+        """[pair, i] share of turns that take longer than `limit` [pair, 1] seconds, if the replica has n slots."""
+        shares = self.queue.station.shares
+        late, usual = (
+            mixed(shares, [turn.beyond(limit) for turn in self.turn]),
+            mixed(shares, [x.mean for x in self.turn]),
+        )
+        return self.queue.late(late, limit - usual)
+
+
+def turns(queue: Queue) -> Turns:
+    """The distributions, as described above."""
+    loads, ahead, station, rate = queue.loads, queue.ahead, queue.station, queue.met
+    output = loads.output_spread
     # decoding: from the concurrency that is found back to the mean one
-    work = Work.of_all(station.shares, works)
+    work = Work.of_all(station.shares, station.works)
     mean, second = work.mean, work.variance + work.mean**2
     third = work.third + 3 * work.variance * mean + mean**3
     stolen = np.minimum(rate * mean * queue.mean(station.steals), 0.98)
     left = 1 - stolen
-    turns, mean_turns = queue.replicas.turns, queue.mean(queue.replicas.turns)
-    spread = queue.mean((turns - mean_turns) ** 2)
+    inside, mean_inside = queue.replicas.turns, queue.mean(queue.replicas.turns)
+    spread = queue.mean((inside - mean_inside) ** 2)
     decoding = queue.mean(station.decoding)
-    slope = _slope(queue, mean_turns)
+    slope = _slope(queue, mean_inside)
     steps = np.maximum(loads.output_tokens - 1, 0.0)
     relaxing = np.maximum(1 - rate * loads.output_tokens * slope / left, 0.02)
     kept = (1 - np.exp(-relaxing)) / relaxing
@@ -262,32 +357,19 @@ def times(queue: Queue) -> Times:
     crowded = (steps * slope / left) ** 2 * spread * wandering
     decode_variance = prefilled + crowded + 2 * _TOGETHER * np.sqrt(prefilled * crowded) + output * decode**2
     decode_skew = base * (rate * third / left**4 + 3 * (rate * second) ** 2 / left**5) + 2 * output**2 * decode**3
-    # the wait of all arrivals, whether they find a prompt ahead or not
-    queued = reading * wait
-    queued_second = reading * (wait_variance + wait**2)
-    queued_third = reading * (wait_skew + 3 * wait_variance * wait + wait**3)
-    queued_variance = queued_second - queued**2
-    queued_skew = queued_third - 3 * queued * queued_second + 2 * queued**3
-    noise = _Noise.of(queue.replicas)
-    free, behind, whole = [], [], []
-    for own, work in zip(station.own, works, strict=True):
-        varied = work.variance * station.stretch**2
-        skewed = work.third * station.stretch**3
-        jitter, jitter_skew = noise.added(own + step / 2)
-        free.append(Cumulants(own + step / 2, varied + residual + jitter, skewed + jitter_skew))
-        jitter, jitter_skew = noise.added(own + wait)
-        behind.append(Cumulants(own + wait, varied + wait_variance + jitter, skewed + wait_skew + jitter_skew))
+    noise, whole = _Noise(ahead.noise), []
+    for before, variance, skew in zip(ahead.before, ahead.variance, ahead.third, strict=True):
         # prompts that come while a turn waits are read while it decodes: what it waits more, it decodes longer
-        taken = own + queued + step / 2 + decode
+        taken = before + decode
         jitter, jitter_skew = noise.added(taken)
         whole.append(
             Cumulants(
                 taken,
-                (varied + residual + queued_variance) * (1 + stolen) ** 2 + decode_variance + jitter,
-                (skewed + queued_skew) * (1 + stolen) ** 3 + decode_skew + jitter_skew,
+                variance * (1 + stolen) ** 2 + decode_variance + jitter,
+                skew * (1 + stolen) ** 3 + decode_skew + jitter_skew,
             )
         )
-    return Times(queue, free, behind, whole)
+    return Turns(queue, whole)
 
 
 def gap_p99(queue: Queue, column: Ints) -> Array:
