@@ -243,11 +243,17 @@ class Served:
 
 def served_by(lanes: Lanes, lane: Ints, nodes: Ints) -> Served:
     """What `nodes` [pattern, option] of `lane` [pattern] serve, exactly, with as many replicas as they hold."""
-    replicas, allowed = most_replicas_on(lanes, lane, nodes)
-    spent = (-(-nodes // lanes.parts[lane]) * lanes.usd[lane]).sum(1)
-    allowed &= spent <= lanes.budget[lane] * (1 + 1e-9)
-    missing = np.maximum(lanes.least[lane] - replicas.sum(1), 0)
-    return Served(unserved_by(lanes, lane, replicas), missing, allowed)
+    pattern, option = np.nonzero(nodes)
+    of, count, most = lane[pattern], nodes[pattern, option], lanes.most_replicas[lane]
+    replicas = count * lanes.per_node[of, option]
+    running = np.bincount(pattern, replicas, len(lane)).astype(np.int64)
+    if (running > most).any():
+        kept = most_replicas_on(lanes, lane, nodes)[0]
+        replicas, running = kept[pattern, option], kept.sum(1)
+    spent = np.bincount(pattern, -(-count // lanes.parts[of, option]) * lanes.usd[of, option], len(lane))
+    allowed = (spent <= lanes.budget[lane] * (1 + 1e-9)) & (running <= most)
+    missing = np.maximum(lanes.least[lane] - running, 0)
+    return Served(_unserved(lanes, lane, pattern, option, replicas), missing, allowed)
 
 
 def most_replicas_on(lanes: Lanes, lane: Ints, nodes: Ints) -> tuple[Ints, Flags]:
@@ -274,9 +280,13 @@ def most_replicas_on(lanes: Lanes, lane: Ints, nodes: Ints) -> tuple[Ints, Flags
 def unserved_by(lanes: Lanes, lane: Ints, replicas: Ints) -> Floats:
     """[pattern] share of demand that `replicas` [pattern, option] leave unserved."""
     pattern, option = np.nonzero(replicas)
+    return _unserved(lanes, lane, pattern, option, replicas[pattern, option])
+
+
+def _unserved(lanes: Lanes, lane: Ints, pattern: Ints, option: Ints, count: Ints) -> Floats:
+    """The same, of `count` [entry] replicas of `option` [entry] in `pattern` [entry]."""
     of = lane[pattern]
     spot = lanes.spot[of, option]
-    count = replicas[pattern, option]
     steady = np.bincount(pattern[~spot], count[~spot], len(lane))
     kept = ~spot | (steady >= lanes.floor[lane])[pattern]
     pattern, option, of, spot, count = pattern[kept], option[kept], of[kept], spot[kept], count[kept]

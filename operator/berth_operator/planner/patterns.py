@@ -211,18 +211,22 @@ def _neighbour(
     width = price.shape[1]
     nothing = np.zeros((len(lane), 1))
     idle = lanes.spot[lane] & (lanes.spot_share[lane] <= 0)[:, None]
+    share = np.concatenate([lanes.share[lane], nothing], 1)
     more = np.concatenate([np.where((nodes < lanes.most[lane]) & ~idle, price, np.inf), nothing], 1)
-    less = np.concatenate([np.where(nodes > 0, price, -np.inf), nothing], 1) if exchange else nothing
+    count = int((nodes > 0).sum(1).max(initial=0)) if exchange else 0
+    options = np.argsort(nodes == 0, axis=1, kind="stable")[:, :count]
+    has = np.take_along_axis(nodes, options, 1) > 0
+    held = np.concatenate([options, np.full((len(lane), 1), width)], 1)
+    less = np.concatenate([np.where(has, np.take_along_axis(price, options, 1), -np.inf), nothing], 1)
     dearer = more[:, :, None] - less[:, None, :]
     # Nobody serves more than nodes can carry; most neighbours are no better even so.
-    share = np.concatenate([lanes.share[lane], nothing], 1)
-    taken = share if exchange else nothing
+    taken = np.take_along_axis(share, held, 1)
     short = 1 - ((nodes * lanes.share[lane]).sum(1)[:, None, None] + share[:, :, None] - taken[:, None, :])
     least = dearer + counted(short, prices.least) * prices.unserved[lane][:, None, None]
     at, add, take = np.nonzero(least < lacking[:, None, None] - 1e-9)
     tried = np.concatenate([nodes[at], np.zeros((len(at), 1), dtype=np.int64)], 1)
     tried[np.arange(len(at)), add] += 1
-    tried[np.arange(len(at)), take if exchange else width] -= 1
+    tried[np.arange(len(at)), held[at, take]] -= 1
     tried = np.ascontiguousarray(tried[:, :width])
     cost = np.full(dearer.shape, np.inf)
     cost[at, add, take] = prices.of(lane[at], tried, served_by(lanes, lane[at], tried))
@@ -231,5 +235,5 @@ def _neighbour(
     near = np.concatenate([nodes, np.zeros((len(lane), 1), dtype=np.int64)], 1)
     add, take = np.divmod(best, dearer.shape[2])
     near[rows, add] += 1
-    near[rows, take if exchange else width] -= 1
+    near[rows, held[rows, take]] -= 1
     return near[:, :width], cost[rows, best]
