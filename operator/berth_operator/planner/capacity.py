@@ -17,7 +17,7 @@ from berth_operator.api import Effective
 from berth_operator.planner.greatest_rate import DEEPEST, Search
 from berth_operator.planner.queueing import LATE, Ahead, Queue, first_tokens, gap_p99, turns
 from berth_operator.planner.speed import Speed
-from berth_operator.planner.station import Array, Ints, Loads, Replicas, Station, kept_sessions
+from berth_operator.planner.station import Array, Ints, Loads, Replicas, Station, Table, accumulated, kept_sessions
 from berth_operator.planner.types import ReplicaCapacity
 
 _SELDOM: Final = 1e-9
@@ -186,7 +186,7 @@ def as_replicas(pairs: Sequence[tuple[Speed, Load]]) -> Replicas:
 
 def solve(replicas: Replicas, of: Sequence[Load], estimated: Sequence[bool]) -> list[Judged]:
     """What each pair carries."""
-    loads = as_loads(of)
+    replicas, loads = replicas.by_columns(), as_loads(of)
     alone = _alone(replicas, loads)
     found: list[Judged | None] = [None] * len(of)
     kv = [int(x) for x in replicas.kv_cache_tokens[:, 0]]
@@ -222,7 +222,7 @@ def _useful(replicas: Replicas, loads: Loads) -> tuple[Replicas, Station]:
 
     The last is always among them.  The station is that of sessions that are never forgotten.
     """
-    smooth = np.logical_and.accumulate(replicas.gap_p99 <= loads.gap * (1 + 1e-9), axis=1) & replicas.fits
+    smooth = accumulated(np.logical_and, replicas.gap_p99 <= loads.gap * (1 + 1e-9)) & replicas.fits
     smooth[:, 0] = True
     station = Station.of(replicas, loads)
     index = np.arange(smooth.shape[1])
@@ -232,15 +232,16 @@ def _useful(replicas: Replicas, loads: Loads) -> tuple[Replicas, Station]:
     count = int(kept.sum(axis=1).max())
     order = np.argsort(~kept, axis=1, kind="stable")[:, : max(count, 2)]
 
-    def chosen(values: Array) -> Array:
-        return np.take_along_axis(values, order, axis=1)
+    def chosen(values: Table) -> Table:
+        found: Table = np.take_along_axis(values.T, order.T, axis=0).T
+        return found
 
     useful = Replicas(
         chosen(replicas.turns),
         chosen(replicas.step),
         chosen(replicas.gap_p99),
         chosen(replicas.idle),
-        np.take_along_axis(kept, order, axis=1),
+        chosen(kept),
         replicas.prefill_tokens_per_second,
         replicas.attention_seconds,
         replicas.kv_cache_tokens,

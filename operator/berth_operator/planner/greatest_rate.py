@@ -54,8 +54,8 @@ class Search:
         ahead = self.ahead.at(rows) if self.ahead else None
         rate = self.unit[rows] * np.exp2(exponent / _PER_OCTAVE)[:, None]
         replicas = self.replicas.at(rows)
-        within = np.arange(replicas.turns.shape[1]) <= self.column[rows, None]
-        return Queue.of(replace(replicas, fits=replicas.fits & within), self.loads.at(rows), rate, ahead)
+        within = np.arange(replicas.turns.shape[1])[:, None] <= self.column[rows]
+        return Queue.of(replace(replicas, fits=replicas.fits & within.T), self.loads.at(rows), rate, ahead)
 
     def excess(self, rows: Ints, exponent: Ints) -> Array:
         """[row] by how much too many turns are late, in log odds: where it is 0 or less, the rate holds."""

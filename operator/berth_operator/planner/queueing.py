@@ -49,9 +49,11 @@ from berth_operator.planner.station import (
     Replicas,
     Station,
     Work,
+    accumulated,
     added_seconds,
     kept_sessions,
     mixed,
+    some,
 )
 
 LATE: Final = 0.01
@@ -68,6 +70,10 @@ _NOISIEST: Final = 1.0
 """Beyond twice the mean, a p99 between tokens says something else than how the machine varies."""
 _NEVER: Final = 1e-200
 """What stands for 0 in logarithms."""
+_BEYOND: Final = 1e300
+"""Logarithm of how little chance there is of more turns than fit."""
+_FULL: Final = 1e-9
+"""Share of time that a replica has left from which on it keeps up."""
 _NOISE_LASTS: Final = 0.1
 """Seconds.  Of the real worker on a shared machine the correlation of steps was 0.7 of neighbours, 0.4 after 8 and 0.2
 after 20 steps of 10 ms."""
@@ -89,9 +95,9 @@ class Queue:
     """Factors of a column and of the next one in a sum over the whole numbers from the one to below the other."""
     stable: Flags
     waits: Array
-    """Chance of all states from n on, if the replica has n slots."""
+    """Chance of all states from n on, if the replica has n slots and keeps up; likewise below."""
     whole: Array
-    """Chance of all states, if the replica has n slots."""
+    """Chance of all states."""
     weights: Array
     """Chance of what an arrival finds, with as many slots as memory has room for."""
 
@@ -101,26 +107,25 @@ class Queue:
         if ahead is None:
             kept = kept_sessions(replicas, loads, rate) if loads.keeps.any() else None
             ahead = Ahead.of(replicas, loads, Station.of(replicas, loads, kept))
-        took = ahead.station.took
+        took, fits = ahead.station.took, replicas.fits.astype(np.float64)
         width = np.diff(replicas.turns, axis=1)
         here, there = (width + 1) / 2, (width - 1) / 2
         coming, before = _coming(replicas, loads, rate)
         grown = np.log(np.maximum(before * took, _NEVER))
-        grown[:, 1:] = np.cumsum(there * grown[:, :-1] + here * grown[:, 1:], axis=1)
+        grown[:, 1:] = accumulated(np.add, there * grown[:, :-1] + here * grown[:, 1:])
         grown[:, 0] = 0.0
-        grown[~replicas.fits] = -np.inf
+        grown += (fits - 1) * _BEYOND
         chance = np.exp(grown - grown.max(axis=1, keepdims=True))
         busy = coming * took
-        stable = replicas.fits & (busy < 1 - 1e-9)
-        waits = np.where(stable, chance / np.where(stable, 1 - busy, 1.0), 0.0)
+        stable = replicas.fits & (busy < 1 - _FULL)
+        waits = chance / np.maximum(1 - busy, _FULL)
         whole = _before(chance, (here, there)) + waits
         last = replicas.fits.sum(axis=1, keepdims=True) - 1
         weights = np.zeros_like(chance)
-        weights[:, :-1] = np.where(replicas.fits[:, 1:], chance[:, :-1] * here, 0.0)
-        weights[:, 1:] += np.where(replicas.fits[:, 1:], chance[:, 1:] * there, 0.0)
-        np.put_along_axis(
-            weights, last, np.take_along_axis(weights, last, 1) + np.take_along_axis(waits, last, 1), axis=1
-        )
+        weights[:, :-1] = chance[:, :-1] * here * fits[:, 1:]
+        weights[:, 1:] += chance[:, 1:] * there
+        beyond = np.where(np.take_along_axis(stable, last, 1), np.take_along_axis(waits, last, 1), 0.0)
+        np.put_along_axis(weights, last, np.take_along_axis(weights, last, 1) + beyond, axis=1)
         weights /= np.maximum(weights.sum(axis=1, keepdims=True), TINY)
         return Queue(replicas, loads, ahead, rate, coming, chance, (here, there), stable, waits, whole, weights)
 
@@ -141,12 +146,12 @@ class Queue:
         Khinchine); with 4 and 16 the engine's own scheduler showed 0.6 to 0.8, as steps and prompts still differ.
         """
         took = self.station.took
-        spare = np.where(self.stable, 1 / took - self.coming, 1.0)
+        spare = np.maximum(1 / took - self.coming, TINY)
         equal = 0.75 - 0.25 / np.sqrt(np.maximum(self.replicas.turns, 1.0))
         wait = (equal + (1 - equal) * np.minimum(self.loads.output_spread, 1.0)) / spare
         waiting = np.maximum(by_state, np.exp(-np.maximum(slack, 0.0) / wait))
         late = _before(self.chance * by_state, self.below) + self.waits * waiting
-        return np.where(self.stable, late / np.maximum(self.whole, TINY), 1.0)
+        return np.maximum(late / np.maximum(self.whole, TINY), ~self.stable)
 
     def mean(self, values: Array) -> Array:
         """[pair, 1] mean of [pair, i] values over what arrivals find, with as many slots as memory has room for."""
@@ -173,7 +178,7 @@ class Cumulants:
         The logistic form of the normal distribution function is Page's (1977), within 0.0002.
         """
         deviation = np.sqrt(np.maximum(self.variance, TINY))
-        half = np.clip(self.third / (2 * deviation**3), 5e-4, 2.0)
+        half = np.clip(self.third / (2 * (deviation * deviation * deviation)), 5e-4, 2.0)
         base = np.maximum(1 + half * (limit - self.mean) / deviation, 0.0)
         z = 3 / half * (np.cbrt(base) - 1) + half / 3
         chance: Array = 1 / (1 + np.exp(np.clip(z * (1.5976 + 0.070565988 * z**2), -600.0, 600.0)))
@@ -203,7 +208,8 @@ class _Noise:
         lasting = np.maximum(seconds / _NOISE_LASTS, 1e-3)
         left = 2 * (lasting + np.expm1(-lasting)) / lasting**2
         deviation = self.deviation * seconds
-        return deviation**2 * left, 2 * deviation**3 * left**2
+        variance = deviation**2 * left
+        return variance, 2 * deviation * variance * left
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +281,9 @@ class Ahead:
 
     def at(self, rows: Ints) -> "Ahead":
         """Some of the pairs."""
-        kinds = (tuple(x[rows] for x in of) for of in (self.before, self.variance, self.third))
-        return Ahead(self.station.at(rows), self.late[rows], self.usual[rows], self.noise[rows], *kinds)
+        kinds = (tuple(some(x, rows) for x in of) for of in (self.before, self.variance, self.third))
+        late, usual, noise = (some(x, rows) for x in (self.late, self.usual, self.noise))
+        return Ahead(self.station.at(rows), late, usual, noise, *kinds)
 
 
 def first_tokens(replicas: Replicas, loads: Loads, station: Station) -> FirstTokens:
@@ -425,5 +432,5 @@ def _before(values: Array, below: tuple[Array, Array]) -> Array:
     """[pair, i] sum over all whole numbers below turns[i] of values that are linear between columns."""
     here, there = below
     found = np.zeros_like(values)
-    np.cumsum(here * values[:, :-1] + there * values[:, 1:], axis=1, out=found[:, 1:])
+    found[:, 1:] = accumulated(np.add, here * values[:, :-1] + there * values[:, 1:])
     return found

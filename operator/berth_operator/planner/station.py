@@ -26,13 +26,15 @@ so many others, grow from turn to turn in equal steps.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 Array = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 Flags = np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]
 Ints = np.ndarray[tuple[Any, ...], np.dtype[np.int64]]
+"""Arrays [pair, i] lie in memory column by column: a thousand pairs in a row, where there are few columns."""
+Table = TypeVar("Table", Array, Flags)
 
 TINY: Final = 1e-12
 STEP_FACTOR: Final = 2.0
@@ -68,7 +70,11 @@ class Replicas:
 
     def at(self, rows: Ints) -> "Replicas":
         """Some of the pairs."""
-        return Replicas(*(getattr(self, name)[rows] for name in self.__slots__))
+        return Replicas(*(some(getattr(self, name), rows) for name in self.__slots__))
+
+    def by_columns(self) -> "Replicas":
+        """The same as arrays lie in memory here."""
+        return Replicas(*(np.asfortranarray(getattr(self, name)) for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,9 +318,9 @@ class Station:
     def at(self, rows: Ints) -> "Station":
         """Some of the pairs."""
         works = tuple(work.at(rows) for work in self.works)
-        every = self.every.at(rows)
+        every = Work(*(some(x, rows) for x in (self.every.mean, self.every.variance, self.every.third)))
         return replace(
-            self.of_columns(lambda values: values[rows]),
+            self.of_columns(lambda values: some(values, rows)),
             shares=tuple(share[rows] for share in self.shares),
             works=works,
             every=every,
@@ -365,7 +371,7 @@ class _Chain:
         down = np.log(np.maximum(turns, 0.5) / np.maximum(output - 1, 0.05)) - np.log(rest.step)
         rise = here * up[:, :-1] + beyond * up[:, 1:] - beyond * down[:, :-1] - here * down[:, 1:]
         chance = np.zeros_like(turns)
-        np.cumsum(rise, axis=1, out=chance[:, 1:])
+        chance[:, 1:] = accumulated(np.add, rise)
         # over the whole numbers from a column to below the next one: the sum, and the mean of these numbers
         slope = np.clip(rise, -500.0, 500.0) / length
         slope = np.where(np.abs(slope) < 1e-6, 1e-6, slope)
@@ -376,26 +382,25 @@ class _Chain:
 
         def before(values: Array) -> Array:
             """At n - 1."""
-            found = values.copy()
+            found = values.copy(order="K")
             found[:, 1:] += (values[:, :-1] - values[:, 1:]) / length
             return found
 
-        one = chance.copy()
+        one = chance.copy(order="K")
         one[:, 1:] = np.maximum(chance[:, 1:] - slope, -1e300)
-        scale = one.copy()
-        np.maximum.accumulate(part, axis=1, out=scale[:, 1:])
-        np.maximum(scale, one, out=scale)
-        np.maximum.accumulate(scale, axis=1, out=scale)
+        scale = one.copy(order="K")
+        scale[:, 1:] = accumulated(np.maximum, part)
+        scale = accumulated(np.maximum, np.maximum(scale, one))
         fades, single = np.exp(scale[:, :-1] - scale[:, 1:]), np.exp(one - scale)
         part = np.exp(part - scale[:, 1:])
 
         faster = np.exp(up[:, :-1] + (up[:, 1:] - up[:, :-1]) * past / length)
         sums = np.zeros((turns.shape[1], 4, len(turns)))  # over all numbers below turns[i]
-        sums[1:] = np.stack([part, part * middle, part * middle**2, part * faster]).transpose(2, 0, 1)
-        for column, left in enumerate(np.ascontiguousarray(fades.T), 1):
+        sums[1:] = np.stack([x.T for x in (part, part * middle, part * middle**2, part * faster)], axis=1)
+        for column, left in enumerate(fades.T, 1):
             sums[column] += sums[column - 1] * left
         at = turns - 1
-        sums -= np.stack([single, single * at, single * at**2, single * np.exp(before(up))]).transpose(2, 0, 1)
+        sums -= np.stack([x.T for x in (single, single * at, single * at**2, single * np.exp(before(up)))], axis=1)
         sums[:2] = 0.0
         several, first, second, pace = np.maximum(sums, 0.0).transpose(1, 2, 0)
         single *= before(last.step) / before(rest.step)
@@ -429,6 +434,20 @@ def added_seconds(replicas: Replicas, loads: Loads, step: Array) -> Array:
     lateness = np.clip(_OFF * (replicas.gap_p99 / replicas.step) ** _BEYOND_P99, *_LATENESS)
     pace = np.minimum(np.maximum(STEP_FACTOR * step, LEAST_PACE), loads.gap)
     return np.maximum(pace / lateness - step, _LEAST_CHUNK / replicas.prefill_tokens_per_second)
+
+
+def some(values: Table, rows: Ints) -> Table:
+    """Some of the pairs."""
+    found: Table = np.take(values.T, rows, axis=1).T
+    return found
+
+
+def accumulated(operation: np.ufunc, values: Table) -> Table:
+    """[pair, i] of the columns up to i."""
+    found = values.copy(order="K")
+    for column in range(1, values.shape[1]):
+        operation(found[:, column - 1], found[:, column], out=found[:, column])
+    return found
 
 
 def mixed(shares: Sequence[Array], values: Sequence[Array]) -> Array:
