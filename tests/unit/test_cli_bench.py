@@ -53,7 +53,7 @@ class PacedWorker(generation_pb2_grpc.GenerationServicer):
         self._read = 0.0
         """Seconds of all prompts so far."""
         self._lock = threading.Lock()
-        self._slots = threading.Semaphore(4)
+        self.slots = threading.Semaphore(4)
 
     def Generate(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         if request.model != "m":
@@ -63,7 +63,7 @@ class PacedWorker(generation_pb2_grpc.GenerationServicer):
         with self._lock:
             cached = max((len(p) for p in self.prompts if prompt[: len(p)] == p), default=0)
             self.prompts.append(prompt)
-        with self._slots:
+        with self.slots:
             with self._lock:
                 self._running += 1
                 read = (len(prompt) - cached) / PREFILL
@@ -171,6 +171,19 @@ def test_turns_are_timed_as_they_come_a_few_tokens_behind_many(bench: Bench, pac
     turns = [prompt for prompt in paced[0].prompts if len(prompt) == 400]
     assert len(set(turns)) == len(turns), "what is new in a turn is cached nowhere, while streams decode as well"
     assert {turn[:300] for turn in turns} == {prompt for prompt in paced[0].prompts if len(prompt) == 300}
+    assert "prefill of 100 tokens behind 300, beside a stream" in spec.provenance.source
+
+
+def test_where_no_turn_can_come_beside_a_stream_the_profile_says_that_prompts_were_whole(
+    bench: Bench, paced: tuple[PacedWorker, str]
+) -> None:
+    paced[0].slots = threading.Semaphore(1)
+    result = bench("--concurrency=1", "--prompt-tokens=200", "--new-tokens=20", "--output-tokens=4", "--requests=1")
+    assert result.exit_code == 0, result.stderr
+    spec = ServingProfile.model_validate(yaml.safe_load(result.stdout), extra="forbid").spec
+    assert "prefill of 200 tokens beyond" in spec.provenance.source
+    assert "beside a stream" not in spec.provenance.source
+    assert "prefill is of whole prompts" in " ".join(result.stderr.split())
 
 
 def test_what_a_replica_takes_of_its_node_stands_in_the_profile(bench: Bench) -> None:
@@ -282,7 +295,7 @@ SECONDS = st.floats(1e-5, 100)
 @given(rate=RATES, gap=SECONDS, prefill=RATES)
 def test_a_profile_never_claims_more_than_was_measured(rate: float, gap: float, prefill: float) -> None:
     plan = Plan("m", (1,), 100, 10, 1)
-    found = Measurements(0.1, 0.1, prefill, (DecodePoint(1, 105, rate, gap, gap, 10),), ())
+    found = Measurements(0.1, 0.1, prefill, False, (DecodePoint(1, 105, rate, gap, gap, 10),), ())
     body = profile_body(
         plan,
         found,

@@ -108,6 +108,10 @@ def command(
         leave(BAD_INPUT if error.bad_input else FAILED, error)
     for text in found.left_out:
         remark(f"left out: {text}")
+    if plan.new_tokens and not found.beside_a_stream:
+        remark(
+            "no turn came beside a stream, as where the worker runs one request at a time: prefill is of whole prompts"
+        )
     if not found.points:
         leave(FAILED, "no concurrency could be measured")
     for text in _contradictions(found.points):
@@ -122,7 +126,7 @@ def command(
         kv_cache_tokens=kv_tokens,
         resources=resources,
         replicas_per_node=replicas_per_node,
-        source=_source(address, plan, facts, machine),
+        source=_source(address, plan, found, facts, machine),
         date=datetime.now(UTC).date().isoformat(),
     )
     _check_profile(body)
@@ -201,7 +205,7 @@ def _print_figures(plan: Plan, found: Measurements) -> None:
     to.print(
         f"prompts of {plan.prompt_tokens} tokens, none cached: first token after {found.first_token_p50 * 1000:.0f} ms"
         f" (p50), {found.first_token_p99 * 1000:.0f} ms (p99); prefill {found.prefill_tokens_per_second:.0f} tokens/s"
-        f" beyond a step, behind {plan.prefill_context_tokens} tokens;"
+        f" beyond a step, {_prefill_of(plan, found)};"
         f" decoding measured at {plan.context_tokens} tokens of context"
     )
 
@@ -268,14 +272,19 @@ def _name(*parts: str) -> str:
     return joined.strip("-.")[:253]
 
 
-def _source(address: str, plan: Plan, facts: WorkerFacts | None, machine: str | None) -> str:
+def _prefill_of(plan: Plan, found: Measurements) -> str:
+    if found.beside_a_stream:
+        return f"of {plan.new_tokens} tokens behind {plan.prompt_tokens}, beside a stream"
+    return f"of {plan.prompt_tokens} tokens"
+
+
+def _source(address: str, plan: Plan, found: Measurements, facts: WorkerFacts | None, machine: str | None) -> str:
     parts = [
         f"berth bench against the worker at {address}",
         f"machine: {machine}" if machine else "machine not stated",
         f"{plan.prompt_tokens} prompt and {plan.output_tokens} output tokens, prompts random and distinct,"
-        f" decoding at {plan.context_tokens} tokens of context, prefill of"
-        f" {plan.new_tokens or plan.prompt_tokens} tokens beyond what a step takes"
-        + (", beside a stream" if plan.new_tokens else ""),
+        f" decoding at {plan.context_tokens} tokens of context, prefill {_prefill_of(plan, found)} beyond what a step"
+        " takes",
     ]
     if facts and facts.reported:
         parts.append("worker reports " + ", ".join(f"{k}={v}" for k, v in sorted(facts.reported.items()) if v))

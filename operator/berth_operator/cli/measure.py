@@ -63,17 +63,13 @@ class Plan:
     requests: int
     """At least so many at each concurrency."""
     new_tokens: int = 0
-    """That a turn brings: prefill is measured on so many behind a cached prompt; 0: on whole prompts."""
+    """That a turn brings: prefill is measured on so many behind a cached prompt; 0: on whole prompts, and where the
+    worker runs one request at a time."""
 
     @property
     def context_tokens(self) -> int:
         """Mean context of a stream while it decodes."""
         return self.prompt_tokens + self.new_tokens + self.output_tokens // 2
-
-    @property
-    def prefill_context_tokens(self) -> int:
-        """Tokens before those that prefill is measured on, on average."""
-        return self.prompt_tokens + self.new_tokens // 2 if self.new_tokens else self.prompt_tokens // 2
 
     def rounds(self, concurrency: int) -> int:
         """How often that many streams are run together."""
@@ -110,6 +106,8 @@ class Measurements:
     """Seconds, one uncached prompt alone; likewise below."""
     first_token_p99: float
     prefill_tokens_per_second: float
+    beside_a_stream: bool
+    """Prefill was measured on turns, and not on whole prompts."""
     points: tuple[DecodePoint, ...]
     left_out: tuple[str, ...]
     """Concurrencies without a figure, and why."""
@@ -242,6 +240,7 @@ async def measure(
         first_token_p50=statistics.median(whole.seconds),
         first_token_p99=percentile(whole.seconds, 99),
         prefill_tokens_per_second=turns.speed or whole.speed_beyond(step),
+        beside_a_stream=turns.speed is not None,
         points=tuple(points),
         left_out=tuple(r.fault for r in rounds.values() if r.fault is not None),
     )
