@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 ISAS = kernels.available_isas()
 PROMPT = 300  # more than one chunk of attention (256 tokens)
+HUGE_PAGE = 2 << 20
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,14 @@ def test_any_company_in_a_batch_gives_the_same_bits(tiny: Any, whole: Any, data:
         if batch.tokens:
             rows.append(model.forward(replace(batch, output_rows=wanted), cache))
     assert torch.equal(torch.cat(rows), expected)
+
+
+def test_no_step_waits_for_the_systems_memory(build: Callable[..., Int8Llama]) -> None:
+    cache = build().new_cache(16384).data.numpy()
+    assert cache.nbytes > 16 * HUGE_PAGE
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    cache.fill(1)
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before < 4, "the cache is given when it is made"
 
 
 @pytest.mark.parametrize("isa", ISAS)

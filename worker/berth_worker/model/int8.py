@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from array import array
 
 import torch
@@ -38,6 +39,9 @@ class Int8Cache:
             memory = huge_zeros(config.num_layers * num_blocks * block_bytes)
         except MemoryError as error:
             raise ModelError(f"KV cache: found no memory for {num_blocks} blocks; fewer blocks fit") from error
+        # Written once, so that the system gives it now. In steps, pages of many layers and heads were due at once, and
+        # streams stood still for 140 ms in a virtual machine, again and again until the cache had been full.
+        memory[:: mmap.PAGESIZE] = 0
         self.data = memory.view(torch.int8).view(config.num_layers, config.num_kv_heads, num_blocks, -1)
 
     def copy_block(self, source: int, target: int) -> None:
