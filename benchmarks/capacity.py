@@ -7,9 +7,11 @@ that both should break at the same rate: one load then answers for both.  The wo
 have a processor of their own, and does not speculate, so that a step is a token.  It records its steps and requests,
 so that beside each p99 stand the parts that it is predicted from.
 
-Machines drift, from one minute to the next: p99s are predicted for the profile with all times longer by as much as
-those steps of a load took longer that only decoded.  Beside them stands what the profile as it is would predict.
-Probing the worker before and after a load does not do: they differed from it by a third.
+Machines drift, from one minute to the next, and not in all alike: steps that decode wait for memory, which neighbours
+use too, and reading prompts is arithmetic.  So p99s are predicted for the profile slowed by two factors, both seen in
+the load itself: what steps that only decoded took, and what a turn's new tokens added to a step, over what the profile
+says of them.  Beside them stands what the profile as it is would predict.  Probing the worker before and after a load
+does not do: they differed from it by a third.
 
 Turns are short, so that 5,000 of them take minutes: by its rates a case of five loads takes about 13 minutes where a
 replica carries 35 turns/s.
@@ -37,7 +39,7 @@ from berth_operator.planner import ReplicaCapacity
 from berth_operator.planner.capacity import Latencies, Load, latencies, replica_capacity
 from berth_operator.planner.speed import Speed, profile_speed
 from capacity_load import Agents, Seen, offer, p99_interval
-from capacity_trace import Trace, parts_predicted
+from capacity_trace import Drift, Trace, parts_predicted
 
 MODEL = "smollm2-135m-instruct"
 SLOTS = (1, 2, 4, 8, 16)
@@ -91,10 +93,9 @@ class Point:
 
     nominal: float
     """Share of the capacity predicted from the profile."""
-    drift: float
-    """Steps that only decoded, over what the profile says of as many streams."""
+    drift: Drift
     now: Speed
-    """The profile with all times longer by that."""
+    """The profile, slowed by that."""
     predicted: Latencies | None
     """For that."""
     by_profile: Latencies | None
@@ -202,22 +203,11 @@ def _point(running: Running, load: Load, whole: Bench, slots: int, share: float,
     progress(f"capacity: {share:.0%}: {whole.turns} turns at {rate:.2f}/s")
     seen = asyncio.run(offer(running.grpc, whole.agents, rate, whole.turns, seed=seed))
     trace = Trace.read(running.record, seen.began, seen.ended)
-    drift = trace.drift(whole.speed)
-    now = _scaled(whole.speed, drift)
+    drift = trace.drift(whole.speed, whole.agents.new)
+    now = drift.slowed(whole.speed)
     was, said = trace.parts(), parts_predicted(now, load, seen.rate, slots)
     parts = {name: (said.get(name, math.nan), was.get(name, math.nan)) for name in said | was}
     return Point(share, drift, now, *(latencies(s, load, seen.rate, slots) for s in (now, whole.speed)), seen, parts)
-
-
-def _scaled(speed: Speed, factor: float) -> Speed:
-    """The same machine, slower by a factor."""
-    return replace(
-        speed,
-        step_seconds=tuple(factor * s for s in speed.step_seconds),
-        gap_p99_seconds=tuple(factor * s for s in speed.gap_p99_seconds),
-        prefill_tokens_per_second=speed.prefill_tokens_per_second / factor,
-        attention_seconds=speed.attention_seconds * factor,
-    )
 
 
 def _carried(speed: Speed, load: Load) -> ReplicaCapacity:
@@ -228,12 +218,14 @@ def _carried(speed: Speed, load: Load) -> ReplicaCapacity:
 
 
 def _show(name: str, point: Point, group: dict[str, Load], report: Report) -> None:
-    offered = f"{len(point.seen.turn)} turns at {point.seen.rate:.2f}/s, steps at {point.drift:.2f} of the profile's"
+    drift = f"steps take {point.drift.steps:.2f} and prompts {point.drift.prompts:.2f} times the profile's"
+    offered = f"{len(point.seen.turn)} turns at {point.seen.rate:.2f}/s; {drift}"
     report.note(f"{name} {point.nominal:.0%}", offered)
     key = f"{name}_{point.nominal * 100:.0f}"
     report.figures |= {
         f"{key}_turns_per_second": point.seen.rate,
-        f"{key}_drift": point.drift,
+        f"{key}_drift_steps": point.drift.steps,
+        f"{key}_drift_prompts": point.drift.prompts,
         f"{key}_began": point.seen.began,
         f"{key}_ended": point.seen.ended,
     }

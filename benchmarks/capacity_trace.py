@@ -14,7 +14,30 @@ from berth_operator.planner.station import Array, added_seconds
 _FEW = 20
 """Steps of a kind, of which nothing is said."""
 
-__all__ = ["Trace", "parts_predicted"]
+__all__ = ["Drift", "Trace", "parts_predicted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """By what a machine takes longer than when it was profiled."""
+
+    steps: float
+    """Those that only decode, over what the profile says of as many streams."""
+    prompts: float
+    """What a turn's new tokens add to a step beside streams, over what the profile says of as many."""
+
+    def slowed(self, speed: Speed) -> Speed:
+        """The machine as it is now.
+
+        Decoding waits for memory and reading prompts for arithmetic: neighbours slow the one and not the other.
+        """
+        return replace(
+            speed,
+            step_seconds=tuple(self.steps * s for s in speed.step_seconds),
+            gap_p99_seconds=tuple(self.steps * s for s in speed.gap_p99_seconds),
+            prefill_tokens_per_second=speed.prefill_tokens_per_second / self.prompts,
+            attention_seconds=speed.attention_seconds * self.prompts,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +60,17 @@ class Trace:
         requests = requests[(requests[:, 0] >= begin) & (requests[:, 0] < end)]
         return Trace(end - begin, steps, requests)
 
-    def drift(self, speed: Speed) -> float:
-        """Steps that only decoded, over what a profile says of as many streams."""
-        began, ended, decodes, rows, *_ = self.steps.T
+    def drift(self, speed: Speed, new_tokens: int) -> Drift:
+        """`new_tokens`: that a turn brings, as in the profile; chunks of fewer cost something else a token."""
+        began, ended, decodes, rows, prompts, *_ = self.steps.T
+        took, said = ended - began, np.interp(decodes, speed.concurrency, speed.step_seconds)
         pure = (rows == 0) & (decodes > 0)
-        if pure.sum() < _FEW:
-            return 1.0
-        said = np.interp(decodes[pure], speed.concurrency, speed.step_seconds)
-        return float((ended - began)[pure].sum() / said.sum())
+        turns = (decodes > 0) & (prompts == 1) & (rows >= new_tokens)
+        steps = took[pure].sum() / said[pure].sum() if pure.sum() >= _FEW else 1.0
+        if turns.sum() < _FEW:
+            return Drift(float(steps), float(steps))
+        added = took[turns].sum() - steps * said[turns].sum()
+        return Drift(float(steps), float(added * speed.prefill_tokens_per_second / rows[turns].sum()))
 
     def parts(self) -> dict[str, float]:
         """What `parts_predicted` predicts, as it was, and what it does not; milliseconds, percent, numbers of turns."""
