@@ -12,8 +12,8 @@ from berth_operator.planner.capacity import Judged, Load, as_replicas, solve
 from berth_operator.planner.speed import Speed, roofline_speeds
 from berth_operator.planner.station import Array, Replicas
 
-_AT_ONCE: Final = 1024
-"""Pairs in one batch: many, because each step of the search costs some 200 calls of numpy; but not all, for memory."""
+AT_ONCE: Final = 1024
+"""Pairs in a batch, about: many, as each step of the search costs some 200 calls of numpy; but not all, for memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def judged(parts: Iterable[tuple[T, Pairs]]) -> Iterator[tuple[T, list[Judged]]]
     batch: list[tuple[T, Pairs]] = []
     for part in parts:
         batch.append(part)
-        if sum(len(pairs.loads) for _, pairs in batch) >= _AT_ONCE:
+        if sum(len(pairs.loads) for _, pairs in batch) >= AT_ONCE:
             yield from _solved(batch)
             batch = []
     if batch:

@@ -14,7 +14,7 @@ from berth_operator.planner.candidates import (
     quantizations,
     span_fit,
 )
-from berth_operator.planner.capacities import Pairs, judged, profiled_pairs, roofline_pairs
+from berth_operator.planner.capacities import AT_ONCE, Pairs, judged, profiled_pairs, roofline_pairs
 from berth_operator.planner.capacity import Judged, Load, TooSlow
 from berth_operator.planner.spans import too_large, widths
 from berth_operator.planner.speed import Speed, best_profile, estimable, roofline_kv_tokens
@@ -73,9 +73,12 @@ def _pairs(
                 speed = judge_profile(profile, load, hardware, contexts[i])
                 if isinstance(speed, NoFit):
                     found[i][key] = speed
-                else:
-                    profiled.append((i, key, profile))
-                    speeds.append((speed, load))
+                    continue
+                profiled.append((i, key, profile))
+                speeds.append((speed, load))
+                if len(speeds) == AT_ONCE:
+                    yield profiled, profiled_pairs(speeds)
+                    profiled, speeds = [], []
     if speeds:
         yield profiled, profiled_pairs(speeds)
 
@@ -103,5 +106,7 @@ def _estimates(
         elif arithmetic := too_large(spec, architecture, quantization, load.context_tokens):
             found[i][key] = span_fit(hardware, architecture, quantization, contexts[i], arithmetic, {})
     for nodes, able in sorted(fitting.items()):
-        asked: _Asked = [(i, key, nodes) for i, _ in able]
-        yield asked, roofline_pairs(spec, architecture, quantization, [load for _, load in able], nodes)
+        for start in range(0, len(able), AT_ONCE):
+            some = able[start : start + AT_ONCE]
+            asked: _Asked = [(i, key, nodes) for i, _ in some]
+            yield asked, roofline_pairs(spec, architecture, quantization, [load for _, load in some], nodes)
