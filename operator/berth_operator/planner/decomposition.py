@@ -20,6 +20,7 @@ from berth_operator.planner.exchange import exchange
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
 from berth_operator.planner.master import Columns, Master, divided, paid, total_use, whole_choice
 from berth_operator.planner.patterns import EXACT, Prices, cheapest, counted, mend
+from berth_operator.planner.pricing import LANES_AT_ONCE
 from berth_operator.planner.quick import guesses
 from berth_operator.planner.rounding import Patterns, make_room, relieved
 from berth_operator.planner.solver import ROUGH_NODES
@@ -219,12 +220,14 @@ class Decomposition:
 
     def guess(self, duals: Floats) -> None:
         """Add patterns that are likely good at `duals`."""
-        which, prices = np.flatnonzero(~self.lanes.odd), self.prices(duals)
-        found = np.stack(guesses(self.lanes, which, prices.node[which]))
-        cost = (found * prices.node[which]).sum(2)
-        for place in np.argsort(cost, axis=0, kind="stable")[:BEST_GUESSES]:
-            nodes, _ = mend(self.lanes, which, found[place, np.arange(len(which))], prices)
-            self.add(which, nodes)
+        every, prices = np.flatnonzero(~self.lanes.odd), self.prices(duals)
+        for start in range(0, len(every), LANES_AT_ONCE):
+            which = every[start : start + LANES_AT_ONCE]
+            found = np.stack(guesses(self.lanes, which, prices.node[which]))
+            cost = (found * prices.node[which]).sum(2)
+            for place in np.argsort(cost, axis=0, kind="stable")[:BEST_GUESSES]:
+                nodes, _ = mend(self.lanes, which, found[place, np.arange(len(which))], prices)
+                self.add(which, nodes)
 
     def _tighten(self, duals: Floats, which: Ints, most: int) -> None:
         """Price the `most` loosest of lanes by the flat program, and a few whose pool could be served far better."""

@@ -65,10 +65,12 @@ class Columns:
 
     def add(self, lane: Ints, nodes: Ints, cost: Floats, unserved: Floats, missing: Ints) -> Ints:
         """Add those that are new; returns which columns they became."""
-        compact = nodes.astype(np.int16)
+        pattern, option = np.nonzero(nodes)
+        taken = np.stack([option, nodes[pattern, option]], axis=1).astype(np.int32)
+        ends = np.searchsorted(pattern, np.arange(len(lane) + 1)).tolist()
         fresh = []
-        for i in range(len(lane)):
-            key = int(lane[i]).to_bytes(4, "little") + compact[i].tobytes()
+        for i, of in enumerate(lane.tolist()):
+            key = of.to_bytes(4, "little") + taken[ends[i] : ends[i + 1]].tobytes()
             if key not in self._seen:
                 self._seen.add(key)
                 fresh.append(i)

@@ -29,6 +29,8 @@ from berth_operator.planner.useful import useful_nodes, uses_spot
 
 CHUNK: Final = 20_000
 """Entries of the tables of lanes that go through at once: they stay in the processor's cache, and memory is bounded."""
+LANES_AT_ONCE: Final = 2048
+"""Lanes whose options are looked at together, for memory."""
 LEAST: Final = 0.02
 """An unserved share, however small, weighs as much as this: no sliver is traded for a node's price."""
 TOLERANCE: Final = 1e-6
@@ -71,7 +73,10 @@ def price(
     """
     bound, nodes = np.zeros(len(which)), np.zeros(node_price.shape, dtype=np.int64)
     below = np.zeros(len(which), dtype=np.bool_)
-    times = useful_nodes(lanes, which, node_price, penalty, ceiling)
+    times = np.zeros(node_price.shape, dtype=np.int64)
+    for start in range(0, len(which), LANES_AT_ONCE):
+        some = slice(start, start + LANES_AT_ONCE)
+        times[some] = useful_nodes(lanes, which[some], node_price[some], penalty[some], ceiling[some])
     wanted = _wanted(lanes, which, times)
     for least, most in ((0, 0), (1, 2), (3, _MOST_WANTED)):
         group = np.flatnonzero((wanted >= least) & (wanted <= most))
