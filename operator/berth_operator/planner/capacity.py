@@ -7,7 +7,7 @@ between tokens; of the numbers of slots within that and within memory, the best 
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -330,8 +330,7 @@ def _p99s_alone(replicas: Replicas, loads: Loads, means: Sequence[_Alone], rows:
     open_ = np.flatnonzero((np.array([m[:3] for m in means]).reshape(-1, 3) <= limits).all(axis=1))
     found = list(means)
     if len(open_):
-        some = replicas.at(rows[open_])
-        one = replace(some, fits=some.fits & (some.turns <= 1))
+        one = replicas.first(2).at(rows[open_])
         queue = Queue.of(one, loads.at(rows[open_]), np.full((len(open_), 1), _SELDOM))
         hour = np.full((len(open_), 1), 3600.0)
         first, turn = _p99s(queue, np.ones((len(open_), 1), np.int64), hour, hour, octaves=30, per_octave=64)

@@ -72,6 +72,10 @@ class Replicas:
         """Some of the pairs."""
         return Replicas(*(some(getattr(self, name), rows) for name in self.__slots__))
 
+    def first(self, columns: int) -> "Replicas":
+        """With no more turns than these columns say."""
+        return Replicas(*(getattr(self, name)[:, :columns] for name in self.__slots__))
+
     def by_columns(self) -> "Replicas":
         """The same as arrays lie in memory here."""
         return Replicas(*(np.asfortranarray(getattr(self, name)) for name in self.__slots__))
