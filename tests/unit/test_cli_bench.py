@@ -3,12 +3,12 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -16,7 +16,7 @@ import yaml
 from berth_operator.api import ServingProfile
 from berth_operator.cli.app import app
 from berth_operator.cli.bench import profile_body
-from berth_operator.cli.generation import SERVICE, GenerationClient, GenerationError, discover
+from berth_operator.cli.generation import SERVICE, GenerationClient, GenerationError, Piece, discover
 from berth_operator.cli.measure import DecodePoint, Measurements, Plan, measure, percentile
 from berth_operator.cli.worker_facts import FactsError, parse_facts
 from berth_worker.proto.berth.v1 import generation_pb2, generation_pb2_grpc
@@ -214,6 +214,27 @@ async def test_points_that_contradict_each_other_are_measured_on(paced: tuple[Pa
     (first_one, _), (one, two) = asked
     assert one == 2 * first_one == 2 * 3 * 3  # three rounds of three gaps, twice
     assert [point.tokens for point in found.points] == [one, two]
+
+
+class _Stepping:
+    """A client of a worker that gives every stream a token each 10 ms; streams begin a step apart, and of a step the
+    first one's token comes first."""
+
+    def __init__(self, streams: int) -> None:
+        self._streams = streams
+        self._begun = 0
+
+    async def complete_tokens(self, prompt: Sequence[int], *, model: str, output_tokens: int) -> AsyncIterator[Piece]:
+        number = self._begun % self._streams
+        self._begun += 1
+        for token in range(output_tokens):
+            yield Piece(at=STEP * (1 + number + token) + 0.0002 * number, text="", tokens=1, cached_prompt_tokens=0)
+
+
+async def test_decoding_is_as_fast_as_its_steps_however_streams_begin_and_end() -> None:
+    client = cast("GenerationClient", _Stepping(4))
+    found = await measure(client, Plan("m", (4,), 20, 16, 1), lambda _: None)
+    assert found.points[0].tokens_per_second == pytest.approx(4 / STEP)
 
 
 def test_a_profile_that_plan_would_refuse_is_said_to_be_one(bench: Bench, paced: tuple[PacedWorker, str]) -> None:

@@ -288,8 +288,9 @@ async def _decode(
     elif not gaps:
         rounds.fault = f"concurrency {concurrency}: too few tokens to measure: raise --output-tokens"
     else:
-        tokens = sum(piece.tokens for pieces in inside for piece in pieces if piece.at > begin)
-        rounds.speeds.append(tokens / (end - begin))
+        # each stream from one of its own tokens to another: the round begins and ends amid a step's tokens
+        tokens = sum(piece.tokens for pieces in inside for piece in pieces[1:])
+        rounds.speeds.append(concurrency * tokens / sum(gaps))
         rounds.gaps += gaps
         rounds.tokens += tokens
 
