@@ -7,11 +7,11 @@ that both should break at the same rate: one load then answers for both.  The wo
 have a processor of their own, and does not speculate, so that a step is a token.  It records its steps and requests,
 so that beside each p99 stand the parts that it is predicted from.
 
-Machines drift, from one minute to the next, and not in all alike: steps that decode wait for memory, which neighbours
-use too, and reading prompts is arithmetic.  So p99s are predicted for the profile slowed by two factors, both seen in
-the load itself: what steps that only decoded took, and what a turn's new tokens added to a step, over what the profile
-says of them.  Beside them stands what the profile as it is would predict.  Probing the worker before and after a load
-does not do: they differed from it by a third.
+Machines drift, from one minute to the next, and not in all alike: each step reads the weights from memory, which
+neighbours use too, and the rest is arithmetic.  So p99s are predicted for the profile slowed by two figures that are
+seen in the load itself: seconds that steps which only decoded took beyond the profile's of as many streams, and what a
+turn's new tokens added to a step, over the profile's.  Beside them stands what the profile as it is would predict.
+Probing the worker before and after a load does not do: they differed from it by a third.
 
 Turns are short, so that 5,000 of them take minutes: by its rates a case of five loads takes about 13 minutes where a
 replica carries 35 turns/s.
@@ -218,13 +218,13 @@ def _carried(speed: Speed, load: Load) -> ReplicaCapacity:
 
 
 def _show(name: str, point: Point, group: dict[str, Load], report: Report) -> None:
-    drift = f"steps take {point.drift.steps:.2f} and prompts {point.drift.prompts:.2f} times the profile's"
+    drift = f"steps take {1000 * point.drift.steps:+.2f} ms and prompts {point.drift.prompts:.2f} times the profile's"
     offered = f"{len(point.seen.turn)} turns at {point.seen.rate:.2f}/s; {drift}"
     report.note(f"{name} {point.nominal:.0%}", offered)
     key = f"{name}_{point.nominal * 100:.0f}"
     report.figures |= {
         f"{key}_turns_per_second": point.seen.rate,
-        f"{key}_drift_steps": point.drift.steps,
+        f"{key}_drift_steps_ms": 1000 * point.drift.steps,
         f"{key}_drift_prompts": point.drift.prompts,
         f"{key}_began": point.seen.began,
         f"{key}_ended": point.seen.ended,

@@ -22,19 +22,21 @@ class Drift:
     """By what a machine takes longer than when it was profiled."""
 
     steps: float
-    """Those that only decode, over what the profile says of as many streams."""
+    """Seconds that those which only decode take more than the profile says of as many streams."""
     prompts: float
     """What a turn's new tokens add to a step beside streams, over what the profile says of as many."""
 
     def slowed(self, speed: Speed) -> Speed:
         """The machine as it is now.
 
-        Decoding waits for memory and reading prompts for arithmetic: neighbours slow the one and not the other.
+        Neighbours slow the reading of weights from memory, once a step, and less what is computed for each stream.
         """
+        steps = tuple(seconds + self.steps for seconds in speed.step_seconds)
+        pairs = zip(steps, speed.step_seconds, speed.gap_p99_seconds, strict=True)
         return replace(
             speed,
-            step_seconds=tuple(self.steps * s for s in speed.step_seconds),
-            gap_p99_seconds=tuple(self.steps * s for s in speed.gap_p99_seconds),
+            step_seconds=steps,
+            gap_p99_seconds=tuple(gap * now / before for now, before, gap in pairs),
             prefill_tokens_per_second=speed.prefill_tokens_per_second / self.prompts,
             attention_seconds=speed.attention_seconds * self.prompts,
         )
@@ -66,11 +68,10 @@ class Trace:
         took, said = ended - began, np.interp(decodes, speed.concurrency, speed.step_seconds)
         pure = (rows == 0) & (decodes > 0)
         turns = (decodes > 0) & (prompts == 1) & (rows >= new_tokens)
-        steps = took[pure].sum() / said[pure].sum() if pure.sum() >= _FEW else 1.0
-        if turns.sum() < _FEW:
-            return Drift(float(steps), float(steps))
-        added = took[turns].sum() - steps * said[turns].sum()
-        return Drift(float(steps), float(added * speed.prefill_tokens_per_second / rows[turns].sum()))
+        more = float((took - said)[pure].mean()) if pure.sum() >= _FEW else 0.0
+        added = float((took - said)[turns].sum()) - more * int(turns.sum())
+        read = added * speed.prefill_tokens_per_second / float(rows[turns].sum()) if turns.sum() >= _FEW else 1.0
+        return Drift(more, read)
 
     def parts(self) -> dict[str, float]:
         """What `parts_predicted` predicts, as it was, and what it does not; milliseconds, percent, numbers of turns."""
