@@ -163,7 +163,6 @@ namespace berth {
 namespace {
 
 constexpr int kFewestQueries = 9;
-constexpr int64_t kMostDims = 256;  // of a head, whose values are gathered
 
 // One tile of keys is a block of 16 tokens, 64 dims; one of values is 64 tokens, 16 dims, which four blocks hold: they are gathered.
 // All tiles but those of keys and values (6, 7) have as many rows as there are queries: tiles 0, 2, 4 the first 16, 1, 3, 5 the others, or,
@@ -175,16 +174,16 @@ class TiledChunk : public Chunk {
   void run() {
     const int rows = static_cast<int>(c.rows), first = rows < kAmxRows ? rows : kAmxRows, second = rows > kAmxRows ? rows - kAmxRows : rows;
     configure({first, second, first, second, first, second, 16, 16});
-    const int64_t lines = c.next_blocks * kv_head_bytes(c.head_dim) / 64;  // of the next chunk, asked for a few at a time
-    const int64_t turns = 3 * c.rows, of_soften = lines * 7 / 16, of_blend = lines * 3 / 16;
-    asks_ = (lines - of_soften - of_blend) * 2 / padded + 1;
+    // A third of the next chunk's lines is asked for in each of the three parts: as evenly in time as can be.
+    const int64_t third = c.next_blocks * kv_head_bytes(c.head_dim) / 64 / 3;
+    asks_ = third / (padded / 2) + 1;
     if (rows > kAmxRows)
       score_many();
     else
       score_few();
-    asks_ = of_soften / turns + 1;
+    asks_ = third / (3 * c.rows) + 1;
     soften([this] { ask(); });
-    asks_ = of_blend / (c.rows * c.head_dim / kPanel) + 1;
+    asks_ = third / (padded / 4 * c.head_dim / kPanel) + 1;
     if (rows > kAmxRows)
       blend_many();
     else
@@ -205,13 +204,14 @@ class TiledChunk : public Chunk {
     }
   }
 
-  // A block's values: to where those of 64 tokens and 16 dims are a tile.
-  void gather(int64_t b) {
-    const int8_t* from = block[b] + kPanel * c.head_dim;
-    int8_t* to = values_ + b * kPanel * kPanel;
-    for (int64_t dim = 0; dim < c.head_dim; dim += kPanel, from += kPanel * kPanel, to += padded * kPanel * kPanel)
+  // Where they are multiplied at once: a whole chunk of values would push scores out of L1.  64 tokens are four blocks.
+  void gather(int64_t t, int64_t dim, int8_t* to) {
+#pragma GCC unroll 4
+    for (int64_t b = 0; b < 4; ++b, to += kPanel * kPanel) {
+      const int8_t* from = block[4 * t + b] + (c.head_dim + dim) * kPanel;
 #pragma GCC unroll 4
       for (int64_t line = 0; line < kPanel * kPanel; line += 64) _mm512_store_si512(to + line, _mm512_load_si512(from + line));
+    }
   }
 
   // Two blocks at a time: a product's result comes late.
@@ -226,7 +226,7 @@ class TiledChunk : public Chunk {
         _tile_dpbssd(1, 0, 6);
         _tile_dpbssd(3, 0, 7);
       }
-      gather(b), gather(b + 1), ask();
+      ask();
       _tile_stored(1, dots[0] + b * kPanel, kWidth * 4);
       _tile_stored(3, dots[0] + (b + 1) * kPanel, kWidth * 4);
     }
@@ -247,7 +247,7 @@ class TiledChunk : public Chunk {
         _tile_dpbssd(4, 0, 7);
         _tile_dpbssd(5, 1, 7);
       }
-      gather(b), gather(b + 1), ask();
+      ask();
       _tile_stored(2, dots[0] + b * kPanel, kWidth * 4);
       _tile_stored(3, dots[kAmxRows] + b * kPanel, kWidth * 4);
       _tile_stored(4, dots[0] + (b + 1) * kPanel, kWidth * 4);
@@ -259,16 +259,17 @@ class TiledChunk : public Chunk {
   void blend_few() {  // 32 dims at a time
     alignas(64) int32_t sums[4][kAmxRows * kPanel];
     for (int64_t dim = 0; dim < c.head_dim; dim += 2 * kPanel) {
-      const int8_t *values = values_ + dim * padded * kPanel, *later = values + padded * kPanel * kPanel;
       _tile_zero(1);
       _tile_zero(3);
       _tile_zero(4);
       _tile_zero(5);
       for (int64_t t = 0; t < padded / 4; ++t) {
+        int8_t *values = values_[t % 2], *later = values + kTileBytes;
+        gather(t, dim, values), ask(), gather(t, dim + kPanel, later), ask();
         _tile_loadd(0, planes[0] + t * kDeep, kStride);
-        _tile_loadd(6, values + t * kTileBytes, 64);
+        _tile_loadd(6, values, 64);
         _tile_dpbssd(1, 0, 6);
-        _tile_loadd(7, later + t * kTileBytes, 64);
+        _tile_loadd(7, later, 64);
         _tile_dpbssd(3, 0, 7);
         _tile_loadd(2, planes[1] + t * kDeep, kStride);
         _tile_dpbssd(4, 2, 6);
@@ -279,20 +280,20 @@ class TiledChunk : public Chunk {
       _tile_stored(4, sums[2], 64);
       _tile_stored(5, sums[3], 64);
       for (int64_t r = 0; r < c.rows; ++r)
-        for (int64_t i = 0; i < 2; ++i) blend(r, dim + i * kPanel, sums[i] + r * kPanel, sums[2 + i] + r * kPanel), ask();
+        for (int64_t i = 0; i < 2; ++i) blend(r, dim + i * kPanel, sums[i] + r * kPanel, sums[2 + i] + r * kPanel);
     }
   }
   void blend_many() {
     alignas(64) int32_t sums[2][2 * kAmxRows * kPanel];
     for (int64_t dim = 0; dim < c.head_dim; dim += kPanel) {
-      const int8_t* values = values_ + dim * padded * kPanel;
       _tile_zero(2);
       _tile_zero(3);
       _tile_zero(4);
       _tile_zero(5);
       for (int64_t t = 0; t < padded / 4; ++t) {
         const int8_t* p = planes[0] + t * kDeep;
-        _tile_loadd(6, values + t * kTileBytes, 64);
+        gather(t, dim, values_[t % 2]), ask();
+        _tile_loadd(6, values_[t % 2], 64);
         _tile_loadd(0, p, kStride);
         _tile_dpbssd(2, 0, 6);
         _tile_loadd(1, p + kAmxRows * kStride, kStride);
@@ -306,11 +307,11 @@ class TiledChunk : public Chunk {
       _tile_stored(3, sums[0] + kAmxRows * kPanel, 64);
       _tile_stored(4, sums[1], 64);
       _tile_stored(5, sums[1] + kAmxRows * kPanel, 64);
-      for (int64_t r = 0; r < c.rows; ++r) blend(r, dim, sums[0] + r * kPanel, sums[1] + r * kPanel), ask();
+      for (int64_t r = 0; r < c.rows; ++r) blend(r, dim, sums[0] + r * kPanel, sums[1] + r * kPanel);
     }
   }
 
-  alignas(64) int8_t values_[kMostDims * kWidth];
+  alignas(64) int8_t values_[2][2 * kTileBytes];
   int64_t asks_ = 0, block_ = 0;  // lines at once; of the next chunk
   const int8_t *at_ = nullptr, *last_ = nullptr;
 };
@@ -318,7 +319,7 @@ class TiledChunk : public Chunk {
 static_assert(kAttentionRows == 2 * kAmxRows, "the tiles of a chunk");
 
 void attend(const AttentionChunk& c) {
-  if (c.rows >= kFewestQueries && c.head_dim % kDeep == 0 && c.head_dim <= kMostDims)
+  if (c.rows >= kFewestQueries && c.head_dim % kDeep == 0)
     TiledChunk(c).run();
   else
     Chunk(c).run();
