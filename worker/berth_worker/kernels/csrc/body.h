@@ -398,10 +398,14 @@ void matmul(const Matrix& m, int64_t first, int64_t last, const Activations& a, 
 }
 #endif
 
+#if !defined(BERTH_OWN_FINISH)
+void finish() {}
+#endif
+
 }  // namespace
 }  // namespace berth
 
 #include "attend.h"
 
 #define BERTH_ISA_TABLE(NAME) \
-  {NAME, kRows, dot, dot_positive, matmul, quantize, inverse_rms, hadamard, swiglu, rotate, quantize_head, attend, merge}
+  {NAME, kRows, dot, dot_positive, matmul, quantize, inverse_rms, hadamard, swiglu, rotate, quantize_head, attend, merge, finish}

@@ -82,6 +82,8 @@ struct Isa {
   // merges a later chunk's (maximum, sum, out[n]) into an earlier one's, for `rows` rows
   void (*merge)(float* maximum, float* sum, float* out, const float* later_maximum, const float* later_sum, const float* later, int64_t rows,
                 int64_t n);
+  // ends what the calling thread keeps between calls of matmul and attend; each thread of a step calls it at its end
+  void (*finish)();
 };
 
 // Keys and values of one KV head in one block of 16 tokens; those of a layer and head lie one after the other:

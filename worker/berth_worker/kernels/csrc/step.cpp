@@ -111,6 +111,7 @@ class Step {
       const int64_t first = item * kOutputPanels, last = std::min(first + kOutputPanels, output_panels);
       isa_.matmul(m_.output, first, last, final_, b_.outputs, logits_ + first * kPanel, m_.output.channels, false);
     });
+    isa_.finish();
   }
 
  private:
