@@ -210,9 +210,9 @@ def _by_memory(replicas: Replicas, loads: Loads, station: Station) -> Iterator[t
     most = 1 / np.where(replicas.fits, station.took, np.inf)[:, 1:].min(axis=1, keepdims=True)
     kept = kept_sessions(replicas, loads, most)[:, 0] > 1 - _FORGOTTEN
     if len(rows := np.flatnonzero(possible & ~keeps)):
-        yield rows, station.at(rows)
+        yield rows, station.at(rows).of_kinds(1)
     if len(rows := np.flatnonzero(possible & keeps & kept)):
-        yield rows, Station.of(replicas.at(rows), loads.at(rows), np.ones((len(rows), 1)))
+        yield rows, station.at(rows)
     if len(rows := np.flatnonzero(possible & keeps & ~kept)):
         yield rows, None
 
@@ -224,13 +224,15 @@ def _useful(replicas: Replicas, loads: Loads) -> tuple[Replicas, Station]:
     """
     smooth = accumulated(np.logical_and, replicas.gap_p99 <= loads.gap * (1 + 1e-9)) & replicas.fits
     smooth[:, 0] = True
-    station = Station.of(replicas, loads)
+    station, given = Station.finer(replicas, loads, np.ones_like(loads.gap))
+    took = station.took.T.take(given).T
     index = np.arange(smooth.shape[1])
-    last = np.argmin(np.where(smooth & (index > 0), station.took, np.inf), axis=1)[:, None]
+    last = np.argmin(np.where(smooth & (index > 0), took, np.inf), axis=1)[:, None]
     last = np.where(smooth[:, 1:2], last, 0)
     kept = smooth & (index <= last) & ((index <= _EVERY) | (index % 3 == 0) | (index == last))
-    count = int(kept.sum(axis=1).max())
-    order = np.argsort(~kept, axis=1, kind="stable")[:, : max(count, 2)]
+    count = kept.sum(axis=1, keepdims=True)
+    column = np.arange(max(int(count.max()), 2))
+    order = np.take_along_axis(np.argsort(~kept, axis=1, kind="stable"), np.minimum(column, count - 1), axis=1)
 
     def chosen(values: Table) -> Table:
         found: Table = np.take_along_axis(values.T, order.T, axis=0).T
@@ -241,12 +243,13 @@ def _useful(replicas: Replicas, loads: Loads) -> tuple[Replicas, Station]:
         chosen(replicas.step),
         chosen(replicas.gap_p99),
         chosen(replicas.idle),
-        chosen(kept),
+        np.asfortranarray(column < count),
         replicas.prefill_tokens_per_second,
         replicas.attention_seconds,
         replicas.kv_cache_tokens,
     )
-    return useful, station.of_columns(chosen)
+    place = np.take_along_axis(given, order.T, axis=0)
+    return useful, station.of_columns(lambda values: values.T.take(place).T)
 
 
 def _carried(replicas: Replicas, loads: Loads, station: Station | None) -> Iterator[tuple[int, tuple[float, ...]]]:

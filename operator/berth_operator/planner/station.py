@@ -46,6 +46,8 @@ percent of steps, which is 1.1 times as far as the p99 is, and its predictions a
 _BEYOND_P99, _OFF = 1.1, 1.02
 _LEAST_CHUNK: Final = 4
 """Tokens of a prompt that a step reads, however late it is (its `engine/scheduler.py`): a prompt always gets on."""
+_POINTS: Final = np.array([-1.5, 0.0, 1.5])
+"""Of the number of turns that decode, in standard deviations from where it mostly is."""
 _BLOCK_TOKENS: Final = 16
 """KV memory is given out in blocks of so many, and a session's last one is half full."""
 
@@ -270,7 +272,12 @@ class Station:
     @staticmethod
     def of(replicas: Replicas, loads: Loads, kept: Array | None = None) -> "Station":
         """Solve the chain for every n.  `kept`: share of sessions in memory, [pair, 1]; unset: all."""
-        turns, step = replicas.turns, replicas.step
+        station, given = Station.finer(replicas, loads, kept)
+        return station.of_columns(lambda values: values.T.take(given).T)
+
+    @staticmethod
+    def finer(replicas: Replicas, loads: Loads, kept: Array | None = None) -> tuple["Station", Ints]:
+        """The same for more n; and the places of the given ones, [i, pair], in an array by column."""
         shares: tuple[Array, ...] = (np.ones_like(loads.gap),)
         works: tuple[Work, ...] = (Work.of_turns(replicas, loads),)
         if kept is not None:
@@ -280,6 +287,8 @@ class Station:
             if (kept == 1).all():
                 shares, works = shares[:2], works[:2]
         work = Work.of_all(shares, works)
+        replicas, given = _finer(replicas, loads, work.mean)
+        turns, step = replicas.turns, replicas.step
         added = added_seconds(replicas, loads, step)
         chunk = np.maximum(added + replicas.idle, TINY)
         alone = turns == 0
@@ -303,7 +312,7 @@ class Station:
         there = np.minimum(1 + part * (chain.there - 1), np.maximum(turns, 1.0))
         decoding = np.maximum(turns - chain.reading * there, 0.0)
         chord = (step - step[:, 1:2]) / np.maximum(turns - 1, 1.0)
-        return Station(
+        station = Station(
             shares,
             works,
             owns,
@@ -318,6 +327,7 @@ class Station:
             decoding,
             step[:, 1:2] + chord * np.maximum(decoding - 1, 0.0),
         )
+        return station, given
 
     def at(self, rows: Ints) -> "Station":
         """Some of the pairs."""
@@ -330,6 +340,10 @@ class Station:
             every=every,
         )
 
+    def of_kinds(self, count: int) -> "Station":
+        """Where there are only so many kinds of turns."""
+        return replace(self, shares=self.shares[:count], works=self.works[:count], own=self.own[:count])
+
     def of_columns(self, chosen: Callable[[Array], Array]) -> "Station":
         """Some of the concurrencies."""
         return Station(
@@ -339,6 +353,59 @@ class Station:
             Work(chosen(self.every.mean), chosen(self.every.variance), chosen(self.every.third)),
             *(chosen(getattr(self, name)) for name in self.__slots__[4:]),
         )
+
+
+def _finer(replicas: Replicas, loads: Loads, work: Array) -> tuple[Replicas, Ints]:
+    """With more columns where the chain is most of the time; and the places of the given ones, [i, pair], by column.
+
+    While a step reads more prompts, c/S, than it ends turns, d/(O - 1), more and more turns decode: most of the time d
+    is about where these are as many.  Near the promise between tokens chunks vanish within a few d, so that this may be
+    anywhere between two columns.  About there w(d) is as a normal distribution, of which some points are added.
+    """
+    turns, (columns, pairs) = replicas.turns.T, replicas.turns.T.shape
+    row, count = np.arange(pairs), len(_POINTS)
+    steps = np.maximum(loads.output_tokens - 1, 0.05) / work
+    bounds = [
+        (steps * (chunk + replicas.idle) - replicas.turns - 1).T for chunk in _bounds(replicas, loads, replicas.step)
+    ]
+    grows = np.maximum(np.minimum(bounds[0], bounds[1]), bounds[2]) >= 0
+    grows[0] = True
+    left = columns - 1 - np.argmax(grows[::-1], axis=0)
+    right = np.minimum(left + 1, columns - 1) * pairs + row
+    left = left * pairs + row
+    start = turns.take(left)
+    width = turns.take(right) - start
+    crossings, slopes = [], []
+    for values in bounds:
+        here, there = values.take(left), values.take(right)
+        crossings.append(np.where(there < 0, np.maximum(here, 0.0) / np.maximum(here - there, TINY), 1.0))
+        slopes.append((here - there) / np.maximum(width, 1.0))
+    middle = start + width * np.minimum(np.maximum(np.minimum(*crossings[:2]), crossings[2]), 1.0)
+    slope = np.where(crossings[0] < crossings[1], slopes[0], slopes[1])
+    deviation = np.sqrt((middle + 1) / np.maximum(slope, 0.25))
+    points = np.rint(np.clip(middle + deviation * _POINTS[:, None], turns[1], turns[-1]))
+    order = np.argsort(np.concatenate([turns, points]), axis=0, kind="stable")
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, np.arange(columns + count)[:, None], axis=0)
+    before = np.minimum(place[columns:] - np.arange(count)[:, None] - 1, columns - 2) * pairs + row
+    begins = turns.take(before)
+    part = (points - begins) / np.maximum(turns.take(before + pairs) - begins, 1.0)
+    order = order * pairs + row
+
+    def merged(values: Array) -> Array:
+        flat = values.T
+        low = flat.take(before)
+        found: Array = np.concatenate([flat, low + part * (flat.take(before + pairs) - low)]).take(order).T
+        return found
+
+    finer = replace(
+        replicas,
+        turns=merged(replicas.turns),
+        step=merged(replicas.step),
+        gap_p99=merged(replicas.gap_p99),
+        idle=merged(replicas.idle),
+    )
+    return finer, place[:columns] * pairs + row
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,9 +502,16 @@ def _whole(chunks: Array) -> Array:
 
 def added_seconds(replicas: Replicas, loads: Loads, step: Array) -> Array:
     """e: seconds by which a chunk lengthens a step."""
+    usual, promised, least = _bounds(replicas, loads, step)
+    return np.maximum(np.minimum(usual, promised), least)
+
+
+def _bounds(replicas: Replicas, loads: Loads, step: Array) -> tuple[Array, Array, Array]:
+    """Of e: what the runtime takes by itself, what the promise leaves, and what it takes all the same."""
     lateness = np.clip(_OFF * (replicas.gap_p99 / replicas.step) ** _BEYOND_P99, *_LATENESS)
-    pace = np.minimum(np.maximum(STEP_FACTOR * step, LEAST_PACE), loads.gap)
-    return np.maximum(pace / lateness - step, _LEAST_CHUNK / replicas.prefill_tokens_per_second)
+    usual = np.maximum(STEP_FACTOR * step, LEAST_PACE) / lateness - step
+    least = np.broadcast_to(_LEAST_CHUNK / replicas.prefill_tokens_per_second, step.shape)
+    return usual, loads.gap / lateness - step, least
 
 
 def some(values: Table, rows: Ints) -> Table:
