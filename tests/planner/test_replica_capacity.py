@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 from berth_operator.planner import ReplicaCapacity
-from berth_operator.planner.capacity import Load, TooSlow, as_replicas, replica_capacity, seconds, solve
-from berth_operator.planner.speed import Speed
+from berth_operator.planner.capacity import Load, TooSlow, as_loads, as_replicas, replica_capacity, seconds, solve
+from berth_operator.planner.speed import Speed, concurrency_grid
+from berth_operator.planner.station import Station
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -161,6 +162,71 @@ def test_a_looser_gap_leaves_the_choice_of_fewer_slots() -> None:
     tight, *loose = _rates([(speed, replace(load, gap=gap)) for gap in (0.0502, 0.06, 0.08, 0.134, 0.2)])
     assert tight > 0
     assert min(loose) >= tight * (1 - 1e-6)
+
+
+def _on_grid(base: float, slope: float, jitter: float, prefill: float, kv: int, most: int) -> Speed:
+    """A profile on the planner's own grid of concurrencies."""
+    grid = concurrency_grid(most)
+    steps = tuple(base + slope * b for b in grid)
+    gaps = tuple(jitter * s for s in steps)
+    return Speed(tuple(grid), steps, gaps, (0.0,) * len(grid), prefill, kv, estimated=False)
+
+
+def _estimate(memory: float, each: float, jitter: float, prefill: float, kv: int, most: int) -> Speed:
+    """A step reads memory while it computes a row a stream; what that leaves of arithmetic is free."""
+    grid = concurrency_grid(most)
+    read = [memory + each * b for b in grid]
+    compute = [b / prefill for b in grid]
+    steps = tuple(max(r, c) + 0.001 + 50e-6 * b for r, c, b in zip(read, compute, grid, strict=True))
+    idle = tuple(max(r - c, 0.0) for r, c in zip(read, compute, strict=True))
+    return Speed(tuple(grid), steps, tuple(jitter * s for s in steps), idle, prefill, kv, estimated=True)
+
+
+VANISHING = _on_grid(0.0539, 0.00428, 1.203, 10_350, 238_000, 229)
+SHORT = Load(2, 2, 0.5, 4, 51.8, first_token=24.8, gap=0.7336, turn=77.2)
+"""Chunks of VANISHING vanish between 114 and 128 turns."""
+
+
+@pytest.mark.parametrize(
+    ("speed", "load", "easier"),
+    [
+        (VANISHING, SHORT, {"gap": 2.831}),
+        (
+            _estimate(0.079, 0.00017, 1.417, 175, 91_800, 325),
+            Load(10, 68, 0.303, 1, 3.1, first_token=0.1926, gap=0.1249, turn=291.5),
+            {"gap": 0.333},
+        ),
+        (
+            _estimate(0.0094, 4.6e-6, 1.037, 7542, 50_700, 365),
+            Load(43, 86, 0.08, 4, 18.4, first_token=21.4, gap=0.0223, turn=344.6),
+            {"gap": 0.068},
+        ),
+    ],
+)
+def test_a_looser_promise_carries_no_less_where_chunks_vanish_or_ride_along(
+    speed: Speed, load: Load, easier: dict[str, float]
+) -> None:
+    tight, loose = _rates([(speed, load), (speed, replace(load, **easier))])
+    assert 0 < tight <= loose * (1 + 1e-6)
+
+
+def test_the_chain_on_the_grid_ends_no_more_turns_than_on_all_numbers() -> None:
+    """Where chunks vanish between two of its columns; it once ended 3.5 times as many."""
+    numbers = tuple(range(1, 230))
+    steps = tuple(0.0539 + 0.00428 * b for b in numbers)
+    gaps = tuple(1.203 * s for s in steps)
+    every = Speed(numbers, steps, gaps, (0.0,) * len(numbers), 10_350, 238_000, estimated=False)
+    on_grid, exact = (Station.of(as_replicas([(s, SHORT)]), as_loads([SHORT])).took[0, 1:] for s in (VANISHING, every))
+    same = [b - 1 for b in VANISHING.concurrency]
+    assert (on_grid >= 0.9 * exact[same]).all()
+
+
+def test_a_prompt_that_fits_idle_arithmetic_lengthens_no_step() -> None:
+    """However much longer than that a chunk might be."""
+    speed = replace(_speed(), idle_seconds=(0.015,) * 32)
+    load = replace(LOAD, prompt_tokens=250, turns_per_session=1)  # 12.5 ms
+    own = Station.of(as_replicas([(speed, load)]), as_loads([load])).own[0][0, 1:]
+    assert own == pytest.approx(speed.step_seconds)
 
 
 def test_prefill_steals_from_decode() -> None:

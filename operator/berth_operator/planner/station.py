@@ -7,8 +7,9 @@ c(d) = e(d) + idle(d) seconds of prefill, where idle is arithmetic that waits fo
 as Berth's engine does (its `engine/pacing.py`): a step with a chunk takes at most twice a step without, or 20 ms, and
 never more than the objective.
 
-    T(d) = S e/c + k s                              reading one prompt beside d others, in k steps: S/c if the next one
-                                                    has the rest of the last step, else max(1, S/c + 1/2)
+    T(d) = S e/c + k s, k = S/c                     reading one prompt beside d others, in k steps, if the next one has
+                                                    the rest of the last step; else, with all of idle in each,
+           max((k - 1) e, S - k idle) + k s         k = max(1, S/c + 1/2)
     up(d) = 1 / T(d), d < n                         prompts read a second
     down(d) = d / ((O - 1) T/k), d < n              turns ended a second, in steps with a chunk
     down(n) = n / ((O - 1) s(n))                    and in those without
@@ -292,13 +293,14 @@ class Station:
         added = added_seconds(replicas, loads, step)
         chunk = np.maximum(added + replicas.idle, TINY)
         alone = turns == 0
+        free = np.where(alone, 0.0, replicas.idle)
         steals = np.where(alone | (added <= 0), 1.0, added / chunk)
         stretch = np.where(alone, 1.0, steals + step / chunk)
 
         def own(work: Array) -> tuple[Array, Array]:
             """T and k of the last prompt."""
             steps = np.where(alone, 1.0, _whole(work / chunk))
-            return work * steals + steps * step, steps
+            return np.maximum((steps - 1) * added, work - steps * free) + steps * step, steps
 
         last, steps = own(work.mean)
         rest = _Rates(np.where(alone, last, work.mean * stretch), np.where(alone, last, steals * chunk + step))
