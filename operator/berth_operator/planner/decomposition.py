@@ -47,12 +47,12 @@ BOUGHT: Final = 1e-6
 BEST_GUESSES: Final = 2
 MORE: Final = 8.0
 """Factor by which duals may go further once they have to."""
-WORTH: Final = 4e-4
-"""Of the cost of all, that one lane's gap must be at least for it."""
+WORTH: Final = (4e-4, 0.4)
+"""Of the cost of all, or of a usual pool's if that is less: what one lane's gap must be at least for it."""
 LOST_LANES: Final = 4
 """Lanes a round that it prices because no good pattern of theirs is known."""
-EXACT_LANES: Final = 8
-"""Loosest lanes that the flat program prices in the last round."""
+EXACT_LANES: Final = (8, 125)
+"""Loosest lanes that the flat program prices in the last round: so many, or one of so many pools if that is more."""
 EXACT_NODES: Final = 1_000
 """Of branch and bound, for one of them: a budget that keeps a pool short takes some hundred."""
 ANSWER_UNITS: Final = 120
@@ -209,7 +209,7 @@ class Decomposition:
             self._exactly(lane, duals, float(ceiling[self.lanes.pool[lane]]))
         # What costs more than the best known pattern need not have been looked for.
         self._least[which] = np.minimum(self._least[which], ceiling[self.lanes.pool[which]])
-        self._tighten(duals, even, EXACT_LANES if finally_ else 0)
+        self._tighten(duals, even, max(EXACT_LANES[0], self.pools // EXACT_LANES[1]) if finally_ else 0)
         return self._bound(duals)
 
     def _bound(self, duals: Floats) -> float:
@@ -234,10 +234,10 @@ class Decomposition:
         ceiling = self.ceilings(duals)[self.lanes.pool[which]]
         gap = ceiling - self._least[which]
         order = np.argsort(-gap, kind="stable")
-        total = self._dollars()
+        worth = min(WORTH[0], WORTH[1] / self.pools) * self._dollars()
         lost = gap > 0.01 * self.unserved[which]
         for place, i in enumerate(order[: max(most, LOST_LANES)]):
-            if (place < most and gap[i] > WORTH * total) or lost[i]:
+            if (place < most and gap[i] > worth) or lost[i]:
                 lane = int(which[i])
                 self._exactly(lane, duals, float(self.ceilings(duals)[self.lanes.pool[lane]]))
 

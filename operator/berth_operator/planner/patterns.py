@@ -21,7 +21,7 @@ EXACT: Final = 5e-4
 _MOST_TRIES: Final = 4
 _MOST_MENDS: Final = 3
 _MOST_EXCHANGES: Final = 8
-_AT_ONCE: Final = 256
+_AT_ONCE: Final = 128
 """Patterns whose neighbours are looked at together: there are some thousand of each."""
 
 
