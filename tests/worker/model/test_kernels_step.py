@@ -6,14 +6,17 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from berth_worker import kernels
 from berth_worker.engine.batch import BLOCK_TOKENS, Batch
+from berth_worker.kernels import memory
 from berth_worker.model.int8 import Int8Llama
 from berth_worker.model.interface import LoadedModel, ModelError
 from berth_worker.model.llama import Llama
@@ -103,11 +106,36 @@ def test_any_company_in_a_batch_gives_the_same_bits(tiny: Any, whole: Any, data:
 
 
 def test_no_step_waits_for_the_systems_memory(build: Callable[..., Int8Llama]) -> None:
-    cache = build().new_cache(16384).data.numpy()
-    assert cache.nbytes > 16 * HUGE_PAGE
+    cache = build().new_cache(16384)
+    assert cache.data.nbytes > 16 * HUGE_PAGE
+    cache.data[-1, -1, -1, -1] = 7
+    cache.filling.join()
+    assert cache.data.sum() == 7, "what was written meanwhile stays"
+    given = cache.data.numpy()
     before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-    cache.fill(1)
+    given.fill(1)
     assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before < 4, "the cache is given when it is made"
+
+
+@dataclass
+class Holder:
+    data: torch.Tensor
+
+
+def test_memory_that_nobody_holds_is_not_filled_in_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go, calls = threading.Event(), []
+
+    def madvise(*asked: object) -> int:
+        assert let_go.wait(10)
+        calls.append(asked)
+        return 0
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=madvise))
+    holders = [Holder(memory.huge_zeros(32 * HUGE_PAGE))]
+    filling = memory.fill_in(holders.pop())
+    let_go.set()
+    filling.join()
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("isa", ISAS)

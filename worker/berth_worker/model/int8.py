@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from array import array
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from berth_worker import kernels
 from berth_worker.engine.batch import BLOCK_TOKENS, Batch
-from berth_worker.kernels.memory import huge_zeros
+from berth_worker.kernels.memory import fill_in, huge_zeros
 from berth_worker.kernels.packing import PANEL
 from berth_worker.model.config import LlamaConfig
 from berth_worker.model.interface import KVCache, ModelError
@@ -39,10 +38,10 @@ class Int8Cache:
             memory = huge_zeros(config.num_layers * num_blocks * block_bytes)
         except MemoryError as error:
             raise ModelError(f"KV cache: found no memory for {num_blocks} blocks; fewer blocks fit") from error
-        # Written once, so that the system gives it now. In steps, pages of many layers and heads were due at once, and
-        # streams stood still for 140 ms in a virtual machine, again and again until the cache had been full.
-        memory[:: mmap.PAGESIZE] = 0
         self.data = memory.view(torch.int8).view(config.num_layers, config.num_kv_heads, num_blocks, -1)
+        # In steps, pages of many layers and heads are due at once: streams stood still for 140 ms in a virtual machine,
+        # again and again until the cache had been full.
+        self.filling = fill_in(self)
 
     def copy_block(self, source: int, target: int) -> None:
         self.data[:, :, target] = self.data[:, :, source]
