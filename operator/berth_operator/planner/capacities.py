@@ -8,9 +8,10 @@ import numpy as np
 
 from berth_operator.api import HardwareClassSpec, Quantization
 from berth_operator.planner.architectures import Architecture
+from berth_operator.planner.arrays import Array
 from berth_operator.planner.capacity import Judged, Load, as_replicas, solve
 from berth_operator.planner.speed import Speed, roofline_speeds
-from berth_operator.planner.station import Array, Replicas
+from berth_operator.planner.station import Replicas
 
 AT_ONCE: Final = 1024
 """Pairs in a batch, about: many, as each step of the search costs some 200 calls of numpy; but not all, for memory."""

@@ -14,10 +14,11 @@ from typing import Final
 import numpy as np
 
 from berth_operator.api import Effective
+from berth_operator.planner.arrays import Array, Ints, Table, accumulated
 from berth_operator.planner.greatest_rate import DEEPEST, Search
 from berth_operator.planner.queueing import LATE, Ahead, Queue, first_tokens, gap_p99, turns
 from berth_operator.planner.speed import Speed
-from berth_operator.planner.station import Array, Ints, Loads, Replicas, Station, Table, accumulated, kept_sessions
+from berth_operator.planner.station import Loads, Replicas, Station, kept_sessions
 from berth_operator.planner.types import ReplicaCapacity
 
 _SELDOM: Final = 1e-9

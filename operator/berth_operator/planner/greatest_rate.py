@@ -6,8 +6,9 @@ from typing import Final
 
 import numpy as np
 
+from berth_operator.planner.arrays import Array, Ints
 from berth_operator.planner.queueing import LATE, Ahead, Queue, turns
-from berth_operator.planner.station import Array, Ints, Loads, Replicas, Station
+from berth_operator.planner.station import Loads, Replicas, Station
 
 _PER_OCTAVE: Final = 64
 """Rates are powers of 2^(1/64), a grid that all share: so that what is easier to serve is never found to carry less,

@@ -40,21 +40,8 @@ from typing import Final
 
 import numpy as np
 
-from berth_operator.planner.station import (
-    TINY,
-    Array,
-    Flags,
-    Ints,
-    Loads,
-    Replicas,
-    Station,
-    Work,
-    accumulated,
-    added_seconds,
-    kept_sessions,
-    mixed,
-    some,
-)
+from berth_operator.planner.arrays import TINY, Array, Flags, Ints, accumulated, some
+from berth_operator.planner.station import Loads, Replicas, Station, Work, added_seconds, kept_sessions, mixed
 
 LATE: Final = 0.01
 """Share of turns, or tokens, that may take longer than an objective."""

@@ -27,17 +27,13 @@ so many others, grow from turn to turn in equal steps.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import numpy as np
 
-Array = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
-Flags = np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]
-Ints = np.ndarray[tuple[Any, ...], np.dtype[np.int64]]
-"""Arrays [pair, i] lie in memory column by column: a thousand pairs in a row, where there are few columns."""
-Table = TypeVar("Table", Array, Flags)
+from berth_operator.planner.arrays import TINY, Array, Flags, Ints, some
+from berth_operator.planner.chain import Chain, Rates
 
-TINY: Final = 1e-12
 STEP_FACTOR: Final = 2.0
 LEAST_PACE: Final = 0.02
 """Seconds; both as in the engine's pacing."""
@@ -303,8 +299,8 @@ class Station:
             return np.maximum((steps - 1) * added, work - steps * free) + steps * step, steps
 
         last, steps = own(work.mean)
-        rest = _Rates(np.where(alone, last, work.mean * stretch), np.where(alone, last, steals * chunk + step))
-        chain = _Chain.of(turns, step, rest, _Rates(last, last / steps), loads.output_tokens)
+        rest = Rates(np.where(alone, last, work.mean * stretch), np.where(alone, last, steals * chunk + step))
+        chain = Chain.of(turns, step, rest, Rates(last, last / steps), loads.output_tokens)
         owns = tuple(own(work.mean)[0] for work in works)
         varied = [
             Work(mean, w.variance * stretch**2, w.third * stretch**3) for mean, w in zip(owns, works, strict=True)
@@ -410,90 +406,6 @@ def _finer(replicas: Replicas, loads: Loads, work: Array) -> tuple[Replicas, Int
     return finer, place[:columns] * pairs + row
 
 
-@dataclass(frozen=True, slots=True)
-class _Rates:
-    """Beside d turns that decode, [pair, i]."""
-
-    read: Array
-    """Seconds for a prompt."""
-    step: Array
-    """Seconds of a step meanwhile."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Chain:
-    """Means over d for each n, [pair, i]; see Station."""
-
-    took: Array
-    reading: Array
-    read: Array
-    there: Array
-    there_variance: Array
-
-    @staticmethod
-    def of(turns: Array, step: Array, rest: _Rates, last: _Rates, output: Array) -> "_Chain":
-        """`rest`: while other prompts wait; `last`: while none does.
-
-        Between columns chances are taken as geometric.  They differ by hundreds of decades: sums are told as multiples
-        of the greatest chance so far.
-        """
-        width = np.diff(turns, axis=1)
-        here, beyond = (width + 1) / 2, (width - 1) / 2
-        length = np.maximum(width, 1.0)
-        up = -np.log(rest.read)
-        down = np.log(np.maximum(turns, 0.5) / np.maximum(output - 1, 0.05)) - np.log(rest.step)
-        rise = here * up[:, :-1] + beyond * up[:, 1:] - beyond * down[:, :-1] - here * down[:, 1:]
-        chance = np.zeros_like(turns)
-        chance[:, 1:] = accumulated(np.add, rise)
-        # over the whole numbers from a column to below the next one: the sum, and the mean of these numbers
-        slope = np.clip(rise, -500.0, 500.0) / length
-        slope = np.where(np.abs(slope) < 1e-6, 1e-6, slope)
-        grown, each = np.expm1(length * slope), np.expm1(slope)
-        past = np.clip(length / grown + (length - 1) - 1 / each, 0.0, width)
-        part = chance[:, :-1] + np.where(width > 0, np.log(grown / each), -np.inf)
-        middle = turns[:, :-1] + past
-
-        def before(values: Array) -> Array:
-            """At n - 1."""
-            found = values.copy(order="K")
-            found[:, 1:] += (values[:, :-1] - values[:, 1:]) / length
-            return found
-
-        one = chance.copy(order="K")
-        one[:, 1:] = np.maximum(chance[:, 1:] - slope, -1e300)
-        scale = one.copy(order="K")
-        scale[:, 1:] = accumulated(np.maximum, part)
-        scale = accumulated(np.maximum, np.maximum(scale, one))
-        fades, single = np.exp(scale[:, :-1] - scale[:, 1:]), np.exp(one - scale)
-        part = np.exp(part - scale[:, 1:])
-
-        faster = np.exp(up[:, :-1] + (up[:, 1:] - up[:, :-1]) * past / length)
-        sums = np.zeros((turns.shape[1], 4, len(turns)))  # over all numbers below turns[i]
-        sums[1:] = np.stack([x.T for x in (part, part * middle, part * middle**2, part * faster)], axis=1)
-        for column, left in enumerate(fades.T, 1):
-            sums[column] += sums[column - 1] * left
-        at = turns - 1
-        sums -= np.stack([x.T for x in (single, single * at, single * at**2, single * np.exp(before(up)))], axis=1)
-        sums[:2] = 0.0
-        several, first, second, pace = np.maximum(sums, 0.0).transpose(1, 2, 0)
-        single *= before(last.step) / before(rest.step)
-        alone = before(last.read)
-        none = single / alone * np.maximum(output - 1, 0.05) * step / np.maximum(turns, 0.5)
-        single[:, 0], none[:, 0] = 0.0, 1.0
-        whole = several + single + none
-        several, single, none, first, second = (x / whole for x in (several, single, none, first, second))
-        first += single * at + none * turns
-        second += single * at**2 + none * turns**2
-        reading, rate = several + single, pace / whole + single / alone
-        some, flow = np.maximum(reading, TINY), np.maximum(rate, TINY)
-        there = np.maximum((turns - first) / some, 1.0)
-        variance = np.maximum((turns**2 - 2 * turns * first + second) / some - there**2, 0.0)
-        took, read = 1 / flow, reading / flow
-        for values in (took, read):  # nobody leaves an empty replica
-            values[:, 0] = values[:, 1]
-        return _Chain(took, reading, read, there, variance)
-
-
 def _whole(chunks: Array) -> Array:
     """Steps that so many chunks of a prompt take: the next whole number, smoothed as chunks differ by a tenth."""
     low, high = 0.9 * chunks, 1.1 * chunks
@@ -514,20 +426,6 @@ def _bounds(replicas: Replicas, loads: Loads, step: Array) -> tuple[Array, Array
     usual = np.maximum(STEP_FACTOR * step, LEAST_PACE) / lateness - step
     least = np.broadcast_to(_LEAST_CHUNK / replicas.prefill_tokens_per_second, step.shape)
     return usual, loads.gap / lateness - step, least
-
-
-def some(values: Table, rows: Ints) -> Table:
-    """Some of the pairs."""
-    found: Table = np.take(values.T, rows, axis=1).T
-    return found
-
-
-def accumulated(operation: np.ufunc, values: Table) -> Table:
-    """[pair, i] of the columns up to i."""
-    found = values.copy(order="K")
-    for column in range(1, values.shape[1]):
-        operation(found[:, column - 1], found[:, column], out=found[:, column])
-    return found
 
 
 def mixed(shares: Sequence[Array], values: Sequence[Array]) -> Array:
