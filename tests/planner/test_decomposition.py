@@ -319,7 +319,7 @@ def test_what_a_pattern_serves_is_what_the_flat_program_serves_with_its_nodes(op
         for k in picked:
             nodes[0, k] = min(most[p.options[k].resource], int(lanes.most[lane, k]))
         served = served_by(lanes, np.array([lane]), nodes)
-        replicas, _ = most_replicas_on(lanes, np.array([lane]), nodes)
+        replicas = most_replicas_on(lanes, np.array([lane]), nodes)
         if not served.allowed[0] or (replicas < nodes * lanes.per_node[lane]).any():
             continue  # maxReplicas leaves a choice of which replicas to leave out
         within = {p.options[k].resource: int(nodes[0, k] * lanes.span[lane, k]) for k in picked}

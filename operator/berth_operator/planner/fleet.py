@@ -245,7 +245,7 @@ def _read(part: Decomposition, chosen: Ints) -> dict[str, PoolSolution]:
     """Each pool's chosen pattern, with as few replicas on its nodes as serve as much, and nodes shared with nobody."""
     lanes, columns = part.lanes, part.columns
     lane, nodes = columns.lane[chosen], columns.nodes[chosen].astype(np.int64)
-    replicas, _ = most_replicas_on(lanes, lane, nodes)
+    replicas = most_replicas_on(lanes, lane, nodes)
     replicas = _fewest(lanes, lane, nodes, replicas, columns.unserved[chosen])
     pools = {}
     for row, column in enumerate(chosen.tolist()):

@@ -248,7 +248,7 @@ def served_by(lanes: Lanes, lane: Ints, nodes: Ints) -> Served:
     replicas = count * lanes.per_node[of, option]
     running = np.bincount(pattern, replicas, len(lane)).astype(np.int64)
     if (running > most).any():
-        kept = most_replicas_on(lanes, lane, nodes)[0]
+        kept = most_replicas_on(lanes, lane, nodes)
         replicas, running = kept[pattern, option], kept.sum(1)
     spent = np.bincount(pattern, -(-count // lanes.parts[of, option]) * lanes.usd[of, option], len(lane))
     allowed = (spent <= lanes.budget[lane] * (1 + 1e-9)) & (running <= most)
@@ -256,16 +256,16 @@ def served_by(lanes: Lanes, lane: Ints, nodes: Ints) -> Served:
     return Served(_unserved(lanes, lane, pattern, option, replicas), missing, allowed)
 
 
-def most_replicas_on(lanes: Lanes, lane: Ints, nodes: Ints) -> tuple[Ints, Flags]:
-    """([pattern, option] replicas, [pattern] whether maxReplicas allows so many nodes).
+def most_replicas_on(lanes: Lanes, lane: Ints, nodes: Ints) -> Ints:
+    """[pattern, option] replicas: all that nodes hold.
 
-    All that nodes hold; above maxReplicas the least able ones are left out, as long as the same nodes are needed.
+    Above maxReplicas the least able ones are left out, as long as the same nodes are needed.
     """
     per_node = lanes.per_node[lane]
     replicas: Ints = nodes * per_node
     excess = np.maximum(replicas.sum(1) - lanes.most_replicas[lane], 0)
     if not excess.any():
-        return replicas, np.ones(len(lane), dtype=np.bool_)
+        return replicas
     over = np.flatnonzero(excess)
     spare = np.where(nodes[over] > 0, per_node[over] - 1, 0)
     order = np.argsort(lanes.share[lane[over]] / per_node[over], axis=1, kind="stable")
@@ -274,7 +274,7 @@ def most_replicas_on(lanes: Lanes, lane: Ints, nodes: Ints) -> tuple[Ints, Flags
     trimmed = np.zeros_like(spare)
     np.put_along_axis(trimmed, order, taken, 1)
     replicas[over] -= trimmed
-    return replicas, replicas.sum(1) <= lanes.most_replicas[lane]
+    return replicas
 
 
 def unserved_by(lanes: Lanes, lane: Ints, replicas: Ints) -> Floats:
