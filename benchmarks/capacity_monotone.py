@@ -7,12 +7,12 @@ the same seed finds the same pairs on every machine.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from _common import Report, options
 from berth_operator.planner import ReplicaCapacity
 from berth_operator.planner.capacity import Load, as_replicas, solve
 from berth_operator.planner.speed import Speed, concurrency_grid
@@ -37,28 +37,33 @@ class Drawn:
 
 def main() -> None:
     """Draw, solve, count."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--field", action="append", help="only this one, to be given several times (default: all)")
     parser.add_argument("--worst", type=int, default=2, help="examples to print of each field (default: 2)")
     arguments = parser.parse_args()
-    dice = np.random.default_rng(arguments.seed)
+    dice, pairs = np.random.default_rng(arguments.seed), AT_ONCE if arguments.quick else arguments.pairs
+    report = Report(1)
     found: dict[str, list[tuple[float, Drawn]]] = {}
     carrying = 0
-    for start in range(0, arguments.pairs, AT_ONCE):
-        drawn = [draw(dice) for _ in range(min(AT_ONCE, arguments.pairs - start))]
+    for start in range(0, pairs, AT_ONCE):
+        drawn = [draw(dice) for _ in range(min(AT_ONCE, pairs - start))]
         some = [d for d, rate in zip(drawn, rates([d.pair for d in drawn]), strict=True) if rate > 0]
         carrying += len(some)
         for name, falls in fallen(some, arguments.field).items():
             found.setdefault(name, []).extend(zip(falls, some, strict=True))
-    print(f"{carrying} of {arguments.pairs} pairs carry anything")
+    print(f"{carrying} of {pairs} pairs carry anything")
+    report.figures["monotone_pairs"] = carrying
     for name, falls in found.items():
         worse = sorted((f for f in falls if f[0] > WORSE), key=lambda f: -f[0])
         print(f"{name:>14}: {len(worse):4d} carry less, {sum(f > 0.01 for f, _ in worse):4d} by more than 1 %", end="")
         print(f", worst {100 * worse[0][0]:.1f} %" if worse else "")
+        key = f"monotone_{name.replace(' ', '_')}"
+        report.figures |= {f"{key}_worse": len(worse), f"{key}_worst_percent": 100 * worse[0][0] if worse else 0.0}
         for fall, d in worse[: arguments.worst]:
             print(f"    {100 * fall:.2f} %: {_shown(d.pair)}\n        {_differences(d.pair, d.easier[name])}")
+    report.write(arguments.json)
 
 
 def fallen(drawn: Sequence[Drawn], names: Sequence[str] | None = None) -> dict[str, list[float]]:
