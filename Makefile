@@ -7,7 +7,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-KERNEL_SOURCES := $(shell find worker -name CMakeLists.txt -o -path '*kernels*' \( -name '*.cpp' -o -name '*.h' \))
+COMPILED := $(shell find operator worker -name CMakeLists.txt -o -path '*/csrc/*')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
@@ -23,14 +23,14 @@ test: setup tools ## Every test, fast ones first, against a real control plane a
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: setup
-setup: $(VENV)/.ready ## Python packages and the C++ kernels, into .venv
+setup: $(VENV)/.ready ## Python packages, and what of ours is C++, into .venv
 
 .PHONY: tools
 tools: setup ## etcd, Kubernetes, KWOK, Helm, kubeconform and Prometheus, built once from pinned Go modules
 	@$(BIN)/python -m devcluster build >/dev/null
 
 PROJECTS := pyproject.toml operator/pyproject.toml worker/pyproject.toml tools/pyproject.toml
-$(VENV)/.ready: constraints.txt $(PROJECTS) $(KERNEL_SOURCES) tools/setup-venv
+$(VENV)/.ready: constraints.txt $(PROJECTS) $(COMPILED) tools/setup-venv
 	@tools/setup-venv "$(PYTHON)" "$(VENV)"
 	@touch $@
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
-from berth_operator.planner.covering import AT_ONCE, LONG, Cover, Nodes
+from berth_operator.planner.covering import LONG, Cover, Nodes
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
+from berth_operator.planner.native import FLOATS, LENGTH, function
 from berth_operator.planner.useful import useful_nodes, uses_spot
 
 CHUNK: Final = 20_000
@@ -42,6 +42,8 @@ _NOT_ALL: Final = 0.95
 _MOST_WANTED: Final = 4
 """Replicas that the second coordinate counts; of a greater floor the bound does not know the rest."""
 _HUGE: Final = 1e30
+
+_min_plus: Final = function("berth_min_plus", FLOATS, FLOATS, LENGTH, LENGTH, LENGTH, FLOATS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,17 +282,11 @@ class _Tables:
 
 
 def _together(left: Floats, right: Floats) -> Floats:
-    """[lane, y] least left(y - x) + right(x) over x; right(0) is 0."""
-    width = right.shape[1]
-    if left.size * width <= AT_ONCE:
-        padded = np.full((len(left), left.shape[1] + width - 1), 4 * _HUGE)
-        padded[:, width - 1 :] = left
-        windows = sliding_window_view(padded, width, axis=1)
-        return np.asarray((windows + right[:, None, ::-1]).min(2))
-    after = left.copy()
-    for x in range(1, min(width, left.shape[1])):
-        np.minimum(after[:, x:], left[:, :-x] + right[:, x : x + 1], out=after[:, x:])
-    return after
+    """[lane, y] least left(y - x) + right(x) over x."""
+    found = np.empty_like(left, order="C")
+    left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
+    _min_plus(left, right, len(left), left.shape[1], right.shape[1], found)
+    return found
 
 
 def _below(cost: Floats, ceiling: Floats) -> Flags:
