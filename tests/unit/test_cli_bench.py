@@ -218,23 +218,31 @@ async def test_points_that_contradict_each_other_are_measured_on(paced: tuple[Pa
 
 class _Stepping:
     """A client of a worker that gives every stream a token each 10 ms; streams begin a step apart, and of a step the
-    first one's token comes first."""
+    first one's token comes first, or, if they take `turns`, in every other step last."""
 
-    def __init__(self, streams: int) -> None:
-        self._streams = streams
+    def __init__(self, streams: int, *, turns: bool = False) -> None:
+        self._streams, self._turns = streams, turns
         self._begun = 0
 
     async def complete_tokens(self, prompt: Sequence[int], *, model: str, output_tokens: int) -> AsyncIterator[Piece]:
         number = self._begun % self._streams
         self._begun += 1
-        for token in range(output_tokens):
-            yield Piece(at=STEP * (1 + number + token) + 0.0002 * number, text="", tokens=1, cached_prompt_tokens=0)
+        for step in range(number, number + output_tokens):
+            place = self._streams - 1 - number if self._turns and step % 2 else number
+            yield Piece(at=STEP * (1 + step) + 0.0002 * place, text="", tokens=1, cached_prompt_tokens=0)
 
 
 async def test_decoding_is_as_fast_as_its_steps_however_streams_begin_and_end() -> None:
     client = cast("GenerationClient", _Stepping(4))
     found = await measure(client, Plan("m", (4,), 20, 16, 1), lambda _: None)
     assert found.points[0].tokens_per_second == pytest.approx(4 / STEP)
+
+
+async def test_between_tokens_are_steps_whoever_of_the_streams_comes_first_in_each() -> None:
+    client = cast("GenerationClient", _Stepping(4, turns=True))
+    found = await measure(client, Plan("m", (4,), 20, 16, 1), lambda _: None)
+    assert found.points[0].gap_p50 == pytest.approx(STEP)
+    assert found.points[0].gap_p99 == pytest.approx(STEP)
 
 
 def test_a_profile_that_plan_would_refuse_is_said_to_be_one(bench: Bench, paced: tuple[PacedWorker, str]) -> None:

@@ -92,7 +92,7 @@ class DecodePoint:
     tokens_per_second: float
     """All streams together, in the median round."""
     gap_p50: float
-    """Seconds between a stream's tokens; likewise below."""
+    """Seconds between steps, each of which gives every stream its next tokens; likewise below."""
     gap_p99: float
     tokens: int
     """Tokens that the figures are from."""
@@ -190,6 +190,7 @@ class _Rounds:
     speeds: list[float] = field(default_factory=list)
     """Tokens a second, of all streams together, in each round."""
     gaps: list[float] = field(default_factory=list)
+    """Seconds between steps."""
     tokens: int = 0
     fault: str | None = None
     """Why there is no figure."""
@@ -291,8 +292,25 @@ async def _decode(
         # each stream from one of its own tokens to another: the round begins and ends amid a step's tokens
         tokens = sum(piece.tokens for pieces in inside for piece in pieces[1:])
         rounds.speeds.append(concurrency * tokens / sum(gaps))
-        rounds.gaps += gaps
+        steps = _steps(inside)
+        rounds.gaps += [after - before for before, after in itertools.pairwise(steps)]
         rounds.tokens += tokens
+
+
+def _steps(streams: Sequence[Sequence[Piece]]) -> list[float]:
+    """When the first piece of each step came: a step ends for all streams at once, and gives each of them one piece.
+
+    Pieces of a step come one after another, and not in the same order each time: how long one stream waited is also how
+    long we were busy with the others.
+    """
+    starts: list[float] = []
+    served: set[int] = set()
+    for at, stream in sorted((piece.at, stream) for stream, pieces in enumerate(streams) for piece in pieces):
+        if not starts or stream in served:
+            starts.append(at)
+            served.clear()
+        served.add(stream)
+    return starts
 
 
 async def _run(
