@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from devcluster import ControlPlane, KubectlError, ProcessError, SimulatedNodePool, components, wait_for
+from devcluster.nodes import POOL_LABEL
 
 UP_WITHIN_S = 30.0  # about 3 s alone on 2 cores; other work may run beside
 DOWN_WITHIN_S = 2.0
@@ -86,7 +87,8 @@ def test_deployment_becomes_available_on_the_nodes_it_selects(cluster: ControlPl
 
 
 def test_pod_without_toleration_stays_off_a_tainted_node(cluster: ControlPlane, namespace: str) -> None:
-    cluster.apply(deployment("stranger", namespace, replicas=1, nodeSelector={"kubernetes.io/arch": "arm64"}))
+    selector = {POOL_LABEL: GRAVITON.name}  # other tests' nodes are arm64, too
+    cluster.apply(deployment("stranger", namespace, replicas=1, nodeSelector=selector))
     cluster.wait_for("the scheduler refused the pod", lambda: unschedulable(pods(cluster, namespace)))
 
 
