@@ -3,8 +3,8 @@
 100, 1,000 and 5,000 pools on 20 classes, on demand and spot: more than ten shared rows tight, spot, survival and vendor
 rules, minimums, budgets, a current plan in half of the pools (`planner_fleet`); and 1,000 pools with too few nodes.
 Each in a process of its own, cold: from the snapshot to the plan with its reasons and counterfactual; in seconds of the
-clock, and of the processor, which others on the machine disturb less.  Feasibility and
-gap are then checked by other code (`planner_check`).
+clock, and of the processor, which others on the machine disturb less.  Feasibility and gap are then checked by other
+code (`planner_check`).  `--case 5000`, by itself, runs that one here and prints its figures as JSON.
 """
 
 from __future__ import annotations
