@@ -13,30 +13,29 @@ with f_k the spread of the nodes of k over their zones (`zones`; 1 for one zone)
 `program`'s share rules: steady nodes first, since only the vendor's rule holds them back.
 """
 
+import ctypes
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from berth_operator.planner.candidates import Option, Resource
+from berth_operator.planner.native import FLAGS, FLOATS, INTS, LENGTH, function
 from berth_operator.planner.program import Limits, PoolProblem, most_replicas, node_cost
 from berth_operator.planner.zones import spreads
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-SHARE_TOLERANCE: Final = 1e-9
-"""Of demand: what rounding may leave unserved of a pattern that serves all."""
 MOST_UNITS: Final = 5_040
 """Of a node: every whole number to 10 divides it, and replicasPerNode is no more than 1,000."""
-_STEPS: Final = 24
-_SMALL: Final = 1e-6
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Lanes:
     """Arrays by lane (and option, padded with options of no nodes)."""
 
@@ -112,6 +111,18 @@ class Lanes:
     def most_lost(self, lane: Ints) -> Floats:
         """[lane, option] share of traffic that its spot nodes may carry at the most, however many."""
         return np.asarray(self.loss_share[lane][:, None] * self.spreads.max(1)[self.spread[lane]])
+
+    @cached_property
+    def arrays(self) -> "_Arrays":
+        """All of this for compiled loops."""
+        found = _Arrays(
+            options=self.share.shape[1], vendors=int(self.vendor.max(initial=0)) + 1, most_nodes=self.spreads.shape[1]
+        )
+        widest = self.spreads.max(1)
+        found.kept = [widest if n == "widest" else np.ascontiguousarray(getattr(self, n)) for n in _ARRAYS]
+        for name, array in zip(_ARRAYS, found.kept, strict=True):
+            setattr(found, name, array.ctypes.data)
+        return found
 
 
 def lanes_of(problems: Sequence[PoolProblem], limits: Limits) -> Lanes:
@@ -243,17 +254,10 @@ class Served:
 
 def served_by(lanes: Lanes, lane: Ints, nodes: Ints) -> Served:
     """What `nodes` [pattern, option] of `lane` [pattern] serve, exactly, with as many replicas as they hold."""
-    pattern, option = np.nonzero(nodes)
-    of, count, most = lane[pattern], nodes[pattern, option], lanes.most_replicas[lane]
-    replicas = count * lanes.per_node[of, option]
-    running = np.bincount(pattern, replicas, len(lane)).astype(np.int64)
-    if (running > most).any():
-        kept = most_replicas_on(lanes, lane, nodes)
-        replicas, running = kept[pattern, option], kept.sum(1)
-    spent = np.bincount(pattern, -(-count // lanes.parts[of, option]) * lanes.usd[of, option], len(lane))
-    allowed = (spent <= lanes.budget[lane] * (1 + 1e-9)) & (running <= most)
-    missing = np.maximum(lanes.least[lane] - running, 0)
-    return Served(_unserved(lanes, lane, pattern, option, replicas), missing, allowed)
+    count = len(lane)
+    unserved, missing, allowed = np.zeros(count), np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.bool_)
+    _served(compiled(lanes, lane, nodes), lane, nodes, count, unserved, missing, allowed)
+    return Served(unserved, missing, allowed)
 
 
 def most_replicas_on(lanes: Lanes, lane: Ints, nodes: Ints) -> Ints:
@@ -261,93 +265,55 @@ def most_replicas_on(lanes: Lanes, lane: Ints, nodes: Ints) -> Ints:
 
     Above maxReplicas the least able ones are left out, as long as the same nodes are needed.
     """
-    per_node = lanes.per_node[lane]
-    replicas: Ints = nodes * per_node
-    excess = np.maximum(replicas.sum(1) - lanes.most_replicas[lane], 0)
-    if not excess.any():
-        return replicas
-    over = np.flatnonzero(excess)
-    spare = np.where(nodes[over] > 0, per_node[over] - 1, 0)
-    order = np.argsort(lanes.share[lane[over]] / per_node[over], axis=1, kind="stable")
-    ordered = np.take_along_axis(spare, order, 1)
-    taken = np.clip(excess[over][:, None] - (np.cumsum(ordered, 1) - ordered), 0, ordered)
-    trimmed = np.zeros_like(spare)
-    np.put_along_axis(trimmed, order, taken, 1)
-    replicas[over] -= trimmed
+    replicas = np.zeros(nodes.shape, dtype=np.int64)
+    _most_replicas(compiled(lanes, lane, nodes), lane, nodes, len(lane), replicas)
     return replicas
 
 
 def unserved_by(lanes: Lanes, lane: Ints, replicas: Ints) -> Floats:
     """[pattern] share of demand that `replicas` [pattern, option] leave unserved."""
-    pattern, option = np.nonzero(replicas)
-    return _unserved(lanes, lane, pattern, option, replicas[pattern, option])
-
-
-def _unserved(lanes: Lanes, lane: Ints, pattern: Ints, option: Ints, count: Ints) -> Floats:
-    """The same, of `count` [entry] replicas of `option` [entry] in `pattern` [entry]."""
-    of = lane[pattern]
-    spot = lanes.spot[of, option]
-    steady = np.bincount(pattern[~spot], count[~spot], len(lane))
-    kept = ~spot | (steady >= lanes.floor[lane])[pattern]
-    pattern, option, of, spot, count = pattern[kept], option[kept], of[kept], spot[kept], count[kept]
-    carried = count * lanes.share[of, option] / lanes.per_node[of, option]
-    alone = lanes.loss_share[of]
-    if lanes.spread_out:
-        alone = alone * lanes.spread_of(of, option, -(-count // lanes.per_node[of, option]))
     unserved = np.zeros(len(lane))
-    shared = lanes.vendor_share[lane] < 1
-    for group, vendors in ((~shared, 1), (shared, max(2, int(lanes.vendor.max(initial=0)) + 1))):
-        if group.any():
-            number = np.cumsum(group) - 1
-            mine = group[pattern]
-            vendor = lanes.vendor[of[mine], option[mine]] if vendors > 1 else 0
-            at = number[pattern[mine]] * vendors + vendor
-            flow = _Flow(lanes, lane[group], vendors, at, carried[mine], spot[mine], alone[mine])
-            unserved[group] = flow.unserved()
+    _unserved(compiled(lanes, lane, replicas), lane, replicas, len(lane), unserved)
     return unserved
 
 
-class _Flow:
-    """The most that patterns can carry while the shares are those of a served share S; entries are their options."""
+# --- For compiled loops ---------------------------------------------------------------------------------------------
 
-    def __init__(
-        self, lanes: Lanes, lane: Ints, vendors: int, at: Ints, carried: Floats, spot: Flags, alone: Floats
-    ) -> None:
-        """`alone` [entry]: share of what is served that it may carry where it is spot."""
-        self.count, self.vendors = len(lane), vendors
-        self.steady = np.bincount(at[~spot], carried[~spot], self.count * vendors).reshape(self.count, vendors)
-        self.at, self.carried, self.alone = at[spot], carried[spot], alone[spot]
-        self.vendor_share = lanes.vendor_share[lane][:, None]
-        self.spot_share = lanes.spot_share[lane]
-        self.pattern = self.at // vendors
 
-    def most(self, served: Floats) -> Floats:
-        """[pattern] greatest flow at S = `served`."""
-        capped = np.minimum(self.carried, self.alone * served[self.pattern])
-        spot = np.bincount(self.at, capped, self.count * self.vendors).reshape(self.count, self.vendors)
-        if self.vendors > 1:
-            room = self.vendor_share * served[:, None]
-            steady = np.minimum(self.steady, room)
-            on_spot = np.minimum(spot, room - steady).sum(1)
-        else:
-            steady, on_spot = self.steady, spot[:, 0]
-        flow: Floats = steady.sum(1) + np.minimum(self.spot_share * served, on_spot)
-        return flow
+_ARRAYS: Final = (
+    *("share", "usd", "per_node", "most", "parts", "vendor", "zones", "spread", "spot", "spreads", "widest"),
+    *("spot_share", "loss_share", "vendor_share", "budget", "floor", "least", "most_replicas"),
+)
 
-    def unserved(self) -> Floats:
-        """[pattern] 1 less the greatest S with a flow of S: Newton's steps from above, exact on a concave flow of
-        straight pieces once the last piece is reached."""
-        served = np.ones(self.count)
-        flow = self.most(served)
-        short = flow < 1 - SHARE_TOLERANCE
-        for _ in range(_STEPS):
-            if not short.any():
-                break
-            slope = np.clip((flow - self.most(np.maximum(served - _SMALL, 0.0))) / _SMALL, 0.0, 1 - 1e-6)
-            step = np.maximum((flow - slope * served) / (1 - slope), 0.0)
-            served = np.where(short, np.minimum(step, served), served)
-            flow = self.most(served)
-            short &= flow < served - SHARE_TOLERANCE / 10
-        # A slope measured across a corner may leave the last step a hair too high: what flows is what is served.
-        served = np.where(flow < served, np.maximum(flow, 0.0), served)
-        return np.where(served >= 1 - SHARE_TOLERANCE, 0.0, 1 - served)
+
+class _Arrays(ctypes.Structure):
+    """`Lanes` of native/csrc/lanes.hpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("options", "vendors", "most_nodes")),
+        *((name, ctypes.c_void_p) for name in _ARRAYS),
+    )
+    kept: list[npt.NDArray[Any]]
+    """What it points into."""
+
+
+LANES: Final = ctypes.POINTER(_Arrays)
+
+
+def compiled(lanes: Lanes, lane: Ints, *tables: Floats | Ints) -> _Arrays:
+    """The arrays of `lanes` for a compiled loop over `lane` [any] of them and `tables` [any, option].
+
+    Raises ValueError for a lane that there is not, or another shape.
+    """
+    count, options = lanes.share.shape
+    if len(lane) and not 0 <= int(lane.min()) <= int(lane.max()) < count:
+        raise ValueError(f"lanes are 0 to {count - 1}, not {lane.min()} to {lane.max()}")
+    for table in tables:
+        if table.shape != (len(lane), options):
+            raise ValueError(f"a table of {len(lane)} lanes has shape {(len(lane), options)}, not {table.shape}")
+    return lanes.arrays
+
+
+_served: Final = function("berth_served", LANES, INTS, INTS, LENGTH, FLOATS, INTS, FLAGS)
+_most_replicas: Final = function("berth_most_replicas", LANES, INTS, INTS, LENGTH, INTS)
+_unserved: Final = function("berth_unserved", LANES, INTS, INTS, LENGTH, FLOATS)

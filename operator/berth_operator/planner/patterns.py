@@ -9,7 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from berth_operator.planner.lanes import Floats, Ints, Lanes, Served, served_by
+from berth_operator.planner.lanes import LANES, Floats, Ints, Lanes, Served, compiled, served_by
+from berth_operator.planner.native import FLOATS, INTS, LENGTH, NUMBER, function
 from berth_operator.planner.pricing import LEAST, TOLERANCE, price
 
 FINER: Final = 4
@@ -21,8 +22,10 @@ EXACT: Final = 5e-4
 _MOST_TRIES: Final = 4
 _MOST_MENDS: Final = 3
 _MOST_EXCHANGES: Final = 8
-_AT_ONCE: Final = 128
-"""Patterns whose neighbours are looked at together: there are some thousand of each."""
+
+_better: Final = function(
+    "berth_better", LANES, FLOATS, FLOATS, NUMBER, NUMBER, INTS, LENGTH, LENGTH, LENGTH, INTS, FLOATS
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,61 +182,7 @@ def _bettered(
     lanes: Lanes, lane: Ints, nodes: Ints, cost: Floats, prices: Prices, most: int, *, exchange: bool
 ) -> tuple[Ints, Floats]:
     nodes, cost = nodes.copy(), cost.copy()
-    active = np.flatnonzero(np.isfinite(cost))
-    for _ in range(most):
-        base = (nodes[active] * prices.node[lane[active]]).sum(1)
-        if not exchange:
-            active, base = active[cost[active] > base + 1e-9], base[cost[active] > base + 1e-9]
-        if not len(active):
-            break
-        lacking = cost[active] - base
-        parts = [active[i : i + _AT_ONCE] for i in range(0, len(active), _AT_ONCE)]
-        found = [
-            _neighbour(lanes, lane[at], nodes[at], prices, lacking[i * _AT_ONCE :][: len(at)], exchange=exchange)
-            for i, at in enumerate(parts)
-        ]
-        better, cheaper = np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
-        gain = cheaper < cost[active] - 1e-9
-        active = active[gain]
-        nodes[active], cost[active] = better[gain], cheaper[gain]
+    of = compiled(lanes, lane, nodes)
+    node, unserved = prices.node[lane], prices.unserved[lane]
+    _better(of, node, unserved, prices.missing, prices.least, lane, len(lane), most, exchange, nodes, cost)
     return nodes, cost
-
-
-def _neighbour(
-    lanes: Lanes, lane: Ints, nodes: Ints, prices: Prices, lacking: Floats, *, exchange: bool
-) -> tuple[Ints, Floats]:
-    """The best neighbour of each pattern, and its cost: a node more of one option, with `exchange` also one less of
-    another, or only that.
-
-    `lacking` [pattern]: what goes for shortage, which is the most that a neighbour may cost more in nodes.
-    """
-    price, rows = prices.node[lane], np.arange(len(lane))
-    width = price.shape[1]
-    nothing = np.zeros((len(lane), 1))
-    idle = lanes.spot[lane] & (lanes.spot_share[lane] <= 0)[:, None]
-    share = np.concatenate([lanes.share[lane], nothing], 1)
-    more = np.concatenate([np.where((nodes < lanes.most[lane]) & ~idle, price, np.inf), nothing], 1)
-    count = int((nodes > 0).sum(1).max(initial=0)) if exchange else 0
-    options = np.argsort(nodes == 0, axis=1, kind="stable")[:, :count]
-    has = np.take_along_axis(nodes, options, 1) > 0
-    held = np.concatenate([options, np.full((len(lane), 1), width)], 1)
-    less = np.concatenate([np.where(has, np.take_along_axis(price, options, 1), -np.inf), nothing], 1)
-    dearer = more[:, :, None] - less[:, None, :]
-    # Nobody serves more than nodes can carry; most neighbours are no better even so.
-    taken = np.take_along_axis(share, held, 1)
-    short = 1 - ((nodes * lanes.share[lane]).sum(1)[:, None, None] + share[:, :, None] - taken[:, None, :])
-    least = dearer + counted(short, prices.least) * prices.unserved[lane][:, None, None]
-    at, add, take = np.nonzero(least < lacking[:, None, None] - 1e-9)
-    tried = np.concatenate([nodes[at], np.zeros((len(at), 1), dtype=np.int64)], 1)
-    tried[np.arange(len(at)), add] += 1
-    tried[np.arange(len(at)), held[at, take]] -= 1
-    tried = np.ascontiguousarray(tried[:, :width])
-    cost = np.full(dearer.shape, np.inf)
-    cost[at, add, take] = prices.of(lane[at], tried, served_by(lanes, lane[at], tried))
-    cost = cost.reshape(len(lane), -1)
-    best = np.argmin(cost, 1)
-    near = np.concatenate([nodes, np.zeros((len(lane), 1), dtype=np.int64)], 1)
-    add, take = np.divmod(best, dearer.shape[2])
-    near[rows, add] += 1
-    near[rows, held[rows, take]] -= 1
-    return near[:, :width], cost[rows, best]
