@@ -2,11 +2,14 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from berth_operator.planner.lanes import Floats, Ints, Lanes, most_replicas_on, served_by, unserved_by
 from berth_operator.planner.patterns import Prices, mend, polish
+from berth_operator.planner.pricing import LEAST, price
+from berth_operator.planner.useful import useful_nodes
 from berth_operator.planner.zones import spreads
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -180,3 +183,124 @@ def test_patterns_are_mended_and_polished_by_their_best_neighbour_each_time(seed
         for i in np.flatnonzero(np.isfinite(cost)):
             best = _best(lanes, prices, nodes[i], float(cost[i]), 8 if exchange else 3, exchange=exchange)
             assert now[i] == pytest.approx(best, rel=1e-12)
+
+
+# --- Prices ---------------------------------------------------------------------------------------------------------
+
+
+@given(seed=seeds, part=st.floats(0.3, 1.5))
+@checked
+def test_nodes_that_are_of_no_use_are_in_no_cheapest_pattern(seed: int, part: float) -> None:
+    lanes, prices = _lane(seed)
+    every = _within(lanes)
+    cost = _cost(lanes, prices, every)
+    ceiling = part * float(cost.min()) + (part > 1) * 1e-6
+    one = np.zeros(1, dtype=np.int64)
+    times = useful_nodes(lanes, one, prices.node, prices.unserved, np.array([ceiling]))[0]
+    assert (times <= lanes.most[0]).all()
+    if part > 1 and lanes.most_replicas[0] > MOST * OPTIONS * 3:  # which nodes to leave out is then a choice
+        assert cost[(every <= times).all(1)].min() == pytest.approx(cost.min())
+
+
+def _quantised(lanes: Lanes, prices: Prices, units: int, *, by_vendor: bool) -> tuple[Floats, Ints]:
+    """What each pattern costs in units, as pricing.py states it, and the patterns, of the useful nodes."""
+    one, q, exactly = np.zeros(1, dtype=np.int64), units + 1, units * (1 + 5e-5)
+    times = useful_nodes(lanes, one, prices.node, prices.unserved, np.array([np.inf]))[0]
+    spot_share, kind = float(lanes.spot_share[0]), lanes.spread[0]
+    replica = np.where(times > 0, np.minimum(lanes.share[0], 1) / lanes.per_node[0], 0)
+    floor = int(lanes.floor[0]) if spot_share > 0 and (lanes.spot[0] & (lanes.most[0] > 0)).any() else 0
+    least = int(lanes.least[0])
+    floor *= (floor - 1) * replica[~lanes.spot[0]].max(initial=0) >= 1 - spot_share - 1e-9
+    least *= (least - 1) * replica.max() >= 1 - 1e-9
+    wanted = 0 if by_vendor else min(4, max(floor, least))
+    floor, least = min(int(lanes.floor[0]), wanted), min(int(lanes.least[0]), wanted)
+    if by_vendor:
+        floor = least = 0
+
+    def spot_units(alone: float) -> float:
+        share = min(alone, spot_share)
+        even = abs(share * units - round(share * units)) < 1e-9 and spot_share <= 0.95
+        return round(share * units) if even else share * exactly
+
+    rest = max(0, math.ceil((1 - spot_share - 2e-6) * exactly - 1e-7))
+    on_spot = min(math.ceil(spot_share * exactly - 1e-7), q - rest)
+    of_vendor = min(math.ceil(lanes.vendor_share[0] * exactly - 1e-7), q)
+
+    def gain(k: int, n: int) -> int:
+        carried = n * lanes.share[0, k] * exactly
+        if lanes.spot[0, k]:
+            carried = min(carried, spot_units(lanes.loss_share[0] * (lanes.spreads[kind[k], n] if kind[k] else 1)))
+        return max(0, math.ceil(carried - 1e-7))
+
+    def short(v: int) -> float:
+        return float(prices.unserved[0]) * max((v - 1) / exactly, LEAST) if v > 0 else 0.0
+
+    patterns = _within(replace(lanes, most=times[None, :]))
+    costs = []
+    for nodes in patterns.tolist():
+        got = [max((gain(k, j) for j in range(1, n + 1)), default=0) for k, n in enumerate(nodes)]
+        running = [n * r for n, r in zip(nodes, lanes.per_node[0].tolist(), strict=True)]
+        steady_replicas = sum(r for r, s in zip(running, lanes.spot[0], strict=True) if not s)
+        spot_replicas = min(sum(running) - steady_replicas, wanted)
+        total = 0
+        for v in range(3) if by_vendor else (None,):
+            mine = [v is None or lanes.vendor[0, k] == v for k in range(OPTIONS)]
+            steady = sum(g for g, m, s in zip(got, mine, lanes.spot[0], strict=True) if m and not s)
+            spot = min(on_spot, sum(g for g, m, s in zip(got, mine, lanes.spot[0], strict=True) if m and s))
+            total += min(of_vendor, steady + spot) if by_vendor else 0
+        rests = (
+            [(q - total, 0)]
+            if by_vendor
+            else [
+                (q - steady - t, max(floor if t else 0, least - spot_replicas) - steady_replicas)
+                for t in range(spot + 1)
+            ]
+        )
+        nodes_cost = sum(n * c for n, c in zip(nodes, prices.node[0].tolist(), strict=True))
+        costs.append(nodes_cost + min(short(v) + max(0, m) * prices.missing for v, m in rests))
+    return np.array(costs), patterns
+
+
+@given(seed=seeds, units=st.sampled_from([20, 24, 60]))
+@checked
+def test_a_price_is_the_least_of_all_patterns_in_units(seed: int, units: int) -> None:
+    lanes, prices = _lane(seed)
+    one, everything = np.zeros(1, dtype=np.int64), np.array([np.inf])
+    found = price(lanes, one, prices.node, prices.unserved, prices.missing, everything, units)
+    assert found.below[0]
+    assert (found.nodes <= lanes.most).all()
+    costs, patterns = _quantised(lanes, prices, units, by_vendor=False)
+    mine = (patterns == found.nodes[0]).all(1)
+    over = lanes.vendor_share[0] < 1 and found.bound[0] > costs.min() + 1e-9
+    if over or not mine.any() or costs[mine][0] > costs.min() + 1e-9:
+        by_vendor, patterns = _quantised(lanes, prices, units, by_vendor=True)
+        assert lanes.vendor_share[0] < 1
+        assert found.bound[0] == pytest.approx(max(costs.min(), by_vendor.min()))
+        assert by_vendor[(patterns == found.nodes[0]).all(1)][0] == pytest.approx(by_vendor.min())
+    else:
+        assert found.bound[0] == pytest.approx(costs.min(), rel=1e-12)
+    none = price(lanes, one, prices.node, prices.unserved, prices.missing, found.bound / 2, units)
+    assert not none.below[0]
+    assert none.bound[0] >= found.bound[0] / 2
+
+
+@given(seed=seeds, units=st.sampled_from([7, 12]))
+@checked
+def test_of_small_nodes_no_pattern_is_below_the_price(seed: int, units: int) -> None:
+    lanes, prices = _lane(seed, small=True)
+    lanes = replace(
+        lanes,
+        least=np.minimum(lanes.least, 1),
+        floor=np.minimum(lanes.floor, 1),
+        spreads=np.stack([spreads(60, 1), spreads(60, 3)]),
+        most=20 * lanes.most,
+    )
+    one = np.zeros(1, dtype=np.int64)
+    found = price(lanes, one, prices.node, prices.unserved, prices.missing, np.array([np.inf]), units)
+    mended, cost = mend(lanes, one, found.nodes, prices)
+    polished = polish(lanes, one, mended, cost, prices)[1]
+    for part in np.random.default_rng(seed).random((200, OPTIONS)):
+        nodes = np.floor(part * (lanes.most[0] + 1)).astype(np.int64)[None, :]
+        bettered = polish(lanes, one, nodes, _cost(lanes, prices, nodes), prices)[1]
+        assert found.bound[0] <= bettered[0] + 1e-9
+    assert np.isinf(cost[0]) or found.bound[0] <= polished[0] + 1e-9

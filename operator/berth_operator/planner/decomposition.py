@@ -20,7 +20,6 @@ from berth_operator.planner.exchange import exchange
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
 from berth_operator.planner.master import Columns, Master, divided, paid, total_use, whole_choice
 from berth_operator.planner.patterns import EXACT, Prices, cheapest, counted, mend
-from berth_operator.planner.pricing import LANES_AT_ONCE
 from berth_operator.planner.quick import guesses
 from berth_operator.planner.rounding import Patterns, make_room, relieved
 from berth_operator.planner.solver import ROUGH_NODES
@@ -53,6 +52,8 @@ LOST_LANES: Final = 4
 """Lanes a round that it prices because no good pattern of theirs is known."""
 EXACT_LANES: Final = (8, 125)
 """Loosest lanes that the flat program prices in the last round: so many, or one of so many pools if that is more."""
+LANES_AT_ONCE: Final = 2048
+"""Lanes that are guessed for together, for memory."""
 EXACT_NODES: Final = 1_000
 """Of branch and bound, for one of them: a budget that keeps a pool short takes some hundred."""
 ANSWER_UNITS: Final = 120
