@@ -16,6 +16,7 @@ from berth_operator.planner.decomposition import Decomposition
 from berth_operator.planner.exact import exact_pattern
 from berth_operator.planner.fleet import FleetSolver, penalties
 from berth_operator.planner.lanes import Lanes, lanes_of, most_replicas_on, served_by
+from berth_operator.planner.master import Columns
 from berth_operator.planner.patterns import Prices, cheapest
 from berth_operator.planner.program import PoolProblem
 from berth_operator.planner.solution import Solution, nodes_used
@@ -326,6 +327,34 @@ def test_what_a_pattern_serves_is_what_the_flat_program_serves_with_its_nodes(op
         held = replace(p, options=tuple(p.options[k] for k in sorted(picked)))
         flat = solve([held], within).pools[p.key].unserved
         assert flat == pytest.approx(served.unserved[0], abs=2e-5)
+
+
+@checked
+@given(seeds)
+def test_patterns_are_known_once_in_the_order_found(option: Make, seed: int) -> None:
+    problems, limits = _fleet(seed, option, 6)
+    lanes, rng = lanes_of(problems, limits), np.random.default_rng(seed)
+    columns, known = Columns(lanes), dict[tuple[int, ...], int]()
+    for _ in range(4):
+        lane = rng.integers(0, lanes.count, 30)
+        nodes = rng.integers(0, 2, (30, lanes.share.shape[1])) * rng.integers(0, 3, (30, 1)) * (lanes.most[lane] > 0)
+        found = columns.add(lane, nodes, nodes.sum(1) * 1.0, np.zeros(30), lane)
+        fresh = {(int(i), *row): None for i, row in zip(lane, nodes.tolist(), strict=True)}.keys() - known.keys()
+        assert len(found) == len(fresh)
+        known |= {(int(columns.lane[c]), *columns.nodes[c].tolist()): int(c) for c in found}
+    assert len(known) == columns.count
+    half = Columns(lanes)
+    half.copy(columns, np.arange(0, columns.count, 2))
+    half.copy(columns, np.arange(columns.count))
+    again = np.array([known[(int(i), *row)] for i, row in zip(half.lane, half.nodes.tolist(), strict=True)])
+    assert again.tolist() == [*range(0, columns.count, 2), *range(1, columns.count, 2)]
+    for name in ("cost", "missing", "use"):
+        assert (getattr(half, name) == getattr(columns, name)[again]).all()
+    for c in range(columns.count):
+        lane = columns.lane[c]
+        for r in range(len(lanes.rows)):
+            mine = lanes.row[lane] == r
+            assert columns.use[c, r] == (columns.nodes[c] * lanes.weight[lane])[mine].sum()
 
 
 def test_lagranges_bound_holds_at_any_duals(option: Make) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import highspy
 import numpy as np
+import numpy.typing as npt
 
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes
 from berth_operator.planner.pricing import TOLERANCE
@@ -24,6 +25,8 @@ MOST_DIVES: Final = 12
 AT_ONCE: Final = 4
 """One in so many divided pools is given its heaviest column in a step of a dive."""
 _GROWTH: Final = 2
+_ARRAYS: Final = ("_mark", "_lane", "_nodes", "_cost", "_unserved", "_missing", "_use")
+"""Of columns; [column, ...]"""
 _DUAL, _PRIMAL = 1, 4
 """Ways of the simplex: columns leave a point feasible, bounds leave it dual feasible."""
 
@@ -33,7 +36,10 @@ class Columns:
 
     def __init__(self, lanes: Lanes) -> None:
         self.lanes, self.count = lanes, 0
-        self._seen: set[bytes] = set()
+        self._marks = _marks(lanes.share.shape[1] + 1)
+        self._seen = np.zeros(0, dtype=np.uint64)
+        """Of `_mark`, in order."""
+        self._mark = np.zeros(64, dtype=np.uint64)
         self._lane = np.zeros(64, dtype=np.int64)
         self._nodes = np.zeros((64, lanes.share.shape[1]), dtype=np.int32)
         self._cost = np.zeros(64)
@@ -65,46 +71,53 @@ class Columns:
 
     def add(self, lane: Ints, nodes: Ints, cost: Floats, unserved: Floats, missing: Ints) -> Ints:
         """Add those that are new; returns which columns they became."""
+        mark = (nodes.astype(np.uint64) * self._marks[:-1]).sum(1) + lane.astype(np.uint64) * self._marks[-1]
+        rows = self._fresh(mark)
+        nodes, lane = nodes[rows], lane[rows]
         pattern, option = np.nonzero(nodes)
-        taken = np.stack([option, nodes[pattern, option]], axis=1).astype(np.int32)
-        ends = np.searchsorted(pattern, np.arange(len(lane) + 1)).tolist()
-        fresh = []
-        for i, of in enumerate(lane.tolist()):
-            key = of.to_bytes(4, "little") + taken[ends[i] : ends[i + 1]].tobytes()
-            if key not in self._seen:
-                self._seen.add(key)
-                fresh.append(i)
-        first, number = self.count, len(fresh)
-        if not number:
-            return np.zeros(0, dtype=np.int64)
+        of = lane[pattern]
+        use = np.zeros((len(rows), len(self.lanes.rows) + 1), dtype=np.int32)
+        units = (nodes[pattern, option] * self.lanes.weight[of, option]).astype(np.int32)
+        np.add.at(use, (pattern, self.lanes.row[of, option]), units)
+        return self._append(mark[rows], lane, nodes, cost[rows], unserved[rows], missing[rows], use[:, :-1])
+
+    def copy(self, other: "Columns", which: Ints) -> None:
+        """Add some of another's, of the same lanes and rows."""
+        which = which[self._fresh(other._mark[which])]
+        self._append(*(getattr(other, name)[which] for name in _ARRAYS))
+
+    def _fresh(self, mark: npt.NDArray[np.uint64]) -> Ints:
+        """Of patterns with these marks, those that are not known, each once."""
+        marks, first = np.unique(mark, return_index=True)
+        at = np.searchsorted(self._seen, marks)
+        known = np.append(self._seen, 0)[at] == marks
+        known &= at < len(self._seen)
+        self._seen = np.insert(self._seen, at[~known], marks[~known])
+        fresh: Ints = np.sort(first[~known])
+        return fresh
+
+    def _append(self, *values: npt.NDArray[Any]) -> Ints:
+        """Add patterns, each of whose `_ARRAYS` is given; returns which columns they became."""
+        first, number = self.count, len(values[0])
         while first + number > len(self._lane):
             self._grow()
-        at, rows = slice(first, first + number), np.array(fresh)
-        self._lane[at], self._nodes[at] = lane[rows], nodes[rows]
-        self._cost[at], self._unserved[at], self._missing[at] = cost[rows], unserved[rows], missing[rows]
-        use = np.zeros((number, len(self.lanes.rows) + 1), dtype=np.int32)
-        units = (nodes[rows] * self.lanes.weight[lane[rows]]).astype(np.int32)
-        np.add.at(use, (np.arange(number)[:, None], self.lanes.row[lane[rows]]), units)
-        self._use[at] = use[:, :-1]
+        for name, value in zip(_ARRAYS, values, strict=True):
+            getattr(self, name)[first : first + number] = value
         self.count += number
         return np.arange(first, first + number)
 
-    def copy(self, other: "Columns", which: Ints) -> None:
-        """Add some of another's."""
-        self.add(
-            other.lane[which],
-            other.nodes[which].astype(np.int64),
-            other.cost[which],
-            other.unserved[which],
-            other.missing[which].astype(np.int64),
-        )
-
     def _grow(self) -> None:
-        for name in ("_lane", "_nodes", "_cost", "_unserved", "_missing", "_use"):
+        for name in _ARRAYS:
             old = getattr(self, name)
             new = np.zeros((len(old) * _GROWTH, *old.shape[1:]), dtype=old.dtype)
             new[: len(old)] = old
             setattr(self, name, new)
+
+
+def _marks(count: int) -> npt.NDArray[np.uint64]:
+    """Factors of a sum that tells patterns apart: of a hundred thousand two get the same once in 10^9 runs, and then
+    one of them is missed."""
+    return np.random.default_rng(1).integers(0, 2**63, count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 class Master:
