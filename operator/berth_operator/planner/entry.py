@@ -54,6 +54,19 @@ class Entry:
     """USD/h that a plan with the option must be below."""
 
     @cached_property
+    def demand(self) -> float:
+        """Turns a second that the plan serves."""
+        return self.problem.demand * (1 - self.served.unserved)
+
+    @cached_property
+    def lets_one_carry_all(self) -> bool:
+        """Whether one option that is not spot makes a plan by itself, if there are enough nodes of it."""
+        effective, served = self.problem.effective, self.served
+        sheds = effective.max_usd_per_hour is not None and effective.on_exceeded == "Shed"
+        short = served.unserved > 0 or served.missing_replicas > TOLERANCE
+        return not sheds and not short and effective.max_traffic_percent_per_vendor == 100
+
+    @cached_property
     def cheapest(self) -> list[tuple[float, Option]]:
         """The two options with the least USD/h for a turn a second."""
         return sorted(((self._usd_per_turn(o), o) for o in self.problem.options), key=lambda found: found[0])[:2]
@@ -89,13 +102,10 @@ def break_even(entry: Entry, option: Option) -> float | None:
 
 def pays_below(entry: Entry, option: Option) -> float | None:
     """A price below which it enters for sure, since it could carry all alone; None where rules may not let it."""
-    problem, effective = entry.problem, entry.problem.effective
-    sheds = effective.max_usd_per_hour is not None and effective.on_exceeded == "Shed"
-    shared = effective.max_traffic_percent_per_vendor < 100 or entry.room.get(option.resource, 0) > 0
-    short = entry.served.unserved > 0 or entry.served.missing_replicas > TOLERANCE
-    if option.spot or sheds or shared or short:
+    problem = entry.problem
+    if option.spot or not entry.lets_one_carry_all or entry.room.get(option.resource, 0) > 0:
         return None
-    alone = max(1, math.ceil(problem.demand / option.capacity.turns_per_second - 1e-9), effective.min_replicas)
+    alone = max(1, math.ceil(problem.demand / option.capacity.turns_per_second - 1e-9), problem.effective.min_replicas)
     if alone > most_replicas(problem, option, entry.left):
         return None
     return entry.cost / option.nodes_for(alone)
@@ -106,15 +116,16 @@ def never_pays_above(entry: Entry, option: Option) -> float:
     replicas are free."""
     if entry.room.get(option.resource, 0):
         return math.inf
-    demand = entry.problem.demand * (1 - entry.served.unserved)
-    share = min(1.0, entry.problem.effective.spot_max_traffic_percent / 100) if option.spot else 1.0
-    each, span = _turns_per_node(option) * option.nodes_per_replica, option.nodes_per_replica
-    rest = next((usd for usd, other in entry.cheapest if other is not option), None)
-    kink = share * demand / each
+    demand, span = entry.demand, option.nodes_per_replica
+    each, carried = _turns_per_node(option) * span, demand
+    if option.spot:
+        carried = min(1.0, entry.problem.effective.spot_max_traffic_percent / 100) * demand
+    kink = carried / each
     counts = {1, max(1, math.floor(kink)), max(1, math.ceil(kink - 1e-9))}
+    rest = next((usd for usd, other in entry.cheapest if other is not option), None)
     if rest is None:  # with nobody else, it carries all or there is no plan
         return entry.cost / (max(counts) * span)
-    return max([(entry.cost - rest * (demand - min(n * each, share * demand))) / (n * span) for n in counts])
+    return max([(entry.cost - rest * (demand - min(n * each, carried))) / (n * span) for n in counts])
 
 
 def _turns_per_node(option: Option) -> float:

@@ -5,6 +5,7 @@ pools' placements being what they are.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_HALF_UP, Context, Decimal
@@ -124,31 +125,30 @@ class Outcome:
         return f"${format_decimal(self.usd_per_hour)}/h"
 
     @cached_property
-    def _entry(self) -> Entry:
-        cost = self.adds
+    def wanted(self) -> set[Resource]:
+        """What it would run on if moving were free."""
+        return {a.option.resource for a in self.free.assignments} if self.free else set()
+
+    @cached_property
+    def entry(self) -> Entry:
+        """At which price would an option enter?  A pool held to its hardware is compared with that alone."""
+        cost, problem = self.adds, self.problem
         if self.incumbent and self.incumbent.resources:
-            cost -= required_saving(self.problem, cost)
-        room = {o.resource: self.room(o) for o in self.problem.options} if self.beside else {}
-        return Entry(self.problem, self.solution, self.left, room, cost)
+            cost -= required_saving(problem, cost)
+        room = {o.resource: self.room(o) for o in problem.options} if self.beside else {}
+        if self.kept:
+            own = {a.option.resource for a in self.solution.assignments}
+            problem = replace(problem, options=tuple(o for o in problem.options if o.resource in own))
+        return Entry(problem, self.solution, self.left, room, cost)
 
-    def entry(self, option: Option) -> Entry:
-        """At which price would it enter?  A pool held to its hardware is compared with that and the option alone."""
+    def entry_of(self, option: Option) -> Entry:
+        """The same with `option` among the pool's, as the program needs it."""
+        entry = self.entry
         if not self.kept:
-            return self._entry
-        at = self._places.get(id(option), -1)
-        options = self._own if at < 0 or at in self._own else dict(sorted({**self._own, at: option}.items()))
-        return replace(self._entry, problem=replace(self.problem, options=tuple(options.values())))
-
-    @cached_property
-    def _own(self) -> dict[int, Option]:
-        """What the pool is held to, by place among its options."""
-        resources = {a.option.resource for a in self.solution.assignments}
-        return {i: o for i, o in enumerate(self.problem.options) if o.resource in resources}
-
-    @cached_property
-    def _places(self) -> dict[int, int]:
-        """By `id` of an option."""
-        return {id(o): i for i, o in enumerate(self.problem.options)}
+            return entry
+        mine = {id(o) for o in (*entry.problem.options, option)}
+        options = tuple(o for o in self.problem.options if id(o) in mine)
+        return replace(entry, problem=replace(self.problem, options=options))
 
     @property
     def adds(self) -> float:
@@ -234,15 +234,16 @@ Finding = tuple[Verdict, str] | None
 
 
 def _no_nodes_left(outcome: Outcome, option: Option, _: Sequence[Option]) -> Finding:
-    most = outcome.limits.get(option.resource)
-    if most is None or outcome.left[option.resource] >= option.nodes_per_replica or outcome.room(option) > 0:
+    resource = option.resource
+    most = outcome.limits.get(resource)
+    if most is None or (left := outcome.left[resource]) >= option.nodes_per_replica or outcome.room(option) > 0:
         return None
-    names = outcome.usage.others(option.resource, outcome.problem.key)
-    if left := outcome.left[option.resource]:
+    names = outcome.usage.others(resource, outcome.problem.key)
+    if left:
         spans = f"a replica spans {option.nodes_per_replica}"
         return Verdict.NO_CAPACITY, f"{left} of {_count(most, 'node')} (maxNodes) are left by {names}: {spans}"
     all_of_them = "the one node (maxNodes) is" if most == 1 else f"all {_count(most, 'node')} (maxNodes) are"
-    return Verdict.NO_CAPACITY, f"{all_of_them} taken by {names}"
+    return Verdict.NO_CAPACITY, sys.intern(f"{all_of_them} taken by {names}")  # the same for most pools
 
 
 def _ruled_out_by_spot_policy(outcome: Outcome, option: Option, _: Sequence[Option]) -> Finding:
@@ -257,8 +258,7 @@ def _ruled_out_by_spot_policy(outcome: Outcome, option: Option, _: Sequence[Opti
 
 
 def _kept_off(outcome: Outcome, option: Option, _: Sequence[Option]) -> Finding:
-    wanted = {a.option.resource for a in outcome.free.assignments} if outcome.free else set()
-    if outcome.kept and option.resource in wanted:
+    if outcome.kept and option.resource in outcome.wanted:
         return Verdict.LIMITED_BY_POLICY, outcome.kept.message
     return None
 
@@ -280,7 +280,7 @@ def _priced_out(outcome: Outcome, option: Option, options: Sequence[Option]) -> 
     price = f"${format_decimal(option.node_usd_per_hour)}/h"
     if not outcome.exact:
         return Verdict.TOO_EXPENSIVE, _between(outcome, option, price)
-    enters = max((e for o in options if (e := break_even(outcome.entry(o), o)) is not None), default=None)
+    enters = max((e for o in options if (e := break_even(outcome.entry_of(o), o)) is not None), default=None)
     if enters is None:
         return (
             Verdict.LIMITED_BY_POLICY,
@@ -300,7 +300,7 @@ def _priced_out(outcome: Outcome, option: Option, options: Sequence[Option]) -> 
 def _between(outcome: Outcome, option: Option, price: str) -> str:
     """Without a solve: the candidate carrying all that policy lets it carry, against the plan, and between which prices
     it would begin to pay."""
-    entry = outcome.entry(option)
+    entry = outcome.entry
     least, most = pays_below(entry, option), never_pays_above(entry, option)
     if least is not None and most <= least + NEAR:
         return f"would enter below ${_price(least)}/h; costs {price}"
