@@ -16,12 +16,11 @@ import numpy as np
 from berth_operator.planner.balancing import solve
 from berth_operator.planner.effort import ANSWERS, CLOSELY, SMALL, WIDELY, Effort
 from berth_operator.planner.exact import exact_pattern
-from berth_operator.planner.exchange import exchange
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
 from berth_operator.planner.master import Columns, Master, divided, paid, total_use, whole_choice
 from berth_operator.planner.patterns import EXACT, Prices, cheapest, counted, mend
 from berth_operator.planner.quick import guesses
-from berth_operator.planner.rounding import Patterns, make_room, relieved
+from berth_operator.planner.rounding import Patterns, exchange, make_room, relieved
 from berth_operator.planner.solver import ROUGH_NODES
 
 UNITS: Final = 60
@@ -414,7 +413,7 @@ class Decomposition:
         patterns = self._patterns(duals)
         chosen = make_room(patterns, chosen, duals)
         gain = float(patterns.cost[chosen].sum()) - target
-        return exchange(chosen, patterns.pool, patterns.cost, patterns.reduced, patterns.use, patterns.caps, gain)
+        return exchange(patterns, chosen, gain)
 
     def _patterns(self, duals: Floats) -> Patterns:
         costs, c = self.costs(), self.columns
