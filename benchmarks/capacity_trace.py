@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from berth_operator.planner.capacity import Load, as_loads, as_replicas
-from berth_operator.planner.queueing import Queue
+from berth_operator.planner.queueing import Array, states
 from berth_operator.planner.speed import Speed
-from berth_operator.planner.station import Array, added_seconds
 
 _FEW = 20
 """Steps of a kind, of which nothing is said."""
@@ -119,18 +118,16 @@ def parts_predicted(speed: Speed, load: Load, rate: float, slots: int) -> dict[s
         gap_p99_seconds=speed.gap_p99_seconds[:count],
         idle_seconds=speed.idle_seconds[:count],
     )
-    replicas, loads = as_replicas([(cut, load)]), as_loads([load])
-    queue = Queue.of(replicas, loads, np.array([[rate]]))
-    station = queue.station
-    empty = float(queue.weights[0, 0])
+    found_by = states(as_replicas([(cut, load)]), as_loads([load]), np.array([rate]))
+    chance, inside = found_by.chance[0], np.array([0, *cut.concurrency])
     found = {
-        "turns_inside": float(queue.mean(replicas.turns)[0, 0]),
-        "busy_percent": 100 * (1 - empty),
-        "reading_percent": 100 * float(queue.mean(np.where(replicas.turns > 0, station.reading, 0.0))[0, 0]),
-        "uncached_tokens": float(loads.new_tokens[0, 0]),
+        "turns_inside": float(chance @ inside),
+        "busy_percent": 100 * (1 - float(chance[0])),
+        "reading_percent": 100 * float(chance[1:] @ found_by.reading[0, 1:]),
+        "uncached_tokens": max(load.prompt_tokens * (1 - load.cached_share), 1.0),
         "prompt_tokens": load.prompt_tokens,
-        "prompt_alone_ms": 1000 * float(station.works[0].mean[0, 0]),
-        "chunk_adds_at_most_ms": 1000 * float(added_seconds(replicas, loads, replicas.step)[0, 1]),
+        "prompt_alone_ms": 1000 * float(found_by.own[0, 0] - cut.step_seconds[0]),
+        "chunk_adds_at_most_ms": 1000 * float(found_by.added[0, 1]),
         "fit_prompt_row_ms": 1000 / speed.prefill_tokens_per_second,
     }
     for streams in (1, 2, 4, 8):

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from berth_operator.planner import ReplicaCapacity
 from berth_operator.planner.capacity import Load, TooSlow, as_loads, as_replicas, replica_capacity, seconds, solve
+from berth_operator.planner.queueing import States, states
 from berth_operator.planner.speed import Speed, concurrency_grid
-from berth_operator.planner.station import Station
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -79,6 +80,11 @@ def _rates(pairs: Sequence[tuple[Speed, Load]]) -> list[float]:
     """Of many at once, which takes hardly longer than of one; 0 where nothing is carried."""
     solved = solve(as_replicas(pairs), [load for _, load in pairs], [False] * len(pairs))
     return [one.turns_per_second if isinstance(one, ReplicaCapacity) else 0.0 for one, _ in solved]
+
+
+def _states(speed: Speed, load: Load) -> States:
+    """Where turns hardly ever come."""
+    return states(as_replicas([(speed, load)]), as_loads([load]), np.array([1e-9]))
 
 
 def _faster(speed: Speed, factor: float) -> Speed:
@@ -216,7 +222,7 @@ def test_the_chain_on_the_grid_ends_no_more_turns_than_on_all_numbers() -> None:
     steps = tuple(0.0539 + 0.00428 * b for b in numbers)
     gaps = tuple(1.203 * s for s in steps)
     every = Speed(numbers, steps, gaps, (0.0,) * len(numbers), 10_350, 238_000, estimated=False)
-    on_grid, exact = (Station.of(as_replicas([(s, SHORT)]), as_loads([SHORT])).took[0, 1:] for s in (VANISHING, every))
+    on_grid, exact = (_states(speed, SHORT).took[0, 1:] for speed in (VANISHING, every))
     same = [b - 1 for b in VANISHING.concurrency]
     assert (on_grid >= 0.9 * exact[same]).all()
 
@@ -225,7 +231,7 @@ def test_a_prompt_that_fits_idle_arithmetic_lengthens_no_step() -> None:
     """However much longer than that a chunk might be."""
     speed = replace(_speed(), idle_seconds=(0.015,) * 32)
     load = replace(LOAD, prompt_tokens=250, turns_per_session=1)  # 12.5 ms
-    own = Station.of(as_replicas([(speed, load)]), as_loads([load])).own[0][0, 1:]
+    own = _states(speed, load).own[0, 1:]
     assert own == pytest.approx(speed.step_seconds)
 
 

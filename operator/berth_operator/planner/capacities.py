@@ -2,19 +2,19 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from berth_operator.api import HardwareClassSpec, Quantization
 from berth_operator.planner.architectures import Architecture
-from berth_operator.planner.arrays import Array
 from berth_operator.planner.capacity import Judged, Load, as_replicas, solve
+from berth_operator.planner.queueing import Array, Replicas
 from berth_operator.planner.speed import Speed, roofline_speeds
-from berth_operator.planner.station import Replicas
 
 AT_ONCE: Final = 1024
-"""Pairs in a batch, about: many, as each step of the search costs some 200 calls of numpy; but not all, for memory."""
+"""Pairs in a batch, about: many, as each costs some 100 calls of numpy; but not all, for memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ def roofline_pairs(
         step=_from_none(speeds.step),
         gap_p99=_from_none(speeds.gap_p99),
         idle=_from_none(speeds.idle),
-        fits=(turns <= speeds.limit[:, None]) & (turns * needed <= speeds.kv_cache_tokens),
-        prefill_tokens_per_second=speeds.prefill_tokens_per_second[:, None],
-        attention_seconds=np.full((len(loads), 1), speeds.attention_seconds),
-        kv_cache_tokens=np.full((len(loads), 1), float(speeds.kv_cache_tokens)),
+        fits=((turns <= speeds.limit[:, None]) & (turns * needed <= speeds.kv_cache_tokens)).sum(axis=1),
+        prefill_tokens_per_second=speeds.prefill_tokens_per_second,
+        attention_seconds=np.full(len(loads), speeds.attention_seconds),
+        kv_cache_tokens=np.full(len(loads), float(speeds.kv_cache_tokens)),
     )
     return Pairs(replicas, loads, [True] * len(loads))
 
@@ -79,26 +79,16 @@ def _solved(batch: Sequence[tuple[T, Pairs]]) -> Iterator[tuple[T, list[Judged]]
 
 
 def _joined(parts: Sequence[Replicas]) -> Replicas:
-    """All rows, with the last column repeated where there are more columns elsewhere; nothing fits there."""
+    """All rows, with the last column repeated where there are more columns elsewhere."""
     columns = max(part.turns.shape[1] for part in parts)
 
-    def rows(name: str) -> Array:
-        padded = [
-            np.pad(x, ((0, 0), (0, columns - x.shape[1])), mode="edge") for x in (getattr(p, name) for p in parts)
-        ]
-        return np.concatenate(padded)
+    def rows(name: str) -> npt.NDArray[Any]:
+        found: list[npt.NDArray[Any]] = [getattr(part, name) for part in parts]
+        if found[0].ndim == 2:
+            found = [np.pad(x, ((0, 0), (0, columns - x.shape[1])), mode="edge") for x in found]
+        return np.concatenate(found)
 
-    fits = [np.pad(p.fits, ((0, 0), (0, columns - p.fits.shape[1]))) for p in parts]
-    return Replicas(
-        rows("turns"),
-        rows("step"),
-        rows("gap_p99"),
-        rows("idle"),
-        np.concatenate(fits),
-        np.concatenate([p.prefill_tokens_per_second for p in parts]),
-        np.concatenate([p.attention_seconds for p in parts]),
-        np.concatenate([p.kv_cache_tokens for p in parts]),
-    )
+    return Replicas(*(rows(name) for name in Replicas.__slots__))
 
 
 def _from_none(values: Array) -> Array:

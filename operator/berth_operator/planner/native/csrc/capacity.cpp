@@ -1,0 +1,356 @@
+// What is the greatest rate at which at most one turn in a hundred is late, and what are the p99s there?
+
+#include <limits>
+#include <numeric>
+
+#include "queueing.hpp"
+
+namespace berth {
+namespace {
+
+// Rates are powers of 2^(1/64), a grid that all share: so that what is easier to serve is never found to carry less, as
+// it could be between the ends of two bisections.
+constexpr int64_t PER_OCTAVE = 64;
+
+// Steps of the grid below the most turns/s at which a replica counts as carrying nothing.
+constexpr int64_t DEEPEST = 16 * PER_OCTAVE;
+
+// Steps of the grid: half of the replicas carry more than 2^(-1/4) of the turns/s that they can end at all.
+constexpr int64_t FIRST_STRIDE = 8;
+
+// When strides are as long, many of those that are left carry nothing.
+constexpr int64_t LONG_STRIDE = 32;
+
+// Logarithm of the odds of being late beyond which rates are alike in the search.
+constexpr double MOST_ODDS = 12.0;
+
+// Of what is left of a search, how far from the interpolated rate towards the middle it looks.
+constexpr double TRUNCATED = 0.02;
+
+// Concurrencies up to here are all considered.
+constexpr int EVERY = 5;
+
+// Turns/s that differ by no more, relative, are as many.
+constexpr double ALIKE = 1e-9;
+
+// Share of sessions, so small that it is none.
+constexpr double FORGOTTEN = 1e-9;
+
+// Of a chance: nearly a straight line in the logarithm of the rate, where the chance itself is a steep curve.
+double log_odds(double share) {
+  const double inside = clip(share, 1 / (1 + exp(MOST_ODDS)), 1 / (1 + exp(-MOST_ODDS)));
+  return log(inside / (1 - inside));
+}
+
+// Where to look next between `low` and `high`: where the line through both ends is 0, a little towards the middle, so
+// that the other end comes near, too, and near enough to it that what is left is at most `widest` wide.
+int64_t towards(int64_t low, int64_t high, double under, double over, double widest) {
+  const double width = static_cast<double>(high - low), middle = static_cast<double>(low + high) / 2;
+  const double crossing = static_cast<double>(low) + width * clip(-under / (over - under), 0.0, 1.0);
+  const double step = std::min(TRUNCATED * width + 0.5, std::abs(middle - crossing));
+  const double room = std::max(widest - width / 2, 0.0);
+  const double at = clip(crossing < middle ? crossing + step : crossing - step, middle - room, middle + room);
+  return std::clamp(static_cast<int64_t>(rint(at)), low + 1, high - 1);
+}
+
+// p99s, seconds.
+struct Latencies {
+  double first_token, turn;
+};
+
+// A pair of a replica and a load.  Rates are told as exponents on the common grid.
+class Pair {
+ public:
+  Speed given;
+  Load load;
+
+  // Looks at some numbers of turns only, ascending.
+  void choose(std::vector<int> columns);
+  // Looks at the numbers of slots at which the gap holds, up to the one with the most turns/s; of many, every third.
+  // The last is always among them.  `fits`: columns that memory has room for.  False: not even one turn.
+  bool choose_useful(int fits);
+  // The greatest rate that holds, as set afterwards; false: none that counts.
+  //
+  // What a replica carries with b slots does not depend on how many it could have, and the best b counts: whoever may
+  // have more, because memory is larger or the promise between tokens is looser, carries no less.
+  bool search();
+  // At a rate, turns/s, with as many slots as a column says.
+  void set(double rate, int slots);
+  // At most `most`; between steps of the grid by interpolation.
+  Latencies p99s(int column, Latencies most, int octaves, int per_octave);
+
+  const Speed& speed() const { return speed_; }
+  const Queue& queue() const { return queue_; }
+  const Station& station() const { return ahead_.station; }
+  int slots() const { return slots_; }
+
+ private:
+  int64_t top() const;
+  double unit() const;
+  void at(int64_t exponent);
+  double excess(int64_t exponent);
+  int64_t greatest(int64_t top);
+  int64_t more(int64_t base);
+  int64_t between(int64_t low, int64_t high, double under, double over);
+  std::vector<int> worth_a_try(int64_t exponent, int64_t top);
+  template <typename Late>
+  double p99(double most, int octaves, int per_octave, Late late);
+
+  Speed speed_;  // in the chosen columns
+  Ahead ahead_;
+  Queue queue_;
+  bool settled_ = false;  // what is ahead is the same at all rates
+  int slots_ = 0;         // the column where their number stands; no more turns than that fit
+};
+
+void Pair::choose(std::vector<int> columns) {
+  speed_ = given;
+  for (Column* values : {&speed_.turns, &speed_.step, &speed_.gap_p99, &speed_.idle}) berth::pick(*values, columns);
+  slots_ = speed_.columns() - 1;
+  settled_ = false;
+}
+
+bool Pair::choose_useful(int fits) {
+  int smooth = 1;
+  while (smooth < fits && given.gap_p99[smooth] <= load.gap * (1 + 1e-9)) ++smooth;
+  if (smooth < 2) return false;
+  Station& station = ahead_.station;
+  station.solve(given, load, 1.0);
+  const double least = *std::min_element(station.took.begin() + 1, station.took.begin() + smooth);
+  int last = 1;
+  while (station.took[last] > least * (1 + ALIKE)) ++last;
+  std::vector<int> columns;
+  for (int i = 0; i <= last; ++i)
+    if (i <= EVERY || i % 3 == 0 || i == last) columns.push_back(i);
+  choose(columns);
+  // sessions are of one turn, or memory keeps all of them even at the greatest rate
+  settled_ = kept_sessions(speed_, load, 1 / least) > 1 - FORGOTTEN;
+  if (settled_) {
+    station.pick(columns);
+    ahead_.set(speed_, load);
+  }
+  return true;
+}
+
+void Pair::set(double rate, int slots) {
+  if (!settled_) {
+    ahead_.station.solve(speed_, load, kept_sessions(speed_, load, rate));
+    ahead_.set(speed_, load);
+  }
+  queue_.set(ahead_, rate, slots);
+}
+
+// Turns/s at exponent 0: where sessions are stated those of one, so that rates count sessions.
+double Pair::unit() const { return std::isfinite(load.sessions) ? 1 / (load.think_seconds + load.turn) : 1.0; }
+
+void Pair::at(int64_t exponent) { set(unit() * exp2(static_cast<double>(exponent) / PER_OCTAVE), slots_); }
+
+// By how much too many turns are late, in log odds: where it is 0 or less, the rate holds.
+double Pair::excess(int64_t exponent) {
+  at(exponent);
+  queue_.turns();
+  return log_odds(std::max(queue_.first_late(slots_), queue_.turn_late(slots_, load.turn))) - log_odds(LATE);
+}
+
+// Down from the top in ever longer strides; then to where the last one crosses what may be late.
+//
+// `DEEPEST` below the top where no rate above that holds: after a few strides it is asked whether that one does.
+int64_t Pair::greatest(int64_t top) {
+  const int64_t floor = top - DEEPEST;
+  int64_t low = top + 1, high = low;
+  double under = -MOST_ODDS, over = MOST_ODDS;
+  for (int64_t stride = FIRST_STRIDE; low > floor;) {
+    high = low;
+    low = std::max(low - stride, floor);
+    if (low == floor) break;
+    const double found = excess(low);
+    if (found <= 0) {
+      under = found;
+      break;
+    }
+    over = found;
+    stride *= 2;
+    if (stride == LONG_STRIDE && excess(floor) > 0) return floor;
+  }
+  return between(low, high, under, over);
+}
+
+// Up from a rate in ever longer strides, as far as it holds.
+int64_t Pair::more(int64_t base) {
+  int64_t low = base, high = base + 1;
+  double under = -MOST_ODDS, over = MOST_ODDS;
+  for (int64_t stride = 1;; stride *= 2) {
+    high = low + stride;
+    const double found = excess(high);
+    if (found > 0) {
+      over = found;
+      break;
+    }
+    under = found;
+    low = high;
+  }
+  return between(low, high, under, over);
+}
+
+// Where the excess crosses 0, found by interpolation, truncated and projected so that it takes no more than one
+// evaluation more than bisection (ITP; Oliveira and Takahashi 2020).
+int64_t Pair::between(int64_t low, int64_t high, double under, double over) {
+  double widest = 1;
+  while (widest < static_cast<double>(high - low)) widest *= 2;
+  for (; high - low > 1; widest /= 2) {
+    const int64_t at = towards(low, high, under, over, widest);
+    const double found = excess(at);
+    (found <= 0 ? low : high) = at;
+    (found <= 0 ? under : over) = found;
+  }
+  return low;
+}
+
+// The greatest rate that any number of slots can end at all.
+int64_t Pair::top() const {
+  const double least = *std::min_element(station().took.begin(), station().took.end());
+  return static_cast<int64_t>(floor(log2(1 / (least * unit())) * PER_OCTAVE));
+}
+
+// Fewer slots that might carry more: whose first tokens, which do not depend on how many slots there are beyond those,
+// would be in time.
+std::vector<int> Pair::worth_a_try(int64_t exponent, int64_t top) {
+  std::vector<int> found;
+  if (exponent >= top) return found;
+  at(exponent + 1);
+  for (int column = 1; column < slots_; ++column)
+    if (queue_.stable(column) && queue_.first_late(column) <= LATE) found.push_back(column);
+  return found;
+}
+
+bool Pair::search() {
+  if (!settled_) ahead_.station.solve_alike(speed_, load);
+  const int64_t top = this->top(), base = greatest(top);
+  int64_t exponent = base;
+  int best = slots_;
+  for (int column : worth_a_try(base, top)) {
+    slots_ = column;
+    const int64_t found = more(base);
+    if (found > exponent) exponent = found, best = column;
+  }
+  slots_ = best;
+  if (exponent <= top - DEEPEST) return false;
+  at(exponent);
+  return true;
+}
+
+template <typename Late>
+double Pair::p99(double most, int octaves, int per_octave, Late late) {
+  int low = -octaves * per_octave, high = 0;
+  double under = 1.0, over = LATE;
+  while (high - low > 1) {
+    const int middle = low + (high - low) / 2;
+    const double share = late(most * exp2(static_cast<double>(middle) / per_octave));
+    (share <= LATE ? high : low) = middle;
+    (share <= LATE ? over : under) = share;
+  }
+  const double above = log(std::max(under, 1e-9)), below = log(std::max(over, 1e-9));
+  const double part = above > below ? (above - log(LATE)) / std::max(above - below, 1e-9) : 1.0;
+  return most * exp2((low + clip(part, 0.0, 1.0)) / per_octave);
+}
+
+Latencies Pair::p99s(int column, Latencies most, int octaves, int per_octave) {
+  queue_.turns();
+  const auto first = [&](double limit) { return queue_.first_late(column, limit); };
+  const auto turn = [&](double limit) { return queue_.turn_late(column, limit); };
+  return {p99(most.first_token, octaves, per_octave, first), p99(most.turn, octaves, per_octave, turn)};
+}
+
+// Arrays of many pairs, [pair, column] and [pair].
+struct Pairs {
+  int64_t columns;
+  const double *turns, *step, *gap_p99, *idle;
+  const int64_t* fits;
+  const double *prefill, *attention, *kv;
+  const Load* loads;
+
+  // Where rows were made longer for others, the last column is repeated.
+  void read(int64_t row, Pair& pair) const {
+    const double* const turn = turns + row * columns;
+    const int64_t last = std::find(turn + 1, turn + columns, turn[columns - 1]) - turn;
+    const int64_t width = std::min(std::max(last + 1, fits[row]), columns);
+    Speed& speed = pair.given;
+    const std::pair<Column*, const double*> all[] = {
+        {&speed.turns, turns}, {&speed.step, step}, {&speed.gap_p99, gap_p99}, {&speed.idle, idle}};
+    for (const auto& [column, values] : all)
+      column->assign(values + row * columns, values + row * columns + width);
+    speed.prefill_tokens_per_second = prefill[row];
+    speed.attention_seconds = attention[row];
+    speed.kv_cache_tokens = kv[row];
+    pair.load = loads[row];
+  }
+
+  // The same, to be looked at as far as memory has room.
+  void read_fitting(int64_t row, Pair& pair) const {
+    read(row, pair);
+    std::vector<int> columns(fits[row]);
+    std::iota(columns.begin(), columns.end(), 0);
+    pair.choose(columns);
+  }
+};
+
+}  // namespace
+}  // namespace berth
+
+using berth::Load;
+using berth::Pair;
+using berth::Pairs;
+
+// What each of these finds is told by the function that calls it in ../../queueing.py; `fits` is at least 1.
+#define BERTH_PAIRS                                                                                                  \
+  int64_t pairs, int64_t columns, const double *turns, const double *step, const double *gap_p99, const double *idle, \
+      const int64_t *fits, const double *prefill, const double *attention, const double *kv, const Load *loads
+#define BERTH_EXPORT extern "C" __attribute__((visibility("default")))
+
+BERTH_EXPORT void berth_greatest_rates(BERTH_PAIRS, double* out) {
+  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, loads};
+  Pair pair;
+  for (int64_t row = 0; row < pairs; ++row, out += 5) {
+    std::fill(out, out + 5, 0.0);
+    all.read(row, pair);
+    if (!pair.choose_useful(static_cast<int>(fits[row])) || !pair.search()) continue;
+    const auto [first, turn] = pair.p99s(pair.slots(), {pair.load.first_token, pair.load.turn}, 4, 1);
+    out[0] = pair.queue().rate();
+    out[1] = pair.speed().turns[pair.slots()];
+    out[2] = first;
+    out[3] = std::min(pair.queue().gap_p99(pair.slots()), pair.load.gap);
+    out[4] = turn;
+  }
+}
+
+BERTH_EXPORT void berth_latencies(BERTH_PAIRS, const double* rates, const int64_t* slots, double* out) {
+  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, loads};
+  Pair pair;
+  for (int64_t row = 0; row < pairs; ++row, out += 3) {
+    all.read_fitting(row, pair);
+    pair.set(rates[row], pair.slots());
+    const int column = static_cast<int>(slots[row]);
+    std::fill(out, out + 3, std::numeric_limits<double>::quiet_NaN());
+    if (!pair.queue().stable(column)) continue;
+    const auto [first, turn] = pair.p99s(column, {3600.0, 3600.0}, 30, 64);
+    out[0] = first;
+    out[1] = pair.queue().gap_p99(column);
+    out[2] = turn;
+  }
+}
+
+BERTH_EXPORT void berth_states(BERTH_PAIRS, const double* rates, double* out) {
+  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, loads};
+  std::fill(out, out + 5 * pairs * columns, 0.0);
+  Pair pair;
+  berth::Column added;
+  for (int64_t row = 0; row < pairs; ++row) {
+    all.read_fitting(row, pair);
+    pair.set(rates[row], pair.slots());
+    berth::added_seconds(pair.speed(), pair.load, pair.speed().step, added);
+    const auto& station = pair.station();
+    const berth::Column* found[] = {&pair.queue().found(), &station.took, &station.reading, &station.own[0], &added};
+    for (int64_t kind = 0; kind < 5; ++kind)
+      std::copy(found[kind]->begin(), found[kind]->end(), out + (kind * pairs + row) * columns);
+  }
+}

@@ -1,0 +1,340 @@
+// How long do turns take on a replica at a given rate?  The model is told in ../../queueing.py.
+
+#include "queueing.hpp"
+
+#include <utility>
+
+namespace berth {
+namespace {
+
+// Correlation of the turns that come within a turn's time and of how many there are meanwhile, sqrt(3/8) where turns
+// come at random and stay for as long.
+constexpr double TOGETHER = 0.61;
+
+// Prompts that are read in one step are counted up to here.
+constexpr int PROMPTS_A_STEP = 3;
+
+// By how many standard deviations the p99 of an exponential distribution is above its mean: ln 100 - 1.  Steps of the
+// real worker on a shared machine: 3.0 to 4.7.
+constexpr double P99_DEVIATIONS = 3.6;
+
+// Beyond twice the mean, a p99 between tokens says something else than how the machine varies.
+constexpr double NOISIEST = 1.0;
+
+// What stands for 0 in logarithms.
+constexpr double NEVER = 1e-200;
+
+// Share of time that a replica has left from which on it keeps up.
+constexpr double FULL = 1e-9;
+
+// Seconds.  Of the real worker on a shared machine the correlation of steps was 0.7 of neighbours, 0.4 after 8 and 0.2
+// after 20 steps of 10 ms.
+constexpr double NOISE_LASTS = 0.1;
+
+struct Noise {
+  double variance, third;
+
+  // Of that many seconds of steps: of a mean over them, as noise comes and goes.
+  BERTH_INLINE Noise(double deviation, double seconds) {
+    const double lasting = std::max(seconds / NOISE_LASTS, 1e-3);
+    const double left = 2 * (lasting + expm1(-lasting)) / (lasting * lasting);
+    variance = deviation * seconds * (deviation * seconds) * left;
+    third = 2 * deviation * seconds * variance * left;
+  }
+};
+
+// Chance of more than `limit`, of the gamma distribution with these cumulants (Pearson III, its tail after Wilson and
+// Hilferty 1931).  The logistic form of the normal distribution function is Page's (1977), within 0.0002.
+BERTH_INLINE double beyond(double mean, double variance, double third, double limit) {
+  const double deviation = std::sqrt(std::max(variance, TINY));
+  const double half = clip(third / (2 * (deviation * deviation * deviation)), 5e-4, 2.0);
+  const double base = 1 + half * (limit - mean) / deviation;
+  const double z = 3 / half * expm1(log(std::max(base, 1e-300)) / 3) + half / 3;
+  const double chance = 1 / (1 + exp(clip(z * (1.5976 + 0.070565988 * (z * z)), -600.0, 600.0)));
+  return base > 0 ? chance : 1.0;
+}
+
+// The same of a uniform distribution with this mean and variance: a part of a step that runs.
+BERTH_INLINE double beyond_even(double mean, double variance, double limit) {
+  const double half = std::sqrt(3 * variance);
+  return clip((mean + half - limit) / std::max(2 * half, TINY), 0.0, 1.0);
+}
+
+}  // namespace
+
+void Ahead::set(const Speed& of_speed, const Load& of_load) {
+  speed = &of_speed;
+  load = &of_load;
+  const int columns = speed->columns();
+  for (Column* values : {&noise, &late, &usual, &base}) values->resize(columns);
+  for (int k = 0; k < station.kinds; ++k)
+    for (auto* times : {&free[k], &behind[k], &before[k]}) times->resize(columns);
+  const Column& turns = speed->turns;
+#pragma GCC ivdep
+  for (int i = 0; i < columns; ++i) {
+    // what the p99 between tokens says of noise, if the distribution is exponential
+    noise[i] = clip(speed->gap_p99[i] / speed->step[i] - 1, 0.0, NOISIEST) / P99_DEVIATIONS;
+    base[i] = log(std::max(station.took[i], NEVER));
+  }
+  for (int k = 0; k < station.kinds; ++k) {
+    const Work work = station.works[k];
+#pragma GCC ivdep
+    for (int i = 0; i < columns; ++i) {
+      // for the prompts ahead, where one is: what is left of it, and those that wait
+      const double size = std::max(station.every.mean[i], TINY), varies = station.every.variance[i] / (size * size);
+      const double left = (1 + varies) / 2;
+      const double left_square = (station.every.third[i] / (size * size * size) + 3 * varies + 1) / 3;
+      const double left_variance = std::max(left_square - left * left, 0.0);
+      const double others = station.there[i] - 1, read = station.read[i];
+      const double step = turns[i] > 0 ? station.step[i] : 0.0, residual = step * step / 12;
+      const double wait = read * (left + others) + step / 4;  // a prompt waits for a step before it is read
+      const double wait_variance =
+          read * read * (left_variance + station.there_variance[i] + others * varies);
+      const double wait_third = 2 * (wait_variance * wait_variance) / std::max(wait, TINY);  // a gamma distribution's
+
+      const double own = station.own[k][i], stretch = station.stretch[i];
+      const double varied = work.variance * (stretch * stretch), skewed = work.third * (stretch * stretch * stretch);
+      const Noise alone(noise[i], own + step / 2), after(noise[i], own + wait);
+      free[k].mean[i] = own + step / 2;
+      free[k].variance[i] = varied + residual + alone.variance;
+      free[k].third[i] = skewed + alone.third;
+      behind[k].mean[i] = own + wait;
+      behind[k].variance[i] = varied + wait_variance + after.variance;
+      behind[k].third[i] = skewed + wait_third + after.third;
+
+      // the wait of all arrivals, whether they find a prompt ahead or not
+      const double reading = station.reading[i], queued = reading * wait;
+      const double second = reading * (wait_variance + wait * wait);
+      const double third = reading * (wait_third + 3 * wait_variance * wait + wait * wait * wait);
+      before[k].mean[i] = own + queued + step / 2;
+      before[k].variance[i] = varied + residual + (second - queued * queued);
+      before[k].third[i] = skewed + (third - 3 * queued * second + 2 * (queued * queued * queued));
+    }
+  }
+  for (int i = columns - 1; i > 0; --i) {
+    const double width = turns[i] - turns[i - 1];
+    base[i] = (width - 1) / 2 * base[i - 1] + (width + 1) / 2 * base[i];
+  }
+  base[0] = 0.0;
+  for (int i = 1; i < columns; ++i) base[i] += base[i - 1];
+  first_tokens(load->first_token, late, usual);
+}
+
+void Ahead::first_tokens(double limit, Column& late_by, Column& usual_by) const {
+  const int columns = speed->columns();
+  late_by.assign(columns, 0.0);
+  usual_by.assign(columns, 0.0);
+  const bool spread = load->prompt_spread > 0;
+  for (int k = 0; k < station.kinds; ++k) {
+    const double share = station.shares[k];
+    const Cumulants &now = free[k], &then = behind[k];
+#pragma GCC ivdep
+    for (int i = 0; i < columns; ++i) {
+      const double reading = station.reading[i];
+      const double even = beyond_even(now.mean[i], now.variance[i], limit);
+      const double unhindered = spread ? beyond(now.mean[i], now.variance[i], now.third[i], limit) : even;
+      const double hindered = beyond(then.mean[i], then.variance[i], then.third[i], limit);
+      late_by[i] += share * (unhindered + reading * (hindered - unhindered));
+      usual_by[i] += share * (now.mean[i] + reading * (then.mean[i] - now.mean[i]));
+    }
+  }
+}
+
+void Queue::set(const Ahead& ahead, double rate, int slots) {
+  ahead_ = &ahead;
+  rate_ = rate;
+  columns_ = slots + 1;
+  const Load& load = *ahead.load;
+  const Column &turns = ahead.speed->turns, &took = ahead.station.took;
+  chance_.resize(columns_);
+  weights_.resize(columns_);
+  if (std::isfinite(load.sessions)) {
+    sessions_ = std::max(load.sessions, rate * (load.think_seconds + load.turn));
+    away_ = std::max(sessions_ / rate - load.turn, NEVER);
+#pragma GCC ivdep
+    for (int i = 0; i < columns_; ++i) {
+      const double before = std::min(rate, std::max(sessions_ - turns[i], 0.0) / away_);
+      weights_[i] = log(std::max(before * took[i], NEVER));
+    }
+    chance_[0] = 0.0;
+    for (int i = 1; i < columns_; ++i) {
+      const double width = turns[i] - turns[i - 1];
+      chance_[i] = chance_[i - 1] + (width - 1) / 2 * weights_[i - 1] + (width + 1) / 2 * weights_[i];
+    }
+  } else {
+    const double logarithm = log(rate);
+    for (int i = 0; i < columns_; ++i) chance_[i] = turns[i] * logarithm + ahead.base[i];
+  }
+  const double greatest = *std::max_element(chance_.begin(), chance_.end());
+#pragma GCC ivdep
+  for (int i = 0; i < columns_; ++i) chance_[i] = exp(chance_[i] - greatest);
+
+  double all = 0;
+  for (int i = 0; i < columns_; ++i) {
+    double weight = 0;
+    if (i + 1 < columns_) weight += chance_[i] * ((turns[i + 1] - turns[i] + 1) / 2);
+    if (i > 0) weight += chance_[i] * ((turns[i] - turns[i - 1] - 1) / 2);
+    if (i == slots && stable(i)) weight += chance_[i] / std::max(1 - coming(i) * took[i], FULL);
+    weights_[i] = weight;
+    all += weight;
+  }
+  for (double& weight : weights_) weight /= std::max(all, TINY);
+}
+
+// Turns/s that others bring while so many are inside.
+double Queue::coming(int column) const {
+  if (std::isinf(ahead_->load->sessions)) return rate_;
+  return std::min(rate_, std::max(sessions_ - 1 - ahead_->speed->turns[column], 0.0) / away_);
+}
+
+bool Queue::stable(int column) const { return coming(column) * ahead_->station.took[column] < 1 - FULL; }
+
+// Share of turns that are late, from the share of those that find i turns.
+//
+// `slack`: seconds that a turn may wait for a slot, if all else takes it as long as on average.  The wait over that
+// with exponential service times, where all answers are equally long: 1/2 with one slot (Pollaczek and Khinchine); with
+// 4 and 16 the engine's own scheduler showed 0.6 to 0.8, as steps and prompts still differ.
+double Queue::late(int column, const Column& by_state, double slack) const {
+  if (!stable(column)) return 1.0;
+  const Column& turns = ahead_->speed->turns;
+  const double took = ahead_->station.took[column], others = coming(column);
+  const double spare = std::max(1 / took - others, TINY);
+  const double equal = 0.75 - 0.25 / std::sqrt(std::max(turns[column], 1.0));
+  const double wait = (equal + (1 - equal) * std::min(ahead_->load->output_spread, 1.0)) / spare;
+  const double waiting = std::max(by_state[column], exp(-std::max(slack, 0.0) / wait));
+  const double waits = chance_[column] / std::max(1 - others * took, FULL);  // all states from there on
+  double found = waits * waiting, all = waits;
+  for (int i = 0; i < column; ++i) {  // whole numbers between columns, where chances are linear
+    const double width = turns[i + 1] - turns[i], here = (width + 1) / 2, there = (width - 1) / 2;
+    found += here * (chance_[i] * by_state[i]) + there * (chance_[i + 1] * by_state[i + 1]);
+    all += here * chance_[i] + there * chance_[i + 1];
+  }
+  return found / std::max(all, TINY);
+}
+
+double Queue::first_late(int column) const {
+  return late(column, ahead_->late, ahead_->load->first_token - ahead_->usual[column]);
+}
+
+double Queue::first_late(int column, double limit) {
+  ahead_->first_tokens(limit, late_, usual_);
+  return late(column, late_, limit - usual_[column]);
+}
+
+void Queue::turns() {
+  const Load& load = *ahead_->load;
+  const Station& station = ahead_->station;
+  const Column& inside = ahead_->speed->turns;
+  double rate = rate_;  // that others bring on average while a turn is inside
+  if (std::isfinite(load.sessions)) {
+    rate = 0;
+    for (int i = 0; i < columns_; ++i) rate += weights_[i] * coming(i);
+  }
+  double steals = 0, mean_inside = 0, decoding = 0, step = 0;
+  for (int i = 0; i < columns_; ++i) {
+    steals += weights_[i] * station.steals[i];
+    mean_inside += weights_[i] * inside[i];
+    decoding += weights_[i] * station.decoding[i];
+    step += weights_[i] * station.step[i];
+  }
+  // the line through the states, weighed by their chance: seconds by which one more stream lengthens a step
+  double spread = 0, variance = 0, rise = 0;
+  for (int i = 0; i < columns_; ++i) {
+    const double offset = inside[i] - mean_inside, weighed = weights_[i] * offset;
+    spread += weighed * offset;
+    variance += weighed * station.decoding[i];
+    rise += weighed * station.step[i];
+  }
+  const double slope = variance > 1e-6 ? std::max(rise / variance, 0.0) : 0.0;
+  // decoding: from the concurrency that is found back to the mean one
+  const Work& work = station.work;
+  const double second = work.variance + work.mean * work.mean;
+  const double third = work.third + 3 * work.variance * work.mean + work.mean * work.mean * work.mean;
+  const double stolen = std::min(rate * work.mean * steals, 0.98), left = 1 - stolen;
+  const double steps = std::max(load.output_tokens - 1, 0.0), output = load.output_spread;
+  const double relaxing = std::max(1 - rate * load.output_tokens * slope / left, 0.02);
+  const double kept = -expm1(-relaxing) / relaxing;
+  const double wandering =
+      std::max(2 * (relaxing + expm1(-relaxing)) / (relaxing * relaxing) - kept * kept, 0.0);
+  const double swing = steps * slope / left, crowded = swing * swing * spread * wandering;
+  const double prefilled_each = rate * second / (left * left * left);
+  const double skewed_each =
+      rate * third / (left * left * left * left) +
+      3 * (rate * second * (rate * second)) / (left * left * left * left * left);
+  const double more = (1 + stolen) * (1 + stolen), most = more * (1 + stolen), least_step = station.step[1];
+  for (int k = 0; k < station.kinds; ++k) {
+    turn_[k].resize(columns_);
+    Cumulants& turn = turn_[k];
+    const Cumulants& before = ahead_->before[k];
+#pragma GCC ivdep
+    for (int i = 0; i < columns_; ++i) {
+      const double usual = step + slope * (1 + kept * (station.decoding[i] - decoding));
+      const double base = steps * std::max(usual, least_step), decode = base / left;
+      const double prefilled = base * prefilled_each;
+      const double decode_variance = prefilled + crowded + 2 * TOGETHER * std::sqrt(prefilled * crowded) +
+                                     output * (decode * decode);
+      const double decode_third = base * skewed_each + 2 * (output * output) * (decode * decode * decode);
+      // prompts that come while a turn waits are read while it decodes: what it waits more, it decodes longer
+      const double taken = before.mean[i] + decode;
+      const Noise jitter(ahead_->noise[i], taken);
+      turn.mean[i] = taken;
+      turn.variance[i] = before.variance[i] * more + decode_variance + jitter.variance;
+      turn.third[i] = before.third[i] * most + decode_third + jitter.third;
+    }
+  }
+}
+
+double Queue::turn_late(int column, double limit) {
+  const Station& station = ahead_->station;
+  late_.assign(columns_, 0.0);
+  double usual = 0;
+  for (int k = 0; k < station.kinds; ++k) {
+    const double share = station.shares[k];
+    const Cumulants& turn = turn_[k];
+#pragma GCC ivdep
+    for (int i = 0; i < columns_; ++i)
+      late_[i] += share * beyond(turn.mean[i], turn.variance[i], turn.third[i], limit);
+    usual += share * turn.mean[column];
+  }
+  return late(column, late_, limit - usual);
+}
+
+double Queue::gap_p99(int column) const {
+  const Station& station = ahead_->station;
+  const Speed& speed = *ahead_->speed;
+  double work = 0;
+  for (int k = 0; k < station.kinds; ++k) work += station.shares[k] * station.works[k].mean;
+  Column most;
+  added_seconds(speed, *ahead_->load, station.step, most);
+  // by column: tokens that come in steps without a chunk, and with chunks of so many prompts; a step's seconds
+  std::array<Column, 1 + PROMPTS_A_STEP> tokens, seconds;
+  double all = 0;
+  for (int i = 0; i <= column; ++i) {
+    const double states = i < column ? chance_[i] * (speed.turns[i + 1] - speed.turns[i])
+                                     : chance_[i] / std::max(1 - coming(i) * station.took[i], FULL);
+    const double jitter = speed.gap_p99[i] / speed.step[i], step = station.step[i], reading = station.reading[i];
+    tokens[0].push_back(station.decoding[i] * states);
+    seconds[0].push_back(step * jitter);
+    all += tokens[0][i];
+    double waiting = 1;  // chance that as many wait
+    for (int prompts = 1; prompts <= PROMPTS_A_STEP; ++prompts) {  // read together, as far as the chunk goes
+      const double added = speed.turns[i] > 1 ? std::min(most[i], prompts * work) : 0.0;
+      const double longer = (step + added) * std::sqrt(jitter);  // many: not all need be in time
+      const double with_chunk = reading / longer / ((1 - reading) / step + reading / longer);
+      tokens[prompts].push_back(tokens[0][i] * with_chunk * waiting);
+      seconds[prompts].push_back(longer);
+      waiting *= 1 - 1 / station.there[i];
+    }
+  }
+  double found = speed.gap_p99[1];
+  for (int kind = 0; kind <= PROMPTS_A_STEP; ++kind) {
+    double later = 0;
+    for (int i = column; i >= 0; --i) {
+      later += tokens[kind][i];
+      if (later > LATE * all) found = std::max(found, seconds[kind][i]);
+    }
+  }
+  return found;
+}
+
+}  // namespace berth

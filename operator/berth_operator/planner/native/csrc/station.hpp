@@ -1,0 +1,109 @@
+// What n turns in a replica do to each other; the model is told in ../../queueing.py.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "arithmetic.hpp"
+
+namespace berth {
+
+// Figures by column: by the number of turns in a replica.
+using Column = std::vector<double>;
+
+// Keeps some columns, ascending.
+void pick(Column& values, const std::vector<int>& columns);
+
+constexpr int KINDS = 3;
+
+// A workload and its promises; seconds and tokens.
+struct Load {
+  double prompt_tokens, output_tokens, context_tokens, cached_share, turns_per_session, think_seconds;
+  double prompt_spread;  // variance over squared mean of a turn's uncached prompt
+  double output_spread;
+  double first_token, gap, turn;
+  double sessions;  // that all turns are of, each with one at a time; infinite where unknown: turns come at random
+
+  bool keeps() const { return turns_per_session > 1; }
+  double new_tokens() const;
+  double growth() const;
+  double reread() const;
+
+ private:
+  double most_growth() const;
+};
+
+static_assert(sizeof(Load) == 12 * sizeof(double));  // as queueing.LOAD
+
+// How fast a replica is, by column: turns[0] = 0, then ascending from 1.
+struct Speed {
+  Column turns;
+  Column step;  // seconds of a decode step with so many streams; column 0 as column 1
+  Column gap_p99, idle;
+  double prefill_tokens_per_second;  // at the load's mean context
+  double attention_seconds;          // that reading a token of a prompt takes longer for each token before it
+  double kv_cache_tokens;
+
+  int columns() const { return static_cast<int>(turns.size()); }
+};
+
+// Prefill that one kind of turn brings, seconds; mean, variance, and third cumulant.
+struct Work {
+  double mean, variance, third;
+};
+
+// Times by column, seconds.
+struct Cumulants {
+  Column mean, variance, third;
+
+  void resize(int columns);
+};
+
+// Share of later turns that find their session in memory at that rate, turns/s.
+double kept_sessions(const Speed& speed, const Load& load, double rate);
+
+// Seconds by which a chunk lengthens a step: e.
+void added_seconds(const Speed& speed, const Load& load, const Column& step, Column& added);
+
+// n turns in a replica, by column; but for forgotten sessions, no matter how many come.
+struct Station {
+  int kinds = 0;
+  // of turns: all, or first ones, later ones whose session is in memory, and those whose is not
+  std::array<double, KINDS> shares{};
+  std::array<Work, KINDS> works{};
+  Work work{};                       // of all
+  std::array<Column, KINDS> own;     // T of each kind, beside n others; beside none a prompt has a step of its own
+  Cumulants every;                   // T of all
+  Column stretch;                    // seconds by which T grows with a second of S
+  Column steals;                     // share of prefill that lengthens steps: e/c
+  Column took;                       // 1/X
+  Column reading;                    // chance that a prompt is being read
+  Column read;                       // T on average while one is
+  Column there, there_variance;      // prompts that are read or wait for it, while one is
+  Column decoding;                   // mean of d
+  Column step;                       // s at that
+
+  // Solves the chain for every n.  `kept`: share of sessions in memory.
+  void solve(const Speed& speed, const Load& load, double kept);
+  // The same where turns of a session are not told apart, and none is forgotten.
+  void solve_alike(const Speed& speed, const Load& load);
+  // Keeps some columns, ascending.
+  void pick(const std::vector<int>& columns);
+
+ private:
+  void solve(const Speed& speed, const Load& load);
+  void finer(const Speed& given, const Load& load);
+  void chain(const Load& load);
+
+  Speed speed_;                      // with more columns than given
+  std::vector<int> place_;           // of the given ones
+  std::array<Column, 3> bounds_;
+  Column added_, chunk_, rest_read_, rest_step_, last_read_, last_step_;
+  Column up_, down_, chance_, one_, slope_, part_, middle_, faster_, scale_, single_, fades_;
+};
+
+// Mean over kinds of turns.
+Work mixed(int kinds, const double* shares, const Work* works);
+
+}  // namespace berth

@@ -1,0 +1,179 @@
+"""Are the capacity model's sums those of its formulas?  Beside them: the same on all numbers of turns, one by one."""
+
+import math
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+import pytest
+from berth_operator.planner import ReplicaCapacity
+from berth_operator.planner.capacity import Load, as_loads, as_replicas, latencies, replica_capacity, solve
+from berth_operator.planner.native import FLOATS, LENGTH, function
+from berth_operator.planner.queueing import Array, states
+from berth_operator.planner.speed import Speed, concurrency_grid
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+speeds = st.builds(
+    lambda most, base, slope, jitter, idle, prefill: Speed(
+        tuple(range(1, most + 1)),
+        tuple(base + slope * b for b in range(1, most + 1)),
+        tuple(jitter * (base + slope * b) for b in range(1, most + 1)),
+        (idle,) * most,
+        prefill,
+        10**7,
+        estimated=False,
+    ),
+    st.integers(2, 24),
+    st.floats(0.002, 0.08),
+    st.floats(0.0, 0.01),
+    st.floats(1.0, 1.5),
+    st.sampled_from([0.0, 0.003]),
+    st.floats(100, 50_000),
+)
+loads = st.builds(
+    Load,
+    prompt_tokens=st.integers(1, 2000),
+    output_tokens=st.integers(2, 400),
+    cached_share=st.floats(0, 1),
+    turns_per_session=st.just(1),
+    think_seconds=st.just(1.0),
+    first_token=st.floats(0.05, 60),
+    gap=st.floats(0.02, 1),
+    turn=st.floats(1, 500),
+    sessions=st.none() | st.integers(1, 40),
+)
+
+
+@given(speeds, loads, st.floats(0.01, 0.99))
+@settings(max_examples=200, deadline=None)
+def test_sums_are_those_over_all_numbers_of_turns(speed: Speed, load: Load, share: float) -> None:
+    took, reading, own, added = _chain(speed, load)
+    rate = share / min(took)
+    chance = _found(took, rate, load)
+    found = states(as_replicas([(speed, load)]), as_loads([load]), np.array([rate]))
+    # of chances that hardly differ from column to column the model takes a slope of a millionth
+    assert found.added[0, 1:] == pytest.approx(added, rel=1e-9)
+    assert found.own[0, 1:] == pytest.approx(own, rel=1e-9)
+    assert found.took[0, 1:] == pytest.approx(took, rel=1e-6)
+    assert found.reading[0, 1:] == pytest.approx(reading, rel=1e-6, abs=1e-12)
+    assert found.chance[0] == pytest.approx(chance, rel=1e-4, abs=1e-12)
+
+
+def _chain(speed: Speed, load: Load) -> tuple[list[float], list[float], list[float], list[float]]:
+    """By number of turns from 1: 1/X, the chance that a prompt is read, T, and e."""
+    work = max(load.prompt_tokens * (1 - load.cached_share), 1.0) / speed.prefill_tokens_per_second
+    answer = load.output_tokens - 1
+    step = [speed.step_seconds[0], *speed.step_seconds]
+    idle = [0.0, *speed.idle_seconds]
+    late = [min(max(1.02 * (g / s) ** 1.1, 1.05), 1.25) for g, s in zip(speed.gap_p99_seconds, step[1:], strict=True)]
+    added = [0.0] + [
+        max(min(max(2 * s, 0.02) / off - s, load.gap / off - s), 4 / speed.prefill_tokens_per_second)
+        for off, s in zip(late, step[1:], strict=True)
+    ]
+    # T and k, while other prompts wait and while none does; beside none in one step
+    rest, last = [(work + step[0], 1.0)], [(work + step[0], 1.0)]
+    for e, free, s in zip(added[1:], idle[1:], step[1:], strict=True):
+        chunks = work / (e + free)
+        steps = (_area(1.1 * chunks) - _area(0.9 * chunks)) / (0.2 * chunks)
+        rest.append((chunks * e + chunks * s, chunks))
+        last.append((max((steps - 1) * e, work - steps * free) + steps * s, steps))
+    took, reading = [], []
+    for n in range(1, len(step)):
+        read = [(last if d == n - 1 else rest)[d] for d in range(n)]
+        down = [0.0, *(d / (answer * read[d][0] / read[d][1]) for d in range(1, n)), n / (answer * step[n])]
+        logs = [0.0, *accumulate(-math.log(read[d][0]) - math.log(down[d + 1]) for d in range(n))]
+        weights = [math.exp(x - max(logs)) for x in logs]
+        ended = sum(w / t for w, (t, _) in zip(weights[:-1], read, strict=True))
+        took.append(sum(weights) / ended)
+        reading.append(sum(weights[:-1]) / sum(weights))
+    return took, reading, [t for t, _ in last[1:]], added[1:]
+
+
+def _area(x: float) -> float:
+    """Of whole steps that up to x chunks take."""
+    return sum(range(1, math.floor(x) + 1)) + (math.floor(x) + 1) * (x - math.floor(x))
+
+
+def _found(took: list[float], rate: float, load: Load) -> list[float]:
+    """By number of turns from 0: the chance that an arrival finds so many; at the last one, or more that wait."""
+    sessions = max(load.sessions, rate * (load.think_seconds + load.turn)) if load.sessions else math.inf
+    away = sessions / rate - load.turn
+
+    def coming(inside: int) -> float:
+        return rate if math.isinf(sessions) else min(rate, max(sessions - 1 - inside, 0.0) / away)
+
+    steps = [math.log(max(coming(i) * seconds, 1e-200)) for i, seconds in enumerate(took)]
+    logs = [0.0, *accumulate(steps)]
+    weights = [math.exp(x - max(logs)) for x in logs]
+    busy = coming(len(took)) * took[-1]
+    weights[-1] = weights[-1] / (1 - busy) if busy < 1 - 1e-9 else 0.0
+    return [w / sum(weights) for w in weights]
+
+
+@given(speeds, st.lists(loads, min_size=2, max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_what_one_pair_carries_does_not_depend_on_the_others(speed: Speed, of: list[Load]) -> None:
+    at_once = solve(as_replicas([(speed, load) for load in of]), of, [False] * len(of))
+    assert [capacity for capacity, _ in at_once] == [replica_capacity(speed, load) for load in of]
+
+
+RECORDED: dict[str, tuple[int, dict[str, float], tuple[float, ...]]] = {
+    "kept sessions": (500_000, {}, (2.5657400322, 64, 0.3713493973, 0.064346275383, 8.067888403)),
+    "forgotten sessions": (
+        60_000,
+        {"think_seconds": 20.0},
+        (1.5931421513, 46, 0.31998627378, 0.05334713083, 6.5220723074),
+    ),
+    "single turns": (60_000, {"turns_per_session": 1}, (2.4043134629, 46, 0.27608715162, 0.062522066084, 7.7256330493)),
+    "varied": (
+        500_000,
+        {"turns_per_session": 1, "prompt_spread": 1.0, "output_spread": 0.5, "first_token": 4.0},
+        (1.3252366432, 15, 0.52575973211, 0.049705954484, 16.785391808),
+    ),
+    "stated sessions": (500_000, {"sessions": 6}, (2.6646352159, 64, 0.37510158292, 0.066171385308, 8.2506183237)),
+    "bound by the turn": (500_000, {"turn": 8.0}, (1.2418578121, 64, 0.29350823627, 0.049705478404, 6.0356681317)),
+    "bound by the gap": (500_000, {"gap": 0.045}, (1.2828700161, 20, 0.34172716275, 0.041665512764, 6.1314168341)),
+}
+"""KV tokens, how the load differs, and what was found when the model was last held against the engine: turns/s, slots,
+and p99s of first token, gap and turn at half that rate.  To be recorded anew when the model changes, and only then."""
+
+
+@pytest.mark.parametrize("case", RECORDED)
+def test_judgements_are_the_same_on_every_machine(case: str) -> None:
+    kv_tokens, change, recorded = RECORDED[case]
+    grid = concurrency_grid(64)
+    steps = tuple(0.02 + 0.001 * b for b in grid)
+    gaps, idle = tuple(1.1 * s for s in steps), (0.002,) * len(grid)
+    speed = Speed(tuple(grid), steps, gaps, idle, 4000.0, kv_tokens, estimated=False, attention_seconds=1e-8)
+    load = replace(Load(1000, 200, 0.8, 12, 2.0, first_token=1.0, gap=0.1, turn=21.0), **change)
+    capacity = replica_capacity(speed, load)
+    assert isinstance(capacity, ReplicaCapacity)
+    rate, slots = capacity.turns_per_second, capacity.concurrency
+    half = latencies(speed, load, rate / 2, slots)
+    assert half is not None
+    assert (rate, slots, half.first_token, half.gap, half.turn) == pytest.approx(recorded, rel=1e-9)
+
+
+def test_exponentials_and_logarithms_are_those_of_libm() -> None:
+    call = function("berth_arithmetic", FLOATS, LENGTH, FLOATS)
+
+    def found(x: Array) -> list[list[float]]:
+        out = np.empty((5, len(x)))
+        call(x, len(x), out)
+        listed: list[list[float]] = out.tolist()
+        return listed
+
+    dice = np.random.default_rng(1)
+    x = np.concatenate([dice.uniform(-700, 700, 5000), dice.normal(0, 1, 5000), dice.normal(0, 1e-6, 5000)])
+    exp, expm1, exp2, *_ = found(x)
+    assert exp == pytest.approx([math.exp(v) for v in x], rel=5e-16, abs=0)
+    assert expm1 == pytest.approx([math.expm1(v) for v in x], rel=5e-16, abs=0)
+    assert exp2 == pytest.approx([2.0**v for v in x], rel=5e-16, abs=0)
+    x = np.exp(x)
+    *_, log, log2 = found(x)
+    assert log == pytest.approx([math.log(v) for v in x], rel=5e-16, abs=1e-300)
+    assert log2 == pytest.approx([math.log2(v) for v in x], rel=5e-16, abs=1e-300)
+    exact = found(np.array([float(v) for v in range(-700, 701)]))[2]
+    assert exact == [2.0**v for v in range(-700, 701)]
+    assert found(np.array([-1e300, -math.inf, -709.0]))[0] == [0.0, 0.0, 0.0]
