@@ -2,6 +2,7 @@
 
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "queueing.hpp"
 
@@ -64,7 +65,7 @@ class Pair {
   Speed given;
   Load load;
 
-  // Looks at some numbers of turns only, ascending.
+  // Looks at some numbers of turns only, ascending; what they do to each other is worked out in all columns.
   void choose(std::vector<int> columns);
   // Looks at the numbers of slots at which the gap holds, up to the one with the most turns/s; of many, every third.
   // The last is always among them.  `fits`: columns that memory has room for.  False: not even one turn.
@@ -96,6 +97,7 @@ class Pair {
   template <typename Late>
   double p99(double most, int octaves, int per_octave, Late late);
 
+  std::vector<int> columns_;
   Speed speed_;  // in the chosen columns
   Ahead ahead_;
   Queue queue_;
@@ -106,6 +108,7 @@ class Pair {
 void Pair::choose(std::vector<int> columns) {
   speed_ = given;
   for (Column* values : {&speed_.turns, &speed_.step, &speed_.gap_p99, &speed_.idle}) berth::pick(*values, columns);
+  columns_ = std::move(columns);
   slots_ = speed_.columns() - 1;
   settled_ = false;
 }
@@ -122,11 +125,11 @@ bool Pair::choose_useful(int fits) {
   std::vector<int> columns;
   for (int i = 0; i <= last; ++i)
     if (i <= EVERY || i % 3 == 0 || i == last) columns.push_back(i);
-  choose(columns);
+  choose(std::move(columns));
   // sessions are of one turn, or memory keeps all of them even at the greatest rate
-  settled_ = kept_sessions(speed_, load, 1 / least) > 1 - FORGOTTEN;
+  settled_ = kept_sessions(given, load, 1 / least) > 1 - FORGOTTEN;
   if (settled_) {
-    station.pick(columns);
+    station.pick(columns_);
     ahead_.set(speed_, load);
   }
   return true;
@@ -134,7 +137,8 @@ bool Pair::choose_useful(int fits) {
 
 void Pair::set(double rate, int slots) {
   if (!settled_) {
-    ahead_.station.solve(speed_, load, kept_sessions(speed_, load, rate));
+    ahead_.station.solve(given, load, kept_sessions(given, load, rate));
+    ahead_.station.pick(columns_);
     ahead_.set(speed_, load);
   }
   queue_.set(ahead_, rate, slots);
@@ -224,7 +228,10 @@ std::vector<int> Pair::worth_a_try(int64_t exponent, int64_t top) {
 }
 
 bool Pair::search() {
-  if (!settled_) ahead_.station.solve_alike(speed_, load);
+  if (!settled_) {
+    ahead_.station.solve_alike(given, load);
+    ahead_.station.pick(columns_);
+  }
   const int64_t top = this->top(), base = greatest(top);
   int64_t exponent = base;
   int best = slots_;
@@ -290,7 +297,7 @@ struct Pairs {
     read(row, pair);
     std::vector<int> columns(fits[row]);
     std::iota(columns.begin(), columns.end(), 0);
-    pair.choose(columns);
+    pair.choose(std::move(columns));
   }
 };
 
