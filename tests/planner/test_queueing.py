@@ -173,6 +173,7 @@ CASES = {
     "few slots": (AGENTS, FEW_SLOTS, {"first_token": 0.5}),
     "between tokens": (AGENTS, SLOTS, {"gap": 0.024, "first_token": 1.0}),
     "long prompts": (Agents(new=300), SLOTS, {"first_token": 1.0}),
+    "equal prompts": (Agents(turns=1, system=0, new=200, output=60), SLOTS, {"first_token": 1.0}),
 }
 BREAKS = {"long prompts": 1.3}
 """Of the capacity; else 15 % above it.  There the normal distribution's tail stands for turns of five lengths."""

@@ -21,7 +21,9 @@ last two.  Their sums say, for each n, the chance that a prompt is being read, h
 that end in a second.  (For rates that did not depend on each other this is the closed network of Gordon and Newell
 1967.)  Times of the chain are exponential.  Where prompts vary more, because sessions are forgotten, (1 + C)/2 times as
 many are taken to wait for a squared coefficient of variation C up to 3 (Pollaczek and Khinchine); where they vary less,
-no fewer: steps come in whole numbers, and turns that end together come back together.
+no fewer: steps come in whole numbers, and turns that end together come back together.  But how many they are then
+varies less, by half where one is always read: prompts that are all alike leave a busy reader at even distances, and so
+do turns end (the engine's scheduler showed 0.3 to 0.7).
 
 Turns of a session differ: each finds the history of all before it, so that prompts, and the time to read a token behind
 so many others, grow from turn to turn in equal steps.

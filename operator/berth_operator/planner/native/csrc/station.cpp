@@ -20,6 +20,9 @@ constexpr double LEAST_CHUNK = 4;
 // Of the number of turns that decode, in standard deviations from where it mostly is.
 constexpr double POINTS[] = {-1.5, 0.0, 1.5};
 
+// By what share prompts ahead vary less than in the chain where one is always read and all are alike.
+constexpr double EVEN = 0.5;
+
 // KV memory is given out in blocks of so many tokens, and a session's last one is half full.
 constexpr double BLOCK_TOKENS = 16;
 
@@ -208,9 +211,11 @@ void Station::solve(const Speed& given, const Load& load) {
   }
   chain(load);
   for (int i = 0; i < columns; ++i) {
-    const double part = (1 + clip(every.variance[i] / (every.mean[i] * every.mean[i]), 1.0, 3.0)) / 2;
+    const double varies = every.variance[i] / (every.mean[i] * every.mean[i]);
+    const double part = (1 + clip(varies, 1.0, 3.0)) / 2;
+    const double even = 1 - clip(varies + load.output_spread / 2, 0.0, 1.0);
     there[i] = std::min(1 + part * (there[i] - 1), std::max(turns[i], 1.0));
-    there_variance[i] *= part * part;
+    there_variance[i] *= part * part * (1 - EVEN * reading[i] * even);
     decoding[i] = std::max(turns[i] - reading[i] * there[i], 0.0);
     const double chord = (alone_step[i] - alone_step[1]) / std::max(turns[i] - 1, 1.0);
     step[i] = alone_step[1] + chord * std::max(decoding[i] - 1, 0.0);
