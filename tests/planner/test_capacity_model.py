@@ -125,7 +125,7 @@ RECORDED: dict[str, tuple[int, dict[str, float], tuple[float, ...]]] = {
         {"think_seconds": 20.0},
         (1.5931421513, 46, 0.31974652734, 0.05334713083, 6.5220368385),
     ),
-    "single turns": (60_000, {"turns_per_session": 1}, (2.4043134629, 46, 0.27428689199, 0.062522066084, 7.7255543112)),
+    "single turns": (60_000, {"turns_per_session": 1}, (2.4043134629, 46, 0.27428689199, 0.062522066084, 7.7255542113)),
     "varied": (
         500_000,
         {"turns_per_session": 1, "prompt_spread": 1.0, "output_spread": 0.5, "first_token": 4.0},
