@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from berth_operator.planner.lanes import Floats, Ints, Lanes, most_replicas_on, served_by, unserved_by
 from berth_operator.planner.patterns import Prices, mend, polish
-from berth_operator.planner.pricing import LEAST, price
+from berth_operator.planner.pricing import LEAST, TOLERANCE, price
 from berth_operator.planner.useful import useful_nodes
 from berth_operator.planner.zones import spreads
 from hypothesis import given, settings
@@ -202,86 +202,119 @@ def test_nodes_that_are_of_no_use_are_in_no_cheapest_pattern(seed: int, part: fl
         assert cost[(every <= times).all(1)].min() == pytest.approx(cost.min())
 
 
-def _quantised(lanes: Lanes, prices: Prices, units: int, *, by_vendor: bool) -> tuple[Floats, Ints]:
-    """What each pattern costs in units, as pricing.py states it, and the patterns, of the useful nodes."""
-    one, q, exactly = np.zeros(1, dtype=np.int64), units + 1, units * (1 + 5e-5)
-    times = useful_nodes(lanes, one, prices.node, prices.unserved, np.array([np.inf]))[0]
-    spot_share, kind = float(lanes.spot_share[0]), lanes.spread[0]
-    replica = np.where(times > 0, np.minimum(lanes.share[0], 1) / lanes.per_node[0], 0)
-    floor = int(lanes.floor[0]) if spot_share > 0 and (lanes.spot[0] & (lanes.most[0] > 0)).any() else 0
-    least = int(lanes.least[0])
-    floor *= (floor - 1) * replica[~lanes.spot[0]].max(initial=0) >= 1 - spot_share - 1e-9
-    least *= (least - 1) * replica.max() >= 1 - 1e-9
-    wanted = 0 if by_vendor else min(4, max(floor, least))
-    floor, least = min(int(lanes.floor[0]), wanted), min(int(lanes.least[0]), wanted)
-    if by_vendor:
-        floor = least = 0
+class _Quantised:
+    """All patterns of a lane in units, as pricing.py states it."""
 
-    def spot_units(alone: float) -> float:
-        share = min(alone, spot_share)
-        even = abs(share * units - round(share * units)) < 1e-9 and spot_share <= 0.95
-        return round(share * units) if even else share * exactly
+    def __init__(self, lanes: Lanes, prices: Prices, units: int) -> None:
+        one = np.zeros(1, dtype=np.int64)
+        self.lanes, self.prices, self.q, self.exactly = lanes, prices, units + 1, units * (1 + 5e-5)
+        times = useful_nodes(lanes, one, prices.node, prices.unserved, np.array([np.inf]))[0]
+        self.patterns = _within(replace(lanes, most=times[None, :]))
+        spot_share = float(lanes.spot_share[0])
+        self.rest = max(0, math.ceil((1 - spot_share - 2e-6) * self.exactly - 1e-7))
+        self.on_spot = min(math.ceil(spot_share * self.exactly - 1e-7), self.q - self.rest)
+        self.of_vendor = min(math.ceil(lanes.vendor_share[0] * self.exactly - 1e-7), self.q)
+        self.gains = [[self._gains(k, n) for k, n in enumerate(nodes)] for nodes in self.patterns.tolist()]
+        replica = np.where(times > 0, np.minimum(lanes.share[0], 1) / lanes.per_node[0], 0)
+        floor = int(lanes.floor[0]) if spot_share > 0 and (lanes.spot[0] & (lanes.most[0] > 0)).any() else 0
+        least = int(lanes.least[0])
+        floor *= (floor - 1) * replica[~lanes.spot[0]].max(initial=0) >= 1 - spot_share - 1e-9
+        least *= (least - 1) * replica.max() >= 1 - 1e-9
+        self.wanted = min(4, max(floor, least))
 
-    rest = max(0, math.ceil((1 - spot_share - 2e-6) * exactly - 1e-7))
-    on_spot = min(math.ceil(spot_share * exactly - 1e-7), q - rest)
-    of_vendor = min(math.ceil(lanes.vendor_share[0] * exactly - 1e-7), q)
+    def _gains(self, k: int, nodes: int) -> int:
+        """The most units that up to so many nodes of an option carry."""
+        lanes, units = self.lanes, self.q - 1
+        most = [0]
+        for n in range(1, nodes + 1):
+            carried = n * lanes.share[0, k] * self.exactly
+            if lanes.spot[0, k]:
+                share = min(lanes.loss_share[0] * lanes.spreads[lanes.spread[0, k], n], lanes.spot_share[0])
+                even = abs(share * units - round(share * units)) < 1e-9 and lanes.spot_share[0] <= 0.95
+                carried = min(carried, round(share * units) if even else share * self.exactly)
+            most.append(max(0, math.ceil(carried - 1e-7)))
+        return max(most)
 
-    def gain(k: int, n: int) -> int:
-        carried = n * lanes.share[0, k] * exactly
-        if lanes.spot[0, k]:
-            carried = min(carried, spot_units(lanes.loss_share[0] * (lanes.spreads[kind[k], n] if kind[k] else 1)))
-        return max(0, math.ceil(carried - 1e-7))
+    def _bought(self) -> Floats:
+        return np.asarray((self.patterns * self.prices.node[0]).sum(1))
 
-    def short(v: int) -> float:
-        return float(prices.unserved[0]) * max((v - 1) / exactly, LEAST) if v > 0 else 0.0
+    def _short(self, units: Ints | int) -> Floats:
+        short = np.maximum((np.asarray(units) - 1) / self.exactly, LEAST)
+        return np.where(np.asarray(units) > 0, self.prices.unserved[0] * short, 0.0)
 
-    patterns = _within(replace(lanes, most=times[None, :]))
-    costs = []
-    for nodes in patterns.tolist():
-        got = [max((gain(k, j) for j in range(1, n + 1)), default=0) for k, n in enumerate(nodes)]
-        running = [n * r for n, r in zip(nodes, lanes.per_node[0].tolist(), strict=True)]
-        steady_replicas = sum(r for r, s in zip(running, lanes.spot[0], strict=True) if not s)
-        spot_replicas = min(sum(running) - steady_replicas, wanted)
-        total = 0
-        for v in range(3) if by_vendor else (None,):
-            mine = [v is None or lanes.vendor[0, k] == v for k in range(OPTIONS)]
-            steady = sum(g for g, m, s in zip(got, mine, lanes.spot[0], strict=True) if m and not s)
-            spot = min(on_spot, sum(g for g, m, s in zip(got, mine, lanes.spot[0], strict=True) if m and s))
-            total += min(of_vendor, steady + spot) if by_vendor else 0
-        rests = (
-            [(q - total, 0)]
-            if by_vendor
-            else [
-                (q - steady - t, max(floor if t else 0, least - spot_replicas) - steady_replicas)
-                for t in range(spot + 1)
-            ]
-        )
-        nodes_cost = sum(n * c for n, c in zip(nodes, prices.node[0].tolist(), strict=True))
-        costs.append(nodes_cost + min(short(v) + max(0, m) * prices.missing for v, m in rests))
-    return np.array(costs), patterns
+    def costs(self) -> Floats:
+        """[pattern], vendors' shares left aside."""
+        floor, least = (min(int(n), self.wanted) for n in (self.lanes.floor[0], self.lanes.least[0]))
+        found = []
+        for nodes, gains in zip(self.patterns, self.gains, strict=True):
+            steady, on_spot = (
+                sum(g for g, s in zip(gains, self.lanes.spot[0], strict=True) if s == kind) for kind in (False, True)
+            )
+            running = nodes * self.lanes.per_node[0]
+            steadies, spots = int(running[~self.lanes.spot[0]].sum()), int(running[self.lanes.spot[0]].sum())
+            t = np.arange(min(on_spot, self.on_spot) + 1)
+            lacking = np.maximum(np.where(t > 0, floor, 0), least - min(spots, self.wanted)) - steadies
+            missing = np.maximum(lacking, 0) * self.prices.missing
+            found.append((self._short(self.q - steady - t) + missing).min())
+        return self._bought() + np.array(found)
+
+    def by_vendor(self) -> tuple[Floats, Ints, Ints]:
+        """(USD/h, units on spot, pattern) of each way to split patterns, each vendor within its share."""
+        cost, spot, pattern = [], [], []
+        for i, (bought, gains) in enumerate(zip(self._bought(), self.gains, strict=True)):
+            steady = more = 0
+            for v in range(3):
+                mine = [g for g, of in zip(gains, self.lanes.vendor[0], strict=True) if of == v]
+                spots = [s for s, of in zip(self.lanes.spot[0], self.lanes.vendor[0], strict=True) if of == v]
+                first = min(self.of_vendor, sum(g for g, s in zip(mine, spots, strict=True) if not s))
+                second = min(self.on_spot, sum(g for g, s in zip(mine, spots, strict=True) if s))
+                steady, more = steady + first, more + min(second, self.of_vendor - first)
+            t = np.arange(more + 1)
+            cost.append(bought + self._short(self.q - steady - t))
+            spot.append(t)
+            pattern.append(np.full(more + 1, i))
+        return np.concatenate(cost), np.concatenate(spot), np.concatenate(pattern)
 
 
 @given(seed=seeds, units=st.sampled_from([20, 24, 60]))
 @checked
 def test_a_price_is_the_least_of_all_patterns_in_units(seed: int, units: int) -> None:
     lanes, prices = _lane(seed)
-    one, everything = np.zeros(1, dtype=np.int64), np.array([np.inf])
-    found = price(lanes, one, prices.node, prices.unserved, prices.missing, everything, units)
-    assert found.below[0]
-    assert (found.nodes <= lanes.most).all()
-    costs, patterns = _quantised(lanes, prices, units, by_vendor=False)
-    mine = (patterns == found.nodes[0]).all(1)
-    over = lanes.vendor_share[0] < 1 and found.bound[0] > costs.min() + 1e-9
-    if over or not mine.any() or costs[mine][0] > costs.min() + 1e-9:
-        by_vendor, patterns = _quantised(lanes, prices, units, by_vendor=True)
-        assert lanes.vendor_share[0] < 1
-        assert found.bound[0] == pytest.approx(max(costs.min(), by_vendor.min()))
-        assert by_vendor[(patterns == found.nodes[0]).all(1)][0] == pytest.approx(by_vendor.min())
-    else:
-        assert found.bound[0] == pytest.approx(costs.min(), rel=1e-12)
+    lanes = replace(lanes, vendor_share=np.ones(1))
+    one, q = np.zeros(1, dtype=np.int64), _Quantised(lanes, prices, units)
+    found = price(lanes, one, prices.node, prices.unserved, prices.missing, np.array([np.inf]), units)
+    costs = q.costs()
+    assert found.bound[0] == pytest.approx(costs.min(), rel=1e-12)
+    assert costs[(q.patterns == found.nodes[0]).all(1)] == pytest.approx(costs.min(), rel=1e-12)
     none = price(lanes, one, prices.node, prices.unserved, prices.missing, found.bound / 2, units)
+    assert found.below[0]
     assert not none.below[0]
-    assert none.bound[0] >= found.bound[0] / 2
+    assert found.bound[0] / 2 <= none.bound[0]
+
+
+@given(seed=seeds, units=st.sampled_from([20, 24]))
+@checked
+def test_where_vendors_are_bounded_a_price_is_the_best_that_a_price_of_spot_says(seed: int, units: int) -> None:
+    lanes, prices = _lane(seed)
+    lanes = replace(lanes, vendor_share=np.full(1, 0.6))
+    one, q = np.zeros(1, dtype=np.int64), _Quantised(lanes, prices, units)
+    found = price(lanes, one, prices.node, prices.unserved, prices.missing, np.array([np.inf]), units)
+    alone = q.costs().min()
+    if served_by(lanes, one, found.nodes).unserved[0] <= TOLERANCE and found.bound[0] == pytest.approx(alone):
+        return  # vendors' shares do not bind
+    cost, spot, pattern = q.by_vendor()
+    over = spot - (q.q - q.rest)
+
+    def dual(price: float) -> float:
+        return float((cost + price * over).min())
+
+    low, high = 0.0, float(cost.max())
+    for _ in range(200):
+        third = (high - low) / 3
+        low, high = (low + third, high) if dual(low + third) < dual(high - third) else (low, high - third)
+    assert found.bound[0] == pytest.approx(max(alone, dual((low + high) / 2)), rel=1e-7)
+    mine = (q.patterns[pattern] == found.nodes[0]).all(1) & (over <= 0)
+    assert cost[mine].min() >= dual((low + high) / 2) - 1e-7
 
 
 @given(seed=seeds, units=st.sampled_from([7, 12]))

@@ -12,7 +12,7 @@ easier: z is a lower bound of the pool's true price (what makes the Lagrangian b
 found serves all in exact arithmetic it is the price itself.  A pattern of one class is exact so, and m classes are
 wrong by less than m - 1 units.  minReplicas and the floor beside spot are a second coordinate, replicas still wanted.
 A vendor's share is a bound of its own: with A the options of one vendor and B the others, z >= min over y <= vendor
-share of H_A(y) + H_B(Q - y), H = F and G together.
+share of H_A(y) + H_B(Q - y), H = F and G together, units on spot at the price that keeps all vendors' to their share.
 
 Each lane goes through by itself in compiled code (native/csrc/pricing.cpp, cover.cpp), with the options that can matter
 (`useful`).

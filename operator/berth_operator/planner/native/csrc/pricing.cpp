@@ -19,6 +19,7 @@ constexpr double kNotAll = 0.95;     // spot shares up to which a rest is sure t
 constexpr double kRounding = 1e-7;   // of units
 constexpr double kHair = 1e-9;
 constexpr int64_t kMostWanted = 4;   // replicas that are counted; of a greater floor the bound does not know the rest
+constexpr int kMostPrices = 20;      // of a unit on spot that are tried
 constexpr int64_t kSeveral = 2;      // small options from which they are a fluid
 
 struct Question {
@@ -148,46 +149,102 @@ class Pricer {
   //
   //     E_v(y) = min over x <= vendor share of E_(v-1)(y - x) + H_v(x),   H_v(x) = min over t of F_v(x - t) + G_v(t).
   //
-  // The spot share holds within each vendor only, and replicas wanted are left aside: `solve` knows of those.
+  // The spot share of all vendors together is kept by a price of each unit on spot (Lagrange), the best that there is:
+  // the bound is a concave function of it, of straight pieces.  Replicas wanted are left aside: `solve` knows of those.
   double solve_by_vendor(int64_t* nodes) {
+    cover_by_vendor();
+    // Flows f and p of each vendor's steady nodes and spot are ceil(f) and ceil(f + p) - ceil(f) units or fewer: of Q
+    // units in all, no more are on spot than the steady nodes leave.
+    const double rest = std::ceil((1 - lane_->spot_share - 2 * kTolerance) * exactly_ - kRounding);
+    const double most = static_cast<double>(need_) - std::max(rest, 0.0);
+    const auto over = [&](const Split& one) { return static_cast<double>(one.spot()) - most; };
+    Split low = split_at(0.0, most), chosen = low;
+    double bound = low.value;
+    if (over(low) > 0) {
+      double price = std::max(bound, 1.0) / static_cast<double>(need_);
+      Split high = split_at(price, most);
+      for (int doubling = 0; over(high) > 0 && doubling < kMostPrices; ++doubling) {
+        low = high, bound = std::max(bound, low.value);
+        high = split_at(price *= 2, most);
+      }
+      chosen = high, bound = std::max(bound, high.value);
+      for (int i = 0; i < kMostPrices && over(low) > over(high); ++i) {
+        // Where the lines of both meet, which nothing is above.
+        price = (high.value - high.price * over(high) - low.value + low.price * over(low)) / (over(low) - over(high));
+        const double above = low.value + (price - low.price) * over(low);
+        const Split found = split_at(price, most);
+        bound = std::max(bound, found.value);
+        if (over(found) <= 0 && found.value - found.price * over(found) < chosen.value - chosen.price * over(chosen))
+          chosen = found;
+        if (found.value >= above - kHair * std::abs(above)) break;
+        (over(found) > 0 ? low : high) = found;
+      }
+    }
+    for (size_t v = 0; v < vendors_.size(); ++v) {
+      const auto& [steady, spot] = of_vendor_[v];
+      const auto [x, t] = chosen.units[v];
+      steady.trace(0, x - t, static_cast<double>(x - t), nodes);
+      spot.trace(0, t, static_cast<double>(t), nodes);
+    }
+    return bound;
+  }
+
+  // What each vendor carries at a price of a unit on spot.
+  struct Split {
+    double price, value;                             // USD/h; what is paid for more than `most` units included
+    std::vector<std::pair<int64_t, int64_t>> units;  // [vendor] all and on spot
+    int64_t spot() const {
+      int64_t total = 0;
+      for (const auto& [x, t] : units) total += t;
+      return total;
+    }
+  };
+
+  void cover_by_vendor() {
     vendors_.clear();
     for (int64_t k = 0; k < lane_->options; ++k)
       if (times_[k] > 0) vendors_.push_back(lane_->vendor[k]);
     std::sort(vendors_.begin(), vendors_.end());
     vendors_.erase(std::unique(vendors_.begin(), vendors_.end()), vendors_.end());
     const double share = std::ceil(lane_->vendor_share * exactly_ - kRounding);
-    const int64_t width = need_ + 1, most = static_cast<int64_t>(std::min(share, static_cast<double>(need_)));
-    const int64_t on_spot = std::min(spot_units_, most);
-    reached_.assign(unserved_.begin(), unserved_.end());
-    reached_.resize(width * static_cast<int64_t>(vendors_.size() + 1));
-    together_.resize((most + 1) * static_cast<int64_t>(vendors_.size()));
+    of_each_ = static_cast<int64_t>(std::min(share, static_cast<double>(need_)));
     if (of_vendor_.size() < vendors_.size()) of_vendor_.resize(vendors_.size());
-    for (size_t v = 0; v < vendors_.size(); ++v) {
-      auto& [steady, spot] = of_vendor_[v];
-      for (const auto& [cover, upto] : {std::pair<Cover*, int64_t>{&steady, most}, {&spot, on_spot}}) {
-        double* first = cover->begin(1, upto + 1);
-        std::fill_n(first, upto + 1, kHuge);
+    for (size_t v = 0; v < vendors_.size(); ++v)
+      for (const bool on_spot : {false, true}) {
+        Cover& cover = on_spot ? of_vendor_[v].second : of_vendor_[v].first;
+        const int64_t width = (on_spot ? std::min(spot_units_, of_each_) : of_each_) + 1;
+        double* first = cover.begin(1, width);
+        std::fill_n(first, width, kHuge);
         first[0] = 0.0;
-        buy(*cover, cover == &spot, vendors_[v], 1);
+        buy(cover, on_spot, vendors_[v], 1);
       }
-      double* h = together_.data() + v * (most + 1);
-      min_plus(steady.costs(), spot.costs(), most + 1, on_spot + 1, h);
-      min_plus(reached_.data() + v * width, h, width, most + 1, reached_.data() + (v + 1) * width);
-    }
-    int64_t y = need_;
-    for (size_t v = vendors_.size(); v-- > 0;) {
+  }
+
+  Split split_at(double price, double most) {
+    const int64_t width = need_ + 1, each = of_each_ + 1, on_spot = std::min(spot_units_, of_each_) + 1;
+    const size_t count = vendors_.size();
+    reached_.resize(width * (count + 1)), together_.resize(each * count), priced_.resize(on_spot * count);
+    std::copy(unserved_.begin(), unserved_.end(), reached_.begin());
+    for (size_t v = 0; v < count; ++v) {
       const auto& [steady, spot] = of_vendor_[v];
-      const int64_t x = split(reached_.data() + v * width, together_.data() + v * (most + 1), y, most + 1);
-      const int64_t t = split(steady.costs(), spot.costs(), x, on_spot + 1);
-      steady.trace(0, x - t, static_cast<double>(x - t), nodes);
-      spot.trace(0, t, static_cast<double>(t), nodes);
+      double *h = &together_[v * each], *g = &priced_[v * on_spot];
+      for (int64_t t = 0; t < on_spot; ++t) g[t] = spot.costs()[t] + price * static_cast<double>(t);
+      min_plus(steady.costs(), g, each, on_spot, h);
+      min_plus(&reached_[v * width], h, width, each, &reached_[(v + 1) * width]);
+    }
+    Split found{price, reached_[count * width + need_] - price * most, {}};
+    found.units.resize(count);
+    int64_t y = need_;
+    for (size_t v = count; v-- > 0;) {
+      const int64_t x = taken(&reached_[v * width], &together_[v * each], y, each);
+      found.units[v] = {x, taken(of_vendor_[v].first.costs(), &priced_[v * on_spot], x, on_spot)};
       y -= x;
     }
-    return reached_[vendors_.size() * width + need_];
+    return found;
   }
 
   // x that attains the least left[total - x] + right[x].
-  static int64_t split(const double* left, const double* right, int64_t total, int64_t right_width) {
+  static int64_t taken(const double* left, const double* right, int64_t total, int64_t right_width) {
     int64_t best = 0;
     for (int64_t x = 1; x < right_width && x <= total; ++x)
       if (left[total - x] + right[x] < left[total - best] + right[best]) best = x;
@@ -196,8 +253,8 @@ class Pricer {
 
   const Lane* lane_ = nullptr;
   const Question* ask_ = nullptr;
-  int64_t need_ = 0, spot_units_ = 0, wanted_ = 0, floor_ = 0, least_ = 0;
-  double exactly_ = 0.0;  // D: Q is `need_`
+  int64_t need_ = 0, spot_units_ = 0, of_each_ = 0, wanted_ = 0, floor_ = 0, least_ = 0;
+  double exactly_ = 0.0;  // D: Q is `need_`; `of_each_` are units of a vendor's share
   Useful useful_;
   Serving serving_;
   Pattern pattern_;
@@ -206,7 +263,7 @@ class Pricer {
   std::vector<Nodes> small_, large_;
   std::vector<int64_t> times_, vendors_;
   std::vector<double> units_, unserved_;    // unserved_ [unit]: price of units that nothing carries
-  std::vector<double> reached_, together_;  // [vendor, unit] E and H
+  std::vector<double> reached_, together_, priced_;  // [vendor, unit] E, H and G
 };
 
 }  // namespace
