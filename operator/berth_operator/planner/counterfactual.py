@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from berth_operator.api import CapacityType, HardwareClass, HardwareClassStatus, HardwareKind
+from berth_operator.api import CapacityType, Effective, HardwareClass, HardwareClassStatus, HardwareKind
 from berth_operator.planner.candidates import Option, PoolContext, candidates_of
 from berth_operator.planner.lanes import lanes_of, served_by
 from berth_operator.planner.patterns import Prices, cheapest
@@ -45,7 +45,6 @@ class Comparison:
 def gpu_only_usd_per_hour(wanted: Sequence[Comparison], classes: Iterable[HardwareClass]) -> dict[str, Decimal | None]:
     """By pool, USD/h of the cheapest GPU-only plan of what is served; None when no GPU class can."""
     own = [c for c in classes if c.spec.kind is HardwareKind.GPU]
-    constrained = any(c.status.constrained for c in own)
     gpus = [c.model_copy(update={"status": HardwareClassStatus()}) for c in own]
     limits = {
         (c.metadata.name, CapacityType.RESERVED): reserved.max_nodes
@@ -53,7 +52,7 @@ def gpu_only_usd_per_hour(wanted: Sequence[Comparison], classes: Iterable[Hardwa
         if (reserved := c.capacity_of(CapacityType.RESERVED)) and reserved.max_nodes is not None
     }
     found: dict[str, Decimal | None] = {w.key: None for w in wanted}
-    problems = [p for w in wanted if w.served > 0 and (p := _problem(w, gpus, constrained=constrained)).options]
+    problems = [p for w in wanted if w.served > 0 and (p := _problem(w, own, gpus)).options]
     groups = groups_of(problems)
     problems = [in_parts(p, groups) for p in problems]
     if sum(len(p.options) for p in problems) > EXACT:
@@ -64,11 +63,18 @@ def gpu_only_usd_per_hour(wanted: Sequence[Comparison], classes: Iterable[Hardwa
     return found
 
 
-def _problem(wanted: Comparison, gpus: Sequence[HardwareClass], *, constrained: bool) -> PoolProblem:
-    context, own = wanted.context, wanted.context.effective
+def judges_again(effective: Effective, classes: Iterable[HardwareClass]) -> bool:
+    """Whether a pool could have other GPUs than its plan may choose from."""
+    unbound = effective.allow is None and effective.deny is None and effective.objective == "Cost"
+    return not unbound or any(c.status.constrained for c in classes if c.spec.kind is HardwareKind.GPU)
+
+
+def _problem(wanted: Comparison, own: Sequence[HardwareClass], gpus: Sequence[HardwareClass]) -> PoolProblem:
+    """`own`: the GPU classes as they are; `gpus`: as they would be."""
+    context = wanted.context
     effective = replace(
-        own,
-        requests_per_second=own.requests_per_second * Decimal(repr(wanted.served)),
+        context.effective,
+        requests_per_second=context.effective.requests_per_second * Decimal(repr(wanted.served)),
         objective="Cost",
         allow=None,
         deny=None,
@@ -76,8 +82,7 @@ def _problem(wanted: Comparison, gpus: Sequence[HardwareClass], *, constrained: 
         max_replicas=None,
         max_traffic_percent_per_vendor=100,
     )
-    unbound = own.allow is None and own.deny is None and own.objective == "Cost"
-    if unbound and not constrained:
+    if not judges_again(context.effective, own):
         return PoolProblem(wanted.key, effective, tuple(o for o in wanted.options if o.kind is HardwareKind.GPU))
     return PoolProblem(wanted.key, effective, candidates_of(gpus, replace(context, effective=effective)).options)
 

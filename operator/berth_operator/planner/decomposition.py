@@ -51,7 +51,7 @@ LOST_LANES: Final = 4
 """Lanes a round that it prices because no good pattern of theirs is known."""
 EXACT_LANES: Final = (8, 125)
 """Loosest lanes that the flat program prices in the last round: so many, or one of so many pools if that is more."""
-LANES_AT_ONCE: Final = 2048
+LANES_AT_ONCE: Final = 512
 """Lanes that are guessed for together, for memory."""
 EXACT_NODES: Final = 1_000
 """Of branch and bound, for one of them: a budget that keeps a pool short takes some hundred."""

@@ -13,11 +13,12 @@ from berth_operator.planner import fleet
 from berth_operator.planner.acceptance import may_carry_alone, placement_problem, spec_problem
 from berth_operator.planner.candidates import Candidates, PoolContext, Resource, api_time, candidates_of
 from berth_operator.planner.churn import Decision, Incumbent, decide
-from berth_operator.planner.counterfactual import Comparison, gpu_only_usd_per_hour
+from berth_operator.planner.counterfactual import Comparison, gpu_only_usd_per_hour, judges_again
 from berth_operator.planner.explanation import Outcome, Usage, per_million, verdicts
 from berth_operator.planner.faulty import avoided_of, avoiding, with_faulty
 from berth_operator.planner.judging import judge_all
 from berth_operator.planner.marginal import Worth, worth_of_nodes
+from berth_operator.planner.native import trim
 from berth_operator.planner.program import PoolProblem
 from berth_operator.planner.sharing import NOTHING, Group, Standing, groups_of, pieces_of
 from berth_operator.planner.shortfall import shortfall
@@ -97,6 +98,8 @@ def planned(snapshot: Snapshot, *, explain: bool = True, shadow_prices: bool = F
     used = nodes_used(live.solution.pools)
     left = {resource: max(0, most - used.get(resource, 0)) for resource, most in limits.items()}
     shadow = decide_pools([j for j in accepted if j.shadow], left, snapshot.now)
+    if is_large(accepted):
+        trim()
     effective = {j.key: j.context.effective for j in accepted}
     usage = {
         False: Usage.of(_used_by([live]), pieces_of(effective, live.solution.pools)),
@@ -194,7 +197,7 @@ def judge_pools(snapshot: Snapshot) -> list[JudgedPool]:
     known = dict(zip(sound, judge_all([contexts[i] for i in sound], snapshot.hardware_classes), strict=True))
     judged, avoided = [], avoided_of(classes, snapshot.now)
     for i, (pool, context, problem) in enumerate(zip(pools, contexts, problems, strict=True)):
-        with_known = replace(context, judged=known.get(i, {}))
+        with_known = replace(context, judged=known.pop(i, {}))
         candidates = Candidates()
         if problem is None:
             alone = partial(may_carry_alone, context.effective)
@@ -203,7 +206,8 @@ def judge_pools(snapshot: Snapshot) -> list[JudgedPool]:
         found = problem or placement_problem(context.effective, candidates)
         own = tuple(running.get(pool.key, ()))
         incumbent = Incumbent(own, api_time(pool.status.last_move_time)) if own else None
-        judged.append(JudgedPool(pool.key, with_known, candidates, found, incumbent))
+        kept = with_known if judges_again(context.effective, classes) else context
+        judged.append(JudgedPool(pool.key, kept, candidates, found, incumbent))
     return judged
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["FLAGS", "FLOATS", "INTS", "LENGTH", "NUMBER", "function"]
+__all__ = ["FLAGS", "FLOATS", "INTS", "LENGTH", "NUMBER", "function", "trim"]
 
 FLOATS: Final = np.ctypeslib.ndpointer(np.float64, flags="C_CONTIGUOUS")
 INTS: Final = np.ctypeslib.ndpointer(np.int64, flags="C_CONTIGUOUS")
@@ -31,6 +31,13 @@ def function(name: str, *arguments: Any) -> Callable[..., None]:
     found.argtypes, found.restype = arguments, None
     call: Callable[..., None] = found
     return call
+
+
+def trim() -> None:
+    """Give freed memory back to the system where the C library can (glibc's does so by itself at the end of its heap
+    only): arrays of a whole fleet leave holes, which what is made next may not fit."""
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @functools.cache
