@@ -118,8 +118,8 @@ bool Pair::choose_useful(int fits) {
   while (smooth < fits && given.gap_p99[smooth] <= load.gap * (1 + 1e-9)) ++smooth;
   if (smooth < 2) return false;
   Station& station = ahead_.station;
-  station.solve(given, load, 1.0);
-  const double least = *std::min_element(station.took.begin() + 1, station.took.begin() + smooth);
+  station.solve(given, load, smooth, 1.0);
+  const double least = *std::min_element(station.took.begin() + 1, station.took.end());
   int last = 1;
   while (station.took[last] > least * (1 + ALIKE)) ++last;
   std::vector<int> columns;
@@ -137,7 +137,7 @@ bool Pair::choose_useful(int fits) {
 
 void Pair::set(double rate, int slots) {
   if (!settled_) {
-    ahead_.station.solve(given, load, kept_sessions(given, load, rate));
+    ahead_.station.solve(given, load, columns_.back() + 1, kept_sessions(given, load, rate));
     ahead_.station.pick(columns_);
     ahead_.set(speed_, load);
   }
@@ -229,7 +229,7 @@ std::vector<int> Pair::worth_a_try(int64_t exponent, int64_t top) {
 
 bool Pair::search() {
   if (!settled_) {
-    ahead_.station.solve_alike(given, load);
+    ahead_.station.solve_alike(given, load, columns_.back() + 1);
     ahead_.station.pick(columns_);
   }
   const int64_t top = this->top(), base = greatest(top);

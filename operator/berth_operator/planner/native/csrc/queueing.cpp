@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "clones.hpp"
+
 namespace berth {
 namespace {
 
@@ -62,7 +64,7 @@ BERTH_INLINE double beyond_even(double mean, double variance, double limit) {
 
 }  // namespace
 
-void Ahead::set(const Speed& of_speed, const Load& of_load) {
+BERTH_CLONES void Ahead::set(const Speed& of_speed, const Load& of_load) {
   speed = &of_speed;
   load = &of_load;
   const int columns = speed->columns();
@@ -120,27 +122,30 @@ void Ahead::set(const Speed& of_speed, const Load& of_load) {
   first_tokens(load->first_token, late, usual);
 }
 
-void Ahead::first_tokens(double limit, Column& late_by, Column& usual_by) const {
+BERTH_CLONES void Ahead::first_tokens(double limit, Column& late_by, Column& usual_by) const {
   const int columns = speed->columns();
   late_by.assign(columns, 0.0);
   usual_by.assign(columns, 0.0);
-  const bool spread = load->prompt_spread > 0;
   for (int k = 0; k < station.kinds; ++k) {
     const double share = station.shares[k];
     const Cumulants &now = free[k], &then = behind[k];
+    const auto add = [&](auto unhindered) __attribute__((always_inline)) {
 #pragma GCC ivdep
-    for (int i = 0; i < columns; ++i) {
-      const double reading = station.reading[i];
-      const double even = beyond_even(now.mean[i], now.variance[i], limit);
-      const double unhindered = spread ? beyond(now.mean[i], now.variance[i], now.third[i], limit) : even;
-      const double hindered = beyond(then.mean[i], then.variance[i], then.third[i], limit);
-      late_by[i] += share * (unhindered + reading * (hindered - unhindered));
-      usual_by[i] += share * (now.mean[i] + reading * (then.mean[i] - now.mean[i]));
-    }
+      for (int i = 0; i < columns; ++i) {
+        const double reading = station.reading[i], late = unhindered(i);
+        const double hindered = beyond(then.mean[i], then.variance[i], then.third[i], limit);
+        late_by[i] += share * (late + reading * (hindered - late));
+        usual_by[i] += share * (now.mean[i] + reading * (then.mean[i] - now.mean[i]));
+      }
+    };
+    if (load->prompt_spread > 0)
+      add([&](int i) { return beyond(now.mean[i], now.variance[i], now.third[i], limit); });
+    else
+      add([&](int i) { return beyond_even(now.mean[i], now.variance[i], limit); });
   }
 }
 
-void Queue::set(const Ahead& ahead, double rate, int slots) {
+BERTH_CLONES void Queue::set(const Ahead& ahead, double rate, int slots) {
   ahead_ = &ahead;
   rate_ = rate;
   columns_ = slots + 1;
@@ -221,7 +226,7 @@ double Queue::first_late(int column, double limit) {
   return late(column, late_, limit - usual_[column]);
 }
 
-void Queue::turns() {
+BERTH_CLONES void Queue::turns() {
   const Load& load = *ahead_->load;
   const Station& station = ahead_->station;
   const Column& inside = ahead_->speed->turns;
@@ -284,7 +289,7 @@ void Queue::turns() {
   }
 }
 
-double Queue::turn_late(int column, double limit) {
+BERTH_CLONES double Queue::turn_late(int column, double limit) {
   const Station& station = ahead_->station;
   late_.assign(columns_, 0.0);
   double usual = 0;

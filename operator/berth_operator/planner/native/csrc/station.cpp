@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "clones.hpp"
+
 namespace berth {
 namespace {
 
@@ -145,7 +147,7 @@ Work mixed(int kinds, const double* shares, const Work* works) {
   return {mean, std::max(second - mean * mean, 0.0), third - 3 * second * mean + 2 * mean * mean * mean};
 }
 
-void added_seconds(const Speed& speed, const Load& load, const Column& step, Column& added) {
+BERTH_CLONES void added_seconds(const Speed& speed, const Load& load, const Column& step, Column& added) {
   const int columns = speed.columns();
   added.resize(columns);
 #pragma GCC ivdep
@@ -154,26 +156,26 @@ void added_seconds(const Speed& speed, const Load& load, const Column& step, Col
         Bounds(speed.gap_p99[i], speed.step[i], step[i], load.gap, speed.prefill_tokens_per_second).added();
 }
 
-void Station::solve(const Speed& speed, const Load& load, double kept) {
-  if (!load.keeps()) return solve_alike(speed, load);
+void Station::solve(const Speed& speed, const Load& load, int columns, double kept) {
+  if (!load.keeps()) return solve_alike(speed, load, columns);
   const double turns = load.turns_per_session, growth = load.growth();
   kinds = kept == 1 ? 2 : 3;
   shares = {1 / turns, (1 - 1 / turns) * kept, (1 - 1 / turns) * (1 - kept)};
   works = {work_read(speed, load, -growth * (turns - 1) / 2, 1.0),
            work_read(speed, load, growth / 2, std::max(turns - 1, 1.0)), work_cold(speed, load)};
-  solve(speed, load);
+  solve(speed, load, columns);
 }
 
-void Station::solve_alike(const Speed& speed, const Load& load) {
+void Station::solve_alike(const Speed& speed, const Load& load, int columns) {
   kinds = 1;
   shares[0] = 1.0;
   works[0] = work_read(speed, load, 0.0, load.turns_per_session);
-  solve(speed, load);
+  solve(speed, load, columns);
 }
 
-void Station::solve(const Speed& given, const Load& load) {
+BERTH_CLONES void Station::solve(const Speed& given, const Load& load, int most) {
   work = mixed(kinds, shares.data(), works.data());
-  finer(given, load);
+  finer(given, load, most);
   const int columns = speed_.columns();
   for (Column* values : {&chunk_, &rest_read_, &rest_step_, &last_read_, &last_step_, &stretch, &steals, &took, &reading,
                          &read, &there, &there_variance, &decoding, &step})
@@ -235,7 +237,7 @@ void Station::pick(const std::vector<int>& columns) {
 // While a step reads more prompts, c/S, than it ends turns, d/(O - 1), more and more turns decode: most of the time d
 // is about where these are as many.  Near the promise between tokens chunks vanish within a few d, so that this may be
 // anywhere between two columns.  About there w(d) is as a normal distribution, of which some points are added.
-void Station::finer(const Speed& given, const Load& load) {
+BERTH_CLONES void Station::finer(const Speed& given, const Load& load, int most) {
   const int columns = given.columns();
   constexpr int count = std::size(POINTS);
   const Column& turns = given.turns;
@@ -263,40 +265,35 @@ void Station::finer(const Speed& given, const Load& load) {
   const double slope = crossings[0] < crossings[1] ? slopes[0] : slopes[1];
   const double deviation = std::sqrt((middle + 1) / std::max(slope, 0.25));
 
-  place_.resize(columns);
-  for (Column* values : {&speed_.turns, &speed_.step, &speed_.gap_p99, &speed_.idle}) values->resize(columns + count);
+  place_.resize(most);
+  for (Column* values : {&speed_.turns, &speed_.step, &speed_.gap_p99, &speed_.idle}) values->resize(most + count);
   speed_.prefill_tokens_per_second = given.prefill_tokens_per_second;
-  double points[count];
-  for (int k = 0; k < count; ++k)
-    points[k] = rint(clip(middle + deviation * POINTS[k], turns[1], turns[columns - 1]));
-  for (int i = 0, k = 0; i < columns || k < count;) {
-    const int at = i + k;
-    if (k == count || (i < columns && turns[i] <= points[k])) {
-      place_[i] = at;
-      speed_.turns[at] = turns[i];
-      speed_.step[at] = given.step[i];
-      speed_.gap_p99[at] = given.gap_p99[i];
-      speed_.idle[at] = given.idle[i];
-      ++i;
-    } else {
-      const int low = std::clamp(i - 1, 0, columns - 2);
-      const double point = points[k];
-      const double part = (point - turns[low]) / std::max(turns[low + 1] - turns[low], 1.0);
-      const auto between = [&](const Column& values) { return values[low] + part * (values[low + 1] - values[low]); };
-      speed_.turns[at] = point;
-      speed_.step[at] = between(given.step);
-      speed_.gap_p99[at] = between(given.gap_p99);
-      speed_.idle[at] = between(given.idle);
-      ++k;
+  int k = 0;
+  for (int i = 0; i < most; ++i) {
+    for (; i > 0 && k < count; ++k) {
+      const double point = rint(clip(middle + deviation * POINTS[k], turns[1], turns[columns - 1]));
+      if (!(turns[i] > point)) break;
+      const double part = (point - turns[i - 1]) / std::max(turns[i] - turns[i - 1], 1.0);
+      const auto between = [&](const Column& values) { return values[i - 1] + part * (values[i] - values[i - 1]); };
+      speed_.turns[i + k] = point;
+      speed_.step[i + k] = between(given.step);
+      speed_.gap_p99[i + k] = between(given.gap_p99);
+      speed_.idle[i + k] = between(given.idle);
     }
+    place_[i] = i + k;
+    speed_.turns[i + k] = turns[i];
+    speed_.step[i + k] = given.step[i];
+    speed_.gap_p99[i + k] = given.gap_p99[i];
+    speed_.idle[i + k] = given.idle[i];
   }
+  for (Column* values : {&speed_.turns, &speed_.step, &speed_.gap_p99, &speed_.idle}) values->resize(most + k);
 }
 
 // How many turns decode, and how long do they take?  The birth-death chain, summed over d for each n.
 //
 // Between columns chances are taken as geometric.  They differ by hundreds of decades: sums are told as multiples of
 // the greatest chance so far.  `rest_`: while other prompts wait; `last_`: while none does.
-void Station::chain(const Load& load) {
+BERTH_CLONES void Station::chain(const Load& load) {
   const Column& turns = speed_.turns;
   const int columns = speed_.columns();
   const double answer = std::max(load.output_tokens - 1, 0.05);

@@ -84,19 +84,19 @@ struct Station {
   Column decoding;                   // mean of d
   Column step;                       // s at that
 
-  // Solves the chain for every n.  `kept`: share of sessions in memory.
-  void solve(const Speed& speed, const Load& load, double kept);
+  // Solves the chain for every n in so many columns.  `kept`: share of sessions in memory.
+  void solve(const Speed& speed, const Load& load, int columns, double kept);
   // The same where turns of a session are not told apart, and none is forgotten.
-  void solve_alike(const Speed& speed, const Load& load);
+  void solve_alike(const Speed& speed, const Load& load, int columns);
   // Keeps some columns, ascending.
   void pick(const std::vector<int>& columns);
 
  private:
-  void solve(const Speed& speed, const Load& load);
-  void finer(const Speed& given, const Load& load);
+  void solve(const Speed& speed, const Load& load, int columns);
+  void finer(const Speed& given, const Load& load, int most);
   void chain(const Load& load);
 
-  Speed speed_;                      // with more columns than given
+  Speed speed_;                      // with more columns than given, as far as asked for
   std::vector<int> place_;           // of the given ones
   std::array<Column, 3> bounds_;
   Column added_, chunk_, rest_read_, rest_step_, last_read_, last_step_;
