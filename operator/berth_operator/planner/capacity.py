@@ -6,6 +6,7 @@ between tokens; of the numbers of slots within that and within memory, the best 
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -125,13 +126,14 @@ def latencies(speed: Speed, load: Load, rate: float, slots: int) -> Latencies | 
     return None if math.isnan(gap) else Latencies(first_token, gap, turn)
 
 
+_fields: Final = operator.attrgetter(*(LOAD.names or ()))
+
+
 def as_loads(loads: Sequence[Load]) -> Loads:
     """The loads as an array."""
-    rows = [
-        tuple(math.inf if (value := getattr(load, name)) is None else value for name in LOAD.names or ())
-        for load in loads
-    ]
-    return np.array(rows, dtype=LOAD)
+    found = np.array([_fields(load) for load in loads], dtype=LOAD)
+    found["sessions"][np.isnan(found["sessions"])] = math.inf
+    return found
 
 
 def as_replicas(pairs: Sequence[tuple[Speed, Load]]) -> Replicas:
@@ -162,53 +164,44 @@ def as_replicas(pairs: Sequence[tuple[Speed, Load]]) -> Replicas:
 def solve(replicas: Replicas, of: Sequence[Load], estimated: Sequence[bool]) -> list[Judged]:
     """What each pair carries."""
     loads = as_loads(of)
-    alone = _alone(replicas, loads)
-    carried = queueing.greatest_rates(replicas, loads)
+    carried, alone = queueing.greatest_rates(replicas, loads), _alone(replicas, loads)
     slow = np.flatnonzero(carried[:, 0] == 0)
-    p99s = dict(zip(slow.tolist(), _p99s_alone(replicas, loads, alone, slow), strict=True))
+    broken = dict(zip(slow.tolist(), _p99s_alone(replicas, loads, alone, slow).tolist(), strict=True))
+    kv, unloaded = replicas.kv_cache_tokens.tolist(), alone[:, 2].tolist()
     found: list[Judged] = []
     for i, (rate, slots, first, gap, turn) in enumerate(carried.tolist()):
-        if i in p99s:
-            found.append((too_slow(of[i], *p99s[i]), alone[i][2]))
+        if i in broken:
+            found.append((too_slow(of[i], *broken[i]), unloaded[i]))
         else:
-            kv = int(replicas.kv_cache_tokens[i])
-            found.append((ReplicaCapacity(rate, int(slots), first, gap, turn, kv, estimated[i]), alone[i][2]))
+            found.append((ReplicaCapacity(rate, int(slots), first, gap, turn, int(kv[i]), estimated[i]), unloaded[i]))
     return found
 
 
-_Alone = tuple[float, float, float, float, float]
-
-
-def _p99s_alone(replicas: Replicas, loads: Loads, means: Sequence[_Alone], rows: Ints) -> list[_Alone]:
+def _p99s_alone(replicas: Replicas, loads: Loads, alone: Array, rows: Ints) -> Array:
     """`_alone` of some pairs; where no promise is broken by it, with p99s: prompts grow, and steps vary.
 
     Where those hold too, only just, the one that the rarest second turn would break is taken to be broken.
     """
     promised = np.stack([loads["gap"], loads["first_token"], loads["turn"]], axis=1)[rows]
-    found = [means[i] for i in rows.tolist()]
-    open_ = np.flatnonzero((np.array([m[:3] for m in found]).reshape(-1, 3) <= promised).all(axis=1))
-    some = rows[open_]
-    once = np.full(len(some), 1)
-    p99s = queueing.latencies(replicas.alone(some), loads[some], _SELDOM * once, once)
-    for i, (first, _, turn) in zip(open_.tolist(), p99s.tolist(), strict=True):
-        most = promised[i, 1:].tolist()
-        used = [first / most[0], turn / most[1]]
-        broken = [first, turn]
-        if max(used) <= 1:
-            kind = used.index(max(used))
-            broken[kind] = math.nextafter(most[kind], math.inf)
-        found[i] = found[i][0], broken[0], broken[1], *found[i][3:]
+    found = alone[rows]
+    held = np.flatnonzero((found[:, :3] <= promised).all(axis=1))
+    some, once = rows[held], np.full(len(held), 1)
+    p99s = queueing.latencies(replicas.alone(some), loads[some], _SELDOM * once, once)[:, [0, 2]]
+    used = p99s / promised[held, 1:]
+    just = np.flatnonzero(used.max(axis=1) <= 1)
+    nearest = just, used[just].argmax(axis=1)
+    p99s[nearest] = np.nextafter(promised[held, 1:][nearest], math.inf)
+    found[held, 1:3] = p99s
     return found
 
 
-def _alone(replicas: Replicas, loads: Loads) -> list[_Alone]:
-    """(gap p99, first token, turn, uncached tokens, prefill tokens/s) of one request on an idle replica, by pair."""
+def _alone(replicas: Replicas, loads: Loads) -> Array:
+    """[pair, 5] gap p99, first token, turn, uncached tokens and prefill tokens/s of one request on an idle replica."""
     speed, step = replicas.prefill_tokens_per_second, replicas.step[:, 1]
     uncached = np.maximum(loads["prompt_tokens"] * (1 - loads["cached_share"]), 1.0)
     first = uncached / speed + step
     turn = first + (loads["output_tokens"] - 1) * step
-    table = np.stack([replicas.gap_p99[:, 1], first, turn, uncached, speed], axis=1)
-    return [(a, b, c, d, e) for a, b, c, d, e in table.tolist()]
+    return np.stack([replicas.gap_p99[:, 1], first, turn, uncached, speed], axis=1)
 
 
 def too_slow(
