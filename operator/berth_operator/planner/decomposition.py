@@ -223,7 +223,7 @@ class Decomposition:
         every, prices = np.flatnonzero(~self.lanes.odd), self.prices(duals)
         for start in range(0, len(every), LANES_AT_ONCE):
             which = every[start : start + LANES_AT_ONCE]
-            found = np.stack(guesses(self.lanes, which, prices.node[which]))
+            found = guesses(self.lanes, which, prices.node[which])
             cost = (found * prices.node[which]).sum(2)
             for place in np.argsort(cost, axis=0, kind="stable")[:BEST_GUESSES]:
                 nodes, _ = mend(self.lanes, which, found[place, np.arange(len(which))], prices)
