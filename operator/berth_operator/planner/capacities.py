@@ -1,11 +1,10 @@
 """What do many replicas carry within their objectives?  `capacity` for thousands of (speed, load) pairs at once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from berth_operator.api import HardwareClassSpec, Quantization
 from berth_operator.planner.architectures import Architecture
@@ -14,7 +13,7 @@ from berth_operator.planner.queueing import Array, Replicas
 from berth_operator.planner.speed import Speed, roofline_speeds
 
 AT_ONCE: Final = 1024
-"""Pairs in a batch, about: many, as each costs some 100 calls of numpy; but not all, for memory."""
+"""Pairs that are judged at once at most: many, as that costs some 100 calls of numpy; but not all, for memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +23,10 @@ class Pairs:
     replicas: Replicas
     loads: Sequence[Load]
     estimated: Sequence[bool]
+
+    def judged(self) -> list[Judged]:
+        """`replica_capacity` and `unloaded_turn_seconds` of each."""
+        return solve(self.replicas, self.loads, self.estimated)
 
 
 def roofline_pairs(
@@ -53,42 +56,6 @@ def roofline_pairs(
 def profiled_pairs(pairs: Sequence[tuple[Speed, Load]]) -> Pairs:
     """Speeds from profiles, each with its load."""
     return Pairs(as_replicas(pairs), [load for _, load in pairs], [speed.estimated for speed, _ in pairs])
-
-
-T = TypeVar("T")
-
-
-def judged(parts: Iterable[tuple[T, Pairs]]) -> Iterator[tuple[T, list[Judged]]]:
-    """`replica_capacity` and `unloaded_turn_seconds` of all pairs of each part, which keeps its mark."""
-    batch: list[tuple[T, Pairs]] = []
-    for part in parts:
-        batch.append(part)
-        if sum(len(pairs.loads) for _, pairs in batch) >= AT_ONCE:
-            yield from _solved(batch)
-            batch = []
-    if batch:
-        yield from _solved(batch)
-
-
-def _solved(batch: Sequence[tuple[T, Pairs]]) -> Iterator[tuple[T, list[Judged]]]:
-    loads = [load for _, part in batch for load in part.loads]
-    estimated = [one for _, part in batch for one in part.estimated]
-    solved = iter(solve(_joined([part.replicas for _, part in batch]), loads, estimated))
-    for mark, part in batch:
-        yield mark, [next(solved) for _ in part.loads]
-
-
-def _joined(parts: Sequence[Replicas]) -> Replicas:
-    """All rows, with the last column repeated where there are more columns elsewhere."""
-    columns = max(part.turns.shape[1] for part in parts)
-
-    def rows(name: str) -> npt.NDArray[Any]:
-        found: list[npt.NDArray[Any]] = [getattr(part, name) for part in parts]
-        if found[0].ndim == 2:
-            found = [np.pad(x, ((0, 0), (0, columns - x.shape[1])), mode="edge") for x in found]
-        return np.concatenate(found)
-
-    return Replicas(*(rows(name) for name in Replicas.__slots__))
 
 
 def _from_none(values: Array) -> Array:

@@ -185,6 +185,8 @@ def _p99s_alone(replicas: Replicas, loads: Loads, alone: Array, rows: Ints) -> A
     promised = np.stack([loads["gap"], loads["first_token"], loads["turn"]], axis=1)[rows]
     found = alone[rows]
     held = np.flatnonzero((found[:, :3] <= promised).all(axis=1))
+    if not len(held):
+        return found
     some, once = rows[held], np.full(len(held), 1)
     p99s = queueing.latencies(replicas.alone(some), loads[some], _SELDOM * once, once)[:, [0, 2]]
     used = p99s / promised[held, 1:]

@@ -14,7 +14,7 @@ from berth_operator.planner.candidates import (
     quantizations,
     span_fit,
 )
-from berth_operator.planner.capacities import AT_ONCE, Pairs, judged, profiled_pairs, roofline_pairs
+from berth_operator.planner.capacities import AT_ONCE, Pairs, profiled_pairs, roofline_pairs
 from berth_operator.planner.capacity import Judged, Load, TooSlow
 from berth_operator.planner.spans import too_large, widths
 from berth_operator.planner.speed import Speed, best_profile, estimable, roofline_kv_tokens
@@ -30,8 +30,8 @@ def judge_all(contexts: Sequence[PoolContext], classes: Iterable[HardwareClass])
     by_name = {c.metadata.name: c for c in classes}
     found: list[Judgements] = [{} for _ in contexts]
     over: dict[tuple[int, _Key], dict[int, Judged]] = {}
-    for asked, results in judged(_pairs(contexts, by_name.values(), found)):
-        for (i, key, by), (capacity, unloaded) in zip(asked, results, strict=True):
+    for asked, pairs in _pairs(contexts, by_name.values(), found):
+        for (i, key, by), (capacity, unloaded) in zip(asked, pairs.judged(), strict=True):
             if isinstance(by, ServingProfile):
                 found[i][key] = profile_fit(by, key[1], capacity, unloaded)
             elif by > 1:
