@@ -16,6 +16,7 @@ import numpy as np
 
 from berth_operator.planner.lanes import Flags, Floats, Ints
 from berth_operator.planner.master import Columns, Master, paid
+from berth_operator.planner.native import FLOATS, INTS, LENGTH, NUMBER, function
 
 TEMPERATURES: Final = (0.05, 0.01)
 """T, of what each pool costs: first far apart patterns are weighed, then near ones."""
@@ -31,6 +32,12 @@ _LONGEST: Final = (0.5, 0.05)
 """Of a price, and of the most it may be, that one step may change it by."""
 _TORN: Final = 1e-6
 """Weight from which a pattern counts in the Hessian."""
+
+_ENTRIES: Final = INTS, INTS, INTS, FLOATS
+_soft_least: Final = function("berth_soft_least", *_ENTRIES, FLOATS, FLOATS, FLOATS, LENGTH, FLOATS, FLOATS)
+_soft_derivatives: Final = function(
+    "berth_soft_derivatives", *_ENTRIES, FLOATS, FLOATS, LENGTH, LENGTH, NUMBER, FLOATS, FLOATS
+)
 
 
 def solve(master: Master, columns: Columns, costs: Floats, near: Floats) -> tuple[float, Floats, float]:
@@ -60,7 +67,7 @@ def balanced(pool: Ints, cost: Floats, use: Ints, caps: Floats, most: Floats, ne
     [pool] USD/h that it costs about.
     """
     order = np.argsort(pool, kind="stable")
-    soft = _Soft(pool[order], cost[order], use[order].astype(np.float64), caps)
+    soft = _Soft(pool[order], cost[order], use[order], caps)
     prices = np.clip(near, 0.0, most)
     least = NO_GAIN * float(worth.sum())
     for part in TEMPERATURES:
@@ -94,34 +101,28 @@ def _stepped(prices: Floats, slope: Floats, bend: Floats, free: Flags, damping: 
 
 
 class _Soft:
-    """The smoothed dual; columns in order of their pools.
+    """The smoothed dual; columns in order of their pools."""
 
-    Products by `einsum`, whose sums do not depend on how many threads a linear algebra library takes.
-    """
-
-    def __init__(self, pool: Ints, cost: Floats, use: Floats, caps: Floats) -> None:
-        self.pool, self.cost, self.use, self.caps = pool, cost, use, caps
-        self.first = np.flatnonzero(np.diff(pool, prepend=-1))
+    def __init__(self, pool: Ints, cost: Floats, use: Ints, caps: Floats) -> None:
+        """`use` [column, row]; every pool has a column."""
+        self.cost, self.caps, self.pools = np.ascontiguousarray(cost), caps, int(pool[-1]) + 1
+        column, row = np.nonzero(use)
+        self.row, self.units = np.ascontiguousarray(row), use[column, row].astype(np.float64)
+        self.first = np.searchsorted(pool, np.arange(self.pools + 1))
+        self.begin = np.searchsorted(column, np.arange(len(pool) + 1))
+        """[pool] its first column, [column] its first entry of `row` and `units`; the end at last."""
 
     def at(self, prices: Floats, temperature: Floats) -> tuple[float, Floats]:
-        """(value, [column] weight of a pattern in its pool)."""
-        total = self.cost + paid(self.use, prices)
-        least = np.minimum.reduceat(total, self.first)
-        weight = np.exp(np.maximum((least[self.pool] - total) / temperature[self.pool], -700.0))
-        total = np.add.reduceat(weight, self.first)
-        value = float((least - temperature * np.log(total)).sum() - prices @ self.caps)
-        return value, weight / total[self.pool]
+        """(value, [column] weight of a pattern in its pool); `prices` [row], `temperature` [pool]."""
+        value, weight = np.zeros(1), np.zeros(len(self.cost))
+        of = self.first, self.begin, self.row, self.units
+        _soft_least(*of, self.cost, prices, temperature, self.pools, weight, value)
+        return float(value[0] - prices @ self.caps), weight
 
     def derivatives(self, weight: Floats, temperature: Floats) -> tuple[Floats, Floats]:
         """([row] nodes wanted beyond the rows, [row, row] how fast these fall as prices rise)."""
-        slope = np.einsum("c,cr->r", weight, self.use) - self.caps
-        torn = np.flatnonzero((weight > _TORN) & (weight < 1 - _TORN))
-        pool, share = self.pool[torn], weight[torn]
-        root = np.sqrt(share / temperature[pool])[:, None] * self.use[torn]
-        bend = np.einsum("ci,cj->ij", root, root)
-        if len(torn):
-            first = np.flatnonzero(np.diff(pool, prepend=-1))
-            mean = np.add.reduceat(share[:, None] * self.use[torn], first)
-            mean /= np.sqrt(temperature[pool[first]])[:, None]
-            bend -= np.einsum("pi,pj->ij", mean, mean)
-        return slope, bend
+        rows = len(self.caps)
+        slope, bend = np.zeros(rows), np.zeros((rows, rows))
+        of = self.first, self.begin, self.row, self.units
+        _soft_derivatives(*of, weight, temperature, self.pools, rows, _TORN, slope, bend)
+        return slope - self.caps, bend
