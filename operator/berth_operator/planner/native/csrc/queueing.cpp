@@ -153,6 +153,7 @@ BERTH_CLONES void Queue::set(const Ahead& ahead, double rate, int slots) {
   const Column &turns = ahead.speed->turns, &took = ahead.station.took;
   chance_.resize(columns_);
   weights_.resize(columns_);
+  between_.resize(columns_);
   if (std::isfinite(load.sessions)) {
     sessions_ = std::max(load.sessions, rate * (load.think_seconds + load.turn));
     away_ = std::max(sessions_ / rate - load.turn, NEVER);
@@ -175,13 +176,13 @@ BERTH_CLONES void Queue::set(const Ahead& ahead, double rate, int slots) {
   for (int i = 0; i < columns_; ++i) chance_[i] = exp(chance_[i] - greatest);
 
   double all = 0;
-  for (int i = 0; i < columns_; ++i) {
-    double weight = 0;
-    if (i + 1 < columns_) weight += chance_[i] * ((turns[i + 1] - turns[i] + 1) / 2);
-    if (i > 0) weight += chance_[i] * ((turns[i] - turns[i - 1] - 1) / 2);
-    if (i == slots && stable(i)) weight += chance_[i] / std::max(1 - coming(i) * took[i], FULL);
-    weights_[i] = weight;
-    all += weight;
+  for (int i = 0; i < columns_; ++i) {  // whole numbers between columns, where chances are linear
+    const double from = i > 0 ? (turns[i] - turns[i - 1] - 1) / 2 : 0.0;
+    const double to = i < slots ? (turns[i + 1] - turns[i] + 1) / 2 : 0.0;
+    between_[i] = chance_[i] * (from + to);
+    const bool waits = i == slots && stable(i);
+    weights_[i] = between_[i] + (waits ? chance_[i] / std::max(1 - coming(i) * took[i], FULL) : 0.0);
+    all += weights_[i];
   }
   for (double& weight : weights_) weight /= std::max(all, TINY);
 }
@@ -208,11 +209,11 @@ double Queue::late(int column, const Column& by_state, double slack) const {
   const double wait = (equal + (1 - equal) * std::min(ahead_->load->output_spread, 1.0)) / spare;
   const double waiting = std::max(by_state[column], exp(-std::max(slack, 0.0) / wait));
   const double waits = chance_[column] / std::max(1 - others * took, FULL);  // all states from there on
-  double found = waits * waiting, all = waits;
-  for (int i = 0; i < column; ++i) {  // whole numbers between columns, where chances are linear
-    const double width = turns[i + 1] - turns[i], here = (width + 1) / 2, there = (width - 1) / 2;
-    found += here * (chance_[i] * by_state[i]) + there * (chance_[i + 1] * by_state[i + 1]);
-    all += here * chance_[i] + there * chance_[i + 1];
+  const double below = column > 0 ? chance_[column] * ((turns[column] - turns[column - 1] - 1) / 2) : 0.0;
+  double found = waits * waiting + below * by_state[column], all = waits + below;
+  for (int i = 0; i < column; ++i) {
+    found += between_[i] * by_state[i];
+    all += between_[i];
   }
   return found / std::max(all, TINY);
 }

@@ -52,7 +52,9 @@ class Queue {
   const Ahead* ahead_ = nullptr;
   double rate_ = 0, away_ = 0, sessions_ = 0;
   int columns_ = 0;
-  Column chance_, weights_, late_, usual_;
+  Column chance_, weights_;
+  Column between_;  // chance of the whole numbers about a column
+  Column late_, usual_;
   std::array<Cumulants, KINDS> turn_;
 };
 

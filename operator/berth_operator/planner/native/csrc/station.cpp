@@ -185,17 +185,18 @@ BERTH_CLONES void Station::solve(const Speed& given, const Load& load, int most)
   added_seconds(speed_, load, speed_.step, added_);
   const Column &turns = speed_.turns, &alone_step = speed_.step, &idle = speed_.idle;
 
-  // T and k of the last prompt
-  const auto last = [&](int i, double mean) {
-    const double steps = turns[i] == 0 ? 1.0 : whole(mean / chunk_[i]), free = turns[i] == 0 ? 0.0 : idle[i];
-    return std::pair(std::max((steps - 1) * added_[i], mean - steps * free) + steps * alone_step[i], steps);
+  // k and T of the last prompt
+  const auto steps_of = [&](int i, double mean) { return turns[i] == 0 ? 1.0 : whole(mean / chunk_[i]); };
+  const auto last = [&](int i, double mean, double steps) {
+    const double free = turns[i] == 0 ? 0.0 : idle[i];
+    return std::max((steps - 1) * added_[i], mean - steps * free) + steps * alone_step[i];
   };
   for (int i = 0; i < columns; ++i) {
     chunk_[i] = std::max(added_[i] + idle[i], TINY);
     const bool alone = turns[i] == 0;
     steals[i] = alone || added_[i] <= 0 ? 1.0 : added_[i] / chunk_[i];
     stretch[i] = alone ? 1.0 : steals[i] + alone_step[i] / chunk_[i];
-    const auto [seconds, steps] = last(i, work.mean);
+    const double steps = steps_of(i, work.mean), seconds = last(i, work.mean, steps);
     last_read_[i] = seconds;
     last_step_[i] = seconds / steps;
     rest_read_[i] = alone ? seconds : work.mean * stretch[i];
@@ -203,7 +204,7 @@ BERTH_CLONES void Station::solve(const Speed& given, const Load& load, int most)
     std::array<Work, KINDS> varied;
     const double squared = stretch[i] * stretch[i];
     for (int k = 0; k < kinds; ++k) {
-      own[k][i] = last(i, works[k].mean).first;
+      own[k][i] = last(i, works[k].mean, steps_of(i, works[k].mean));
       varied[k] = {own[k][i], works[k].variance * squared, works[k].third * squared * stretch[i]};
     }
     const Work all = mixed(kinds, shares.data(), varied.data());
