@@ -4,11 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#if defined(__x86_64__)
-#define BERTH_CLONES __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
-#else
-#define BERTH_CLONES
-#endif
+#include "clones.hpp"
 
 namespace berth {
 namespace {
