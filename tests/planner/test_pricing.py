@@ -9,7 +9,6 @@ import pytest
 from berth_operator.planner.lanes import Floats, Ints, Lanes, most_replicas_on, served_by, unserved_by
 from berth_operator.planner.patterns import Prices, mend, polish
 from berth_operator.planner.pricing import LEAST, TOLERANCE, price
-from berth_operator.planner.quick import DENSE, SPOT_CLASSES, guesses
 from berth_operator.planner.useful import useful_nodes
 from berth_operator.planner.zones import spreads
 from hypothesis import given, settings
@@ -338,55 +337,3 @@ def test_of_small_nodes_no_pattern_is_below_the_price(seed: int, units: int) -> 
         bettered = polish(lanes, one, nodes, _cost(lanes, prices, nodes), prices)[1]
         assert found.bound[0] <= bettered[0] + 1e-9
     assert np.isinf(cost[0]) or found.bound[0] <= polished[0] + 1e-9
-
-
-# --- Guesses --------------------------------------------------------------------------------------------------------
-
-
-def _finished(lanes: Lanes, price: Floats, among: list[int], rest: float) -> Ints:
-    """Whole nodes of one of the densest options, and the rest on the one that does it for least: the cheapest such."""
-    share, room = lanes.share[0], lanes.most[0] * lanes.share[0]
-    best, cheapest = np.zeros(OPTIONS, dtype=np.int64), math.inf
-    for k in sorted(among, key=lambda k: price[k] / share[k])[:DENSE]:
-        nodes = np.zeros(OPTIONS, dtype=np.int64)
-        nodes[k] = math.floor(min(rest, room[k]) / share[k] + 1e-9)
-        left = rest - nodes[k] * share[k]
-        last = [math.ceil(left / share[j] - 1e-9) if left >= 1e-9 else 0 for j in range(OPTIONS)]
-        able = [j for j in among if last[j] * share[j] <= room[j] + 1e-9 * share[j]]
-        j = min(able, key=lambda j: last[j] * price[j], default=0)
-        cost = nodes[k] * price[k] + (last[j] * price[j] if able else 1e30)
-        nodes[j] += last[j]
-        if cost < cheapest:
-            best, cheapest = nodes, cost
-    return best
-
-
-@given(seed=seeds)
-@checked
-def test_guesses_are_the_densest_classes_with_the_cheapest_rest(seed: int) -> None:
-    lanes, prices = _lane(seed)
-    price, share, most, spot = prices.node[0], lanes.share[0], lanes.most[0], lanes.spot[0]
-    found = guesses(lanes, np.zeros(1, dtype=np.int64), prices.node)[:, 0]
-    usable = [k for k in range(OPTIONS) if most[k] > 0]
-    steady = [k for k in usable if not spot[k]]
-    on_spot = sorted((k for k in usable if spot[k]), key=lambda k: price[k] / share[k])
-    nodes, carried = np.zeros(OPTIONS, dtype=np.int64), 0.0
-    for step in range(SPOT_CLASSES + 1):
-        assert (found[step] == nodes + _finished(lanes, price, steady, 1 - carried)).all()
-        if step < len(on_spot):
-            k = on_spot[step]
-            may = min(lanes.loss_share[0] * lanes.spreads[lanes.spread[0, k]].max(), lanes.spot_share[0] - carried)
-            nodes[k] = min(max(math.ceil(may / share[k] - 1e-9), 0), most[k])
-            may = min(may, lanes.loss_share[0] * lanes.spreads[lanes.spread[0, k], nodes[k]])
-            carried += min(nodes[k] * share[k], max(may, 0.0))
-    if lanes.vendor_share[0] < 1:
-        vendors = sorted(
-            {lanes.vendor[0, k] for k in steady},
-            key=lambda v: min(price[k] / share[k] for k in steady if lanes.vendor[0, k] == v),
-        )
-        parts = (lanes.vendor_share[0], 1 - lanes.vendor_share[0])
-        split = [
-            _finished(lanes, price, [k for k in steady if lanes.vendor[0, k] == v], part)
-            for v, part in zip(vendors, parts, strict=False)
-        ]
-        assert (found[-1] == sum(split, np.zeros(OPTIONS, dtype=np.int64))).all()

@@ -16,10 +16,9 @@ import numpy as np
 
 from berth_operator.api import CapacityType, Effective, HardwareClass, HardwareClassStatus, HardwareKind
 from berth_operator.planner.candidates import Option, PoolContext, candidates_of
-from berth_operator.planner.lanes import lanes_of, served_by
+from berth_operator.planner.lanes import lanes_of
 from berth_operator.planner.patterns import Prices, cheapest
 from berth_operator.planner.program import Limits, PoolProblem
-from berth_operator.planner.quick import guesses
 from berth_operator.planner.sharing import groups_of, in_parts
 from berth_operator.planner.solver import solve
 
@@ -108,13 +107,9 @@ def _bounds(problems: Sequence[PoolProblem], limits: Limits) -> dict[str, Decima
     lanes = replace(lanes, price=lanes.usd / lanes.parts)
     which = np.arange(lanes.count)
     prices = Prices(lanes.price, np.full(lanes.count, _UNSERVED), _MISSING)
-    ceiling = np.full(lanes.count, np.inf)
-    for nodes in guesses(lanes, which, prices.node):
-        within = np.minimum(nodes, lanes.most)
-        ceiling = np.minimum(ceiling, prices.of(which, within, served_by(lanes, which, within)))
-    found = cheapest(lanes, which, prices, ceiling, _UNITS, 5e-3)
+    found = cheapest(lanes, which, prices, np.full(lanes.count, np.inf), _UNITS, 5e-3)
     bound = np.full(len(problems), np.inf)
-    np.minimum.at(bound, lanes.pool, np.minimum(found.bound, ceiling))
+    np.minimum.at(bound, lanes.pool, found.bound)
     return {
         p.key: Decimal(math.floor((b + 1e-9) * 1e6)) / 1_000_000
         for p, b in zip(problems, bound.tolist(), strict=True)

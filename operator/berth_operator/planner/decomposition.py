@@ -18,13 +18,14 @@ from berth_operator.planner.effort import ANSWERS, CLOSELY, SMALL, WIDELY, Effor
 from berth_operator.planner.exact import exact_pattern
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
 from berth_operator.planner.master import Columns, Master, divided, paid, total_use, whole_choice
-from berth_operator.planner.patterns import EXACT, Prices, cheapest, counted, mend
-from berth_operator.planner.quick import guesses
+from berth_operator.planner.patterns import EXACT, Prices, cheapest, counted
 from berth_operator.planner.rounding import Patterns, exchange, make_room, relieved
 from berth_operator.planner.solver import ROUGH_NODES
 
-UNITS: Final = 60
+UNITS: Final = 120
 """Of demand in pricing, at first."""
+GUESS_UNITS: Final = 60
+"""The same of guesses."""
 FINE_AGAIN: Final = 2
 """Times that loose lanes are priced again, ever finer, in the last pricings, which give the bound."""
 TOWARDS: Final = 0.7
@@ -39,20 +40,17 @@ CLOSE: Final = 1.5e-3
 FIRST_MOST: Final = 3.0
 """Times its price that a node's dual may be at first."""
 WARM_GUESSES: Final = 2
-"""Rounds of cheap guesses where columns and duals of an earlier solve are there; pricing is then left to the end."""
+"""Rounds of guesses where columns and duals of an earlier solve are there; pricing is then left to the end."""
 BOUGHT: Final = 1e-6
 """Nodes beyond the limits that a master may take and still be called within them."""
-BEST_GUESSES: Final = 2
 MORE: Final = 8.0
 """Factor by which duals may go further once they have to."""
 WORTH: Final = (4e-4, 0.4)
 """Of the cost of all, or of a usual pool's if that is less: what one lane's gap must be at least for it."""
 LOST_LANES: Final = 4
 """Lanes a round that it prices because no good pattern of theirs is known."""
-EXACT_LANES: Final = (8, 125)
+EXACT_LANES: Final = (2, 125)
 """Loosest lanes that the flat program prices in the last round: so many, or one of so many pools if that is more."""
-LANES_AT_ONCE: Final = 512
-"""Lanes that are guessed for together, for memory."""
 EXACT_NODES: Final = 1_000
 """Of branch and bound, for one of them: a budget that keeps a pool short takes some hundred."""
 ANSWER_UNITS: Final = 120
@@ -70,10 +68,12 @@ REPAIRED: Final = 100
 """Undivided pools that it may change, at least."""
 NEAR: Final = 12
 """Columns of a pool that it may choose from."""
-WIDENED: Final = (0.7, 1.2, 1.6, 3.0)
+WIDENED: Final = (0.5, 0.7, 0.85, 1.0, 1.2, 1.6, 2.2, 3.0, 6.0)
 """Times the duals at which pools that a repair may change are priced beforehand."""
 AROUND: Final = 1.1
 """Times the best known pattern that one of those may cost."""
+STARTS: Final = (0.8, 1.0, 1.25)
+"""Times the duals at which every pool's cheapest pattern is where a whole choice may start from."""
 
 
 @dataclass(slots=True)
@@ -219,15 +219,11 @@ class Decomposition:
         return float(self.bounds.sum() - duals @ self.lanes.caps)
 
     def guess(self, duals: Floats) -> None:
-        """Add patterns that are likely good at `duals`."""
-        every, prices = np.flatnonzero(~self.lanes.odd), self.prices(duals)
-        for start in range(0, len(every), LANES_AT_ONCE):
-            which = every[start : start + LANES_AT_ONCE]
-            found = guesses(self.lanes, which, prices.node[which])
-            cost = (found * prices.node[which]).sum(2)
-            for place in np.argsort(cost, axis=0, kind="stable")[:BEST_GUESSES]:
-                nodes, _ = mend(self.lanes, which, found[place, np.arange(len(which))], prices)
-                self.add(which, nodes)
+        """Add patterns that are likely good at `duals`: pricing, roughly."""
+        which = np.flatnonzero(~self.lanes.odd)
+        ceiling = AROUND * self.ceilings(duals)[self.lanes.pool[which]]
+        found = cheapest(self.lanes, which, self.prices(duals), ceiling, GUESS_UNITS, again=0)
+        self.add(found.lane, found.nodes)
 
     def _tighten(self, duals: Floats, which: Ints, most: int) -> None:
         """Price the `most` loosest of lanes by the flat program, and a few whose pool could be served far better."""
@@ -261,7 +257,7 @@ class Decomposition:
         master.begin(self.columns.pool, self.costs(), self.columns.use, self.duals)
         rounds, best, changed = 0, 0.0, self._changed() if effort is Effort.PROVE else None
         if changed is not None:
-            at = self.duals
+            at = self._price_rounds(master, self.duals, self.depth.amending)
             best = self._amended(changed)
             self._feed(master, master.columns)
         else:
@@ -369,15 +365,17 @@ class Decomposition:
         if not open_.any():
             return heaviest
         if effort is Effort.PROVE:
-            self._widen(self._farthest(heaviest, open_, duals), duals)
+            self._widen(self._farthest(heaviest, open_, duals, REPAIRED), duals)
             self._feed(master, master.columns)
             target, duals, weight, _ = master.solve()
             heaviest, open_ = divided(self.columns.pool, weight, self.pools)
         dived, _ = divided(self.columns.pool, master.dive(self.columns.pool, weight, self.columns.cost), self.pools)
-        chosen = self._settled(relieved(self._patterns(duals), dived, duals), duals, target)
-        if not self._close(chosen, target):
-            other = self._settled(relieved(self._patterns(duals), heaviest, duals), duals, target)
-            chosen = min(chosen, other, key=lambda one: float(self.costs()[one].sum()))
+        chosen = self._settled(dived, duals, target)
+        others = [] if effort is Effort.COMPARE else [self._cheapest(factor * duals) for factor in STARTS]
+        for start in [heaviest, *others]:
+            if self._close(chosen, target):
+                break
+            chosen = min(chosen, self._settled(start, duals, target), key=lambda one: float(self.costs()[one].sum()))
         for _ in range(ANSWERS[effort]):
             if self._close(chosen, target):
                 break
@@ -409,11 +407,17 @@ class Decomposition:
         return float(self.costs()[chosen].sum()) <= target * (1 + CLOSE)
 
     def _settled(self, chosen: Ints, duals: Floats, target: float) -> Ints:
-        """Whole columns after pools have made room for each other, and exchanged patterns by ones and twos."""
+        """Whole columns within all rows: pools have given way, made room, and exchanged patterns by ones and twos."""
         patterns = self._patterns(duals)
-        chosen = make_room(patterns, chosen, duals)
+        chosen = make_room(patterns, relieved(patterns, chosen, duals), duals)
         gain = float(patterns.cost[chosen].sum()) - target
         return exchange(patterns, chosen, gain)
+
+    def _cheapest(self, duals: Floats) -> Ints:
+        """[pool] the column that is cheapest at `duals`."""
+        order = np.lexsort((self.costs() + paid(self.columns.use, duals), self.columns.pool))
+        found: Ints = order[np.searchsorted(self.columns.pool[order], np.arange(self.pools))]
+        return found
 
     def _patterns(self, duals: Floats) -> Patterns:
         costs, c = self.costs(), self.columns

@@ -26,17 +26,19 @@ class Depth:
     again: int
     """Times that loose lanes are priced again before them."""
     guesses: int
-    """Rounds of cheap guesses before the first pricing."""
+    """Rounds of rough pricings, whose duals run ahead, before the others."""
     rounds: Mapping[Effort, int]
     """Pricings before the last ones."""
     warm_rounds: int
     """The same where columns and duals of an earlier solve are there."""
+    amending: int
+    """The same where the proof of that one is amended."""
 
 
 SMALL: Final = 300
 """Pools up to which rounds are cheap, and the pools too few for one to make up for another."""
-CLOSELY: Final = Depth(1e-3, again=2, guesses=7, rounds={Effort.SEARCH: 3, Effort.PROVE: 3}, warm_rounds=2)
-WIDELY: Final = Depth(1e-2, again=1, guesses=5, rounds={Effort.SEARCH: 3, Effort.PROVE: 3}, warm_rounds=0)
+CLOSELY: Final = Depth(1e-3, again=2, guesses=6, rounds={Effort.SEARCH: 4, Effort.PROVE: 4}, warm_rounds=2, amending=2)
+WIDELY: Final = Depth(1e-2, again=1, guesses=4, rounds={Effort.SEARCH: 4, Effort.PROVE: 4}, warm_rounds=0, amending=0)
 
 ANSWERS: Final = {Effort.COMPARE: 0, Effort.SEARCH: 1, Effort.PROVE: 4}
 """Times that pools answer the whole choice of the others, at most."""

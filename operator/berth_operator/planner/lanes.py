@@ -98,20 +98,6 @@ class Lanes:
         """Lanes."""
         return len(self.pool)
 
-    @property
-    def spread_out(self) -> bool:
-        """Whether any spot class lies in several zones."""
-        return len(self.spreads) > 1
-
-    def spread_of(self, lane: Ints, option: Ints, nodes: Ints) -> Floats:
-        """[entry] spread of so many nodes of options; of more than can be of use, that of as many as can."""
-        kind = self.spread[lane, option]
-        return np.asarray(self.spreads[kind, np.where(kind > 0, np.minimum(nodes, self.spreads.shape[1] - 1), 0)])
-
-    def most_lost(self, lane: Ints) -> Floats:
-        """[lane, option] share of traffic that its spot nodes may carry at the most, however many."""
-        return np.asarray(self.loss_share[lane][:, None] * self.spreads.max(1)[self.spread[lane]])
-
     @cached_property
     def arrays(self) -> "_Arrays":
         """All of this for compiled loops."""
