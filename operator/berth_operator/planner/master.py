@@ -128,6 +128,7 @@ class Master:
         self.pools, self.caps, self.most, self.columns = pools, caps, most, 0
         self.highs: Any = _highs()
         self.highs.setOptionValue("simplex_strategy", _PRIMAL)
+        self.highs.setOptionValue("simplex_scale_strategy", 0)  # entries are small whole numbers
         rows = len(caps) + pools
         lower = np.concatenate([np.full(len(caps), -highspy.kHighsInf), np.ones(pools)])
         upper = np.concatenate([caps, np.ones(pools)])
