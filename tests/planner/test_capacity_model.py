@@ -129,11 +129,11 @@ RECORDED: dict[str, tuple[int, dict[str, float], tuple[float, ...]]] = {
     "varied": (
         500_000,
         {"turns_per_session": 1, "prompt_spread": 1.0, "output_spread": 0.5, "first_token": 4.0},
-        (1.3252366432, 15, 0.52575884443, 0.049705954484, 16.785391808),
+        (1.3252366432, 64, 0.5255204142, 0.049705954484, 16.785419302),
     ),
     "stated sessions": (500_000, {"sessions": 6}, (2.6646352159, 64, 0.37414452077, 0.066171385308, 8.2505584846)),
-    "bound by the turn": (500_000, {"turn": 8.0}, (1.2418578121, 64, 0.29340759397, 0.049705478404, 6.0356450934)),
-    "bound by the gap": (500_000, {"gap": 0.045}, (1.2828700161, 20, 0.34164734261, 0.041665512764, 6.1313843736)),
+    "bound by the turn": (500_000, {"turn": 8.0}, (1.255380757, 64, 0.29453031733, 0.049705478404, 6.0539384444)),
+    "bound by the gap": (500_000, {"gap": 0.045}, (1.2690509572, 20, 0.33928300772, 0.041665512764, 6.1119621496)),
 }
 """KV tokens, how the load differs, and what was found when the model was last held against the engine: turns/s, slots,
 and p99s of first token, gap and turn at half that rate.  To be recorded anew when the model changes, and only then."""

@@ -12,15 +12,15 @@
 
 namespace berth {
 
-constexpr double TINY = 1e-12;
-constexpr double LN2 = 0x1.62e42fefa39efp-1;
+constexpr double kTiny = 1e-12;
+constexpr double kLn2 = 0x1.62e42fefa39efp-1;
 
 BERTH_INLINE double clip(double value, double low, double high) { return std::min(std::max(value, low), high); }
 
-constexpr double SHIFT = 0x1.8p52;
+constexpr double kShift = 0x1.8p52;
 
 // The nearest whole number, of numbers below 2^51; even ones where two are as near.
-BERTH_INLINE double rint(double x) { return x + SHIFT - SHIFT; }
+BERTH_INLINE double rint(double x) { return x + kShift - kShift; }
 
 // The greatest whole number that is not above, of numbers below 2^51.
 BERTH_INLINE double floor(double x) {
@@ -43,7 +43,7 @@ BERTH_INLINE Exponential exponential(double shifted, double r) {
 }
 
 BERTH_INLINE Exponential exponential(double x) {
-  const double shifted = clip(x, -708.0, 709.0) * (1 / LN2) + SHIFT, n = shifted - SHIFT;
+  const double shifted = clip(x, -708.0, 709.0) * (1 / kLn2) + kShift, n = shifted - kShift;
   return exponential(shifted, (clip(x, -708.0, 709.0) - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33);
 }
 
@@ -61,8 +61,8 @@ BERTH_INLINE double expm1(double x) {
 
 // 2^x, exact for whole numbers.
 BERTH_INLINE double exp2(double x) {
-  const double shifted = x + SHIFT;
-  const Exponential found = exponential(shifted, (x - (shifted - SHIFT)) * LN2);
+  const double shifted = x + kShift;
+  const Exponential found = exponential(shifted, (x - (shifted - kShift)) * kLn2);
   return found.power + found.power * found.part;
 }
 
@@ -91,7 +91,7 @@ BERTH_INLINE double log(double x) {
 // log2 x, exact for powers of two.
 BERTH_INLINE double log2(double x) {
   const Logarithm found = logarithm(x);
-  return found.exponent + found.rest * (1 / LN2);
+  return found.exponent + found.rest * (1 / kLn2);
 }
 
 }  // namespace berth

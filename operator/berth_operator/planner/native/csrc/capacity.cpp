@@ -1,7 +1,6 @@
 // What is the greatest rate at which at most one turn in a hundred is late, and what are the p99s there?
 
 #include <limits>
-#include <numeric>
 #include <utility>
 
 #include "queueing.hpp"
@@ -11,35 +10,32 @@ namespace {
 
 // Rates are powers of 2^(1/64), a grid that all share: so that what is easier to serve is never found to carry less, as
 // it could be between the ends of two bisections.
-constexpr int64_t PER_OCTAVE = 64;
+constexpr int64_t kPerOctave = 64;
 
 // Steps of the grid below the most turns/s at which a replica counts as carrying nothing.
-constexpr int64_t DEEPEST = 16 * PER_OCTAVE;
+constexpr int64_t kDeepest = 16 * kPerOctave;
 
 // Steps of the grid: half of the replicas carry more than 2^(-1/4) of the turns/s that they can end at all.
-constexpr int64_t FIRST_STRIDE = 8;
+constexpr int64_t kFirstStride = 8;
 
 // When strides are as long, many of those that are left carry nothing.
-constexpr int64_t LONG_STRIDE = 32;
+constexpr int64_t kLongStride = 32;
 
 // Logarithm of the odds of being late beyond which rates are alike in the search.
-constexpr double MOST_ODDS = 12.0;
+constexpr double kMostOdds = 12.0;
 
 // Of what is left of a search, how far from the interpolated rate towards the middle it looks.
-constexpr double TRUNCATED = 0.02;
-
-// Concurrencies up to here are all considered.
-constexpr int EVERY = 5;
+constexpr double kTruncated = 0.02;
 
 // Turns/s that differ by no more, relative, are as many.
-constexpr double ALIKE = 1e-9;
+constexpr double kAlike = 1e-9;
 
 // Share of sessions, so small that it is none.
-constexpr double FORGOTTEN = 1e-9;
+constexpr double kForgotten = 1e-9;
 
 // Of a chance: nearly a straight line in the logarithm of the rate, where the chance itself is a steep curve.
 double log_odds(double share) {
-  const double inside = clip(share, 1 / (1 + exp(MOST_ODDS)), 1 / (1 + exp(-MOST_ODDS)));
+  const double inside = clip(share, 1 / (1 + exp(kMostOdds)), 1 / (1 + exp(-kMostOdds)));
   return log(inside / (1 - inside));
 }
 
@@ -48,7 +44,7 @@ double log_odds(double share) {
 int64_t towards(int64_t low, int64_t high, double under, double over, double widest) {
   const double width = static_cast<double>(high - low), middle = static_cast<double>(low + high) / 2;
   const double crossing = static_cast<double>(low) + width * clip(-under / (over - under), 0.0, 1.0);
-  const double step = std::min(TRUNCATED * width + 0.5, std::abs(middle - crossing));
+  const double step = std::min(kTruncated * width + 0.5, std::abs(middle - crossing));
   const double room = std::max(widest - width / 2, 0.0);
   const double at = clip(crossing < middle ? crossing + step : crossing - step, middle - room, middle + room);
   return std::clamp(static_cast<int64_t>(rint(at)), low + 1, high - 1);
@@ -65,10 +61,10 @@ class Pair {
   Speed given;
   Load load;
 
-  // Looks at some numbers of turns only, ascending; what they do to each other is worked out in all columns.
-  void choose(std::vector<int> columns);
-  // Looks at the numbers of slots at which the gap holds, up to the one with the most turns/s; of many, every third.
-  // The last is always among them.  `fits`: columns that memory has room for.  False: not even one turn.
+  // Looks at so many columns only.
+  void choose(int columns);
+  // Looks at the numbers of slots at which the gap holds, up to the one with the most turns/s.  `fits`: columns that
+  // memory has room for.  False: not even one turn.
   bool choose_useful(int fits);
   // The greatest rate that holds, as set afterwards; false: none that counts.
   //
@@ -97,7 +93,6 @@ class Pair {
   template <typename Late>
   double p99(double most, int octaves, int per_octave, Late late);
 
-  std::vector<int> columns_;
   Speed speed_;  // in the chosen columns
   Ahead ahead_;
   Queue queue_;
@@ -105,10 +100,9 @@ class Pair {
   int slots_ = 0;         // the column where their number stands; no more turns than that fit
 };
 
-void Pair::choose(std::vector<int> columns) {
+void Pair::choose(int columns) {
   speed_ = given;
-  for (Column* values : {&speed_.turns, &speed_.step, &speed_.gap_p99, &speed_.idle}) berth::pick(*values, columns);
-  columns_ = std::move(columns);
+  for (Column* values : {&speed_.turns, &speed_.step, &speed_.gap_p99, &speed_.idle}) values->resize(columns);
   slots_ = speed_.columns() - 1;
   settled_ = false;
 }
@@ -121,15 +115,12 @@ bool Pair::choose_useful(int fits) {
   station.solve(given, load, smooth, 1.0);
   const double least = *std::min_element(station.took.begin() + 1, station.took.end());
   int last = 1;
-  while (station.took[last] > least * (1 + ALIKE)) ++last;
-  std::vector<int> columns;
-  for (int i = 0; i <= last; ++i)
-    if (i <= EVERY || i % 3 == 0 || i == last) columns.push_back(i);
-  choose(std::move(columns));
+  while (station.took[last] > least * (1 + kAlike)) ++last;
+  choose(last + 1);
   // sessions are of one turn, or memory keeps all of them even at the greatest rate
-  settled_ = kept_sessions(given, load, 1 / least) > 1 - FORGOTTEN;
+  settled_ = kept_sessions(given, load, 1 / least) > 1 - kForgotten;
   if (settled_) {
-    station.pick(columns_);
+    station.first(last + 1);
     ahead_.set(speed_, load);
   }
   return true;
@@ -137,8 +128,7 @@ bool Pair::choose_useful(int fits) {
 
 void Pair::set(double rate, int slots) {
   if (!settled_) {
-    ahead_.station.solve(given, load, columns_.back() + 1, kept_sessions(given, load, rate));
-    ahead_.station.pick(columns_);
+    ahead_.station.solve(given, load, speed_.columns(), kept_sessions(given, load, rate));
     ahead_.set(speed_, load);
   }
   queue_.set(ahead_, rate, slots);
@@ -147,23 +137,23 @@ void Pair::set(double rate, int slots) {
 // Turns/s at exponent 0: where sessions are stated those of one, so that rates count sessions.
 double Pair::unit() const { return std::isfinite(load.sessions) ? 1 / (load.think_seconds + load.turn) : 1.0; }
 
-void Pair::at(int64_t exponent) { set(unit() * exp2(static_cast<double>(exponent) / PER_OCTAVE), slots_); }
+void Pair::at(int64_t exponent) { set(unit() * exp2(static_cast<double>(exponent) / kPerOctave), slots_); }
 
 // By how much too many turns are late, in log odds: where it is 0 or less, the rate holds.
 double Pair::excess(int64_t exponent) {
   at(exponent);
   queue_.turns();
-  return log_odds(std::max(queue_.first_late(slots_), queue_.turn_late(slots_, load.turn))) - log_odds(LATE);
+  return log_odds(std::max(queue_.first_late(slots_), queue_.turn_late(slots_, load.turn))) - log_odds(kLate);
 }
 
 // Down from the top in ever longer strides; then to where the last one crosses what may be late.
 //
-// `DEEPEST` below the top where no rate above that holds: after a few strides it is asked whether that one does.
+// `kDeepest` below the top where no rate above that holds: after a few strides it is asked whether that one does.
 int64_t Pair::greatest(int64_t top) {
-  const int64_t floor = top - DEEPEST;
+  const int64_t floor = top - kDeepest;
   int64_t low = top + 1, high = low;
-  double under = -MOST_ODDS, over = MOST_ODDS;
-  for (int64_t stride = FIRST_STRIDE; low > floor;) {
+  double under = -kMostOdds, over = kMostOdds;
+  for (int64_t stride = kFirstStride; low > floor;) {
     high = low;
     low = std::max(low - stride, floor);
     if (low == floor) break;
@@ -174,7 +164,7 @@ int64_t Pair::greatest(int64_t top) {
     }
     over = found;
     stride *= 2;
-    if (stride == LONG_STRIDE && excess(floor) > 0) return floor;
+    if (stride == kLongStride && excess(floor) > 0) return floor;
   }
   return between(low, high, under, over);
 }
@@ -182,7 +172,7 @@ int64_t Pair::greatest(int64_t top) {
 // Up from a rate in ever longer strides, as far as it holds.
 int64_t Pair::more(int64_t base) {
   int64_t low = base, high = base + 1;
-  double under = -MOST_ODDS, over = MOST_ODDS;
+  double under = -kMostOdds, over = kMostOdds;
   for (int64_t stride = 1;; stride *= 2) {
     high = low + stride;
     const double found = excess(high);
@@ -213,7 +203,7 @@ int64_t Pair::between(int64_t low, int64_t high, double under, double over) {
 // The greatest rate that any number of slots can end at all.
 int64_t Pair::top() const {
   const double least = *std::min_element(station().took.begin(), station().took.end());
-  return static_cast<int64_t>(floor(log2(1 / (least * unit())) * PER_OCTAVE));
+  return static_cast<int64_t>(floor(log2(1 / (least * unit())) * kPerOctave));
 }
 
 // Fewer slots that might carry more: whose first tokens, which do not depend on how many slots there are beyond those,
@@ -223,15 +213,12 @@ std::vector<int> Pair::worth_a_try(int64_t exponent, int64_t top) {
   if (exponent >= top) return found;
   at(exponent + 1);
   for (int column = 1; column < slots_; ++column)
-    if (queue_.stable(column) && queue_.first_late(column) <= LATE) found.push_back(column);
+    if (queue_.stable(column) && queue_.first_late(column) <= kLate) found.push_back(column);
   return found;
 }
 
 bool Pair::search() {
-  if (!settled_) {
-    ahead_.station.solve_alike(given, load, columns_.back() + 1);
-    ahead_.station.pick(columns_);
-  }
+  if (!settled_) ahead_.station.solve_alike(given, load, speed_.columns());
   const int64_t top = this->top(), base = greatest(top);
   int64_t exponent = base;
   int best = slots_;
@@ -241,7 +228,7 @@ bool Pair::search() {
     if (found > exponent) exponent = found, best = column;
   }
   slots_ = best;
-  if (exponent <= top - DEEPEST) return false;
+  if (exponent <= top - kDeepest) return false;
   at(exponent);
   return true;
 }
@@ -249,15 +236,15 @@ bool Pair::search() {
 template <typename Late>
 double Pair::p99(double most, int octaves, int per_octave, Late late) {
   int low = -octaves * per_octave, high = 0;
-  double under = 1.0, over = LATE;
+  double under = 1.0, over = kLate;
   while (high - low > 1) {
     const int middle = low + (high - low) / 2;
     const double share = late(most * exp2(static_cast<double>(middle) / per_octave));
-    (share <= LATE ? high : low) = middle;
-    (share <= LATE ? over : under) = share;
+    (share <= kLate ? high : low) = middle;
+    (share <= kLate ? over : under) = share;
   }
   const double above = log(std::max(under, 1e-9)), below = log(std::max(over, 1e-9));
-  const double part = above > below ? (above - log(LATE)) / std::max(above - below, 1e-9) : 1.0;
+  const double part = above > below ? (above - log(kLate)) / std::max(above - below, 1e-9) : 1.0;
   return most * exp2((low + clip(part, 0.0, 1.0)) / per_octave);
 }
 
@@ -295,9 +282,7 @@ struct Pairs {
   // The same, to be looked at as far as memory has room.
   void read_fitting(int64_t row, Pair& pair) const {
     read(row, pair);
-    std::vector<int> columns(fits[row]);
-    std::iota(columns.begin(), columns.end(), 0);
-    pair.choose(std::move(columns));
+    pair.choose(fits[row]);
   }
 };
 

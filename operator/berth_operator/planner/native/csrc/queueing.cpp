@@ -11,34 +11,34 @@ namespace {
 
 // Correlation of the turns that come within a turn's time and of how many there are meanwhile, sqrt(3/8) where turns
 // come at random and stay for as long.
-constexpr double TOGETHER = 0.61;
+constexpr double kTogether = 0.61;
 
 // Prompts that are read in one step are counted up to here.
-constexpr int PROMPTS_A_STEP = 3;
+constexpr int kPromptsAStep = 3;
 
 // By how many standard deviations the p99 of an exponential distribution is above its mean: ln 100 - 1.  Steps of the
 // real worker on a shared machine: 3.0 to 4.7.
-constexpr double P99_DEVIATIONS = 3.6;
+constexpr double kP99Deviations = 3.6;
 
 // Beyond twice the mean, a p99 between tokens says something else than how the machine varies.
-constexpr double NOISIEST = 1.0;
+constexpr double kNoisiest = 1.0;
 
 // What stands for 0 in logarithms.
-constexpr double NEVER = 1e-200;
+constexpr double kNever = 1e-200;
 
 // Share of time that a replica has left from which on it keeps up.
-constexpr double FULL = 1e-9;
+constexpr double kFull = 1e-9;
 
 // Seconds.  Of the real worker on a shared machine the correlation of steps was 0.7 of neighbours, 0.4 after 8 and 0.2
 // after 20 steps of 10 ms.
-constexpr double NOISE_LASTS = 0.1;
+constexpr double kNoiseLasts = 0.1;
 
 struct Noise {
   double variance, third;
 
   // Of that many seconds of steps: of a mean over them, as noise comes and goes.
   BERTH_INLINE Noise(double deviation, double seconds) {
-    const double lasting = std::max(seconds / NOISE_LASTS, 1e-3);
+    const double lasting = std::max(seconds / kNoiseLasts, 1e-3);
     const double left = 2 * (lasting + expm1(-lasting)) / (lasting * lasting);
     variance = deviation * seconds * (deviation * seconds) * left;
     third = 2 * deviation * seconds * variance * left;
@@ -48,7 +48,7 @@ struct Noise {
 // Chance of more than `limit`, of the gamma distribution with these cumulants (Pearson III, its tail after Wilson and
 // Hilferty 1931).  The logistic form of the normal distribution function is Page's (1977), within 0.0002.
 BERTH_INLINE double beyond(double mean, double variance, double third, double limit) {
-  const double deviation = std::sqrt(std::max(variance, TINY));
+  const double deviation = std::sqrt(std::max(variance, kTiny));
   const double half = clip(third / (2 * (deviation * deviation * deviation)), 5e-4, 2.0);
   const double base = 1 + half * (limit - mean) / deviation;
   const double z = 3 / half * expm1(log(std::max(base, 1e-300)) / 3) + half / 3;
@@ -59,7 +59,7 @@ BERTH_INLINE double beyond(double mean, double variance, double third, double li
 // The same of a uniform distribution with this mean and variance: a part of a step that runs.
 BERTH_INLINE double beyond_even(double mean, double variance, double limit) {
   const double half = std::sqrt(3 * variance);
-  return clip((mean + half - limit) / std::max(2 * half, TINY), 0.0, 1.0);
+  return clip((mean + half - limit) / std::max(2 * half, kTiny), 0.0, 1.0);
 }
 
 }  // namespace
@@ -75,15 +75,15 @@ BERTH_CLONES void Ahead::set(const Speed& of_speed, const Load& of_load) {
 #pragma GCC ivdep
   for (int i = 0; i < columns; ++i) {
     // what the p99 between tokens says of noise, if the distribution is exponential
-    noise[i] = clip(speed->gap_p99[i] / speed->step[i] - 1, 0.0, NOISIEST) / P99_DEVIATIONS;
-    base[i] = log(std::max(station.took[i], NEVER));
+    noise[i] = clip(speed->gap_p99[i] / speed->step[i] - 1, 0.0, kNoisiest) / kP99Deviations;
+    base[i] = log(std::max(station.took[i], kNever));
   }
   for (int k = 0; k < station.kinds; ++k) {
     const Work work = station.works[k];
 #pragma GCC ivdep
     for (int i = 0; i < columns; ++i) {
       // for the prompts ahead, where one is: what is left of it, and those that wait
-      const double size = std::max(station.every.mean[i], TINY), varies = station.every.variance[i] / (size * size);
+      const double size = std::max(station.every.mean[i], kTiny), varies = station.every.variance[i] / (size * size);
       const double left = (1 + varies) / 2;
       const double left_square = (station.every.third[i] / (size * size * size) + 3 * varies + 1) / 3;
       const double left_variance = std::max(left_square - left * left, 0.0);
@@ -92,7 +92,7 @@ BERTH_CLONES void Ahead::set(const Speed& of_speed, const Load& of_load) {
       const double wait = read * (left + others) + step / 4;  // a prompt waits for a step before it is read
       const double wait_variance =
           read * read * (left_variance + station.there_variance[i] + others * varies);
-      const double wait_third = 2 * (wait_variance * wait_variance) / std::max(wait, TINY);  // a gamma distribution's
+      const double wait_third = 2 * (wait_variance * wait_variance) / std::max(wait, kTiny);  // a gamma distribution's
 
       const double own = station.own[k][i], stretch = station.stretch[i];
       const double varied = work.variance * (stretch * stretch), skewed = work.third * (stretch * stretch * stretch);
@@ -156,11 +156,11 @@ BERTH_CLONES void Queue::set(const Ahead& ahead, double rate, int slots) {
   between_.resize(columns_);
   if (std::isfinite(load.sessions)) {
     sessions_ = std::max(load.sessions, rate * (load.think_seconds + load.turn));
-    away_ = std::max(sessions_ / rate - load.turn, NEVER);
+    away_ = std::max(sessions_ / rate - load.turn, kNever);
 #pragma GCC ivdep
     for (int i = 0; i < columns_; ++i) {
       const double before = std::min(rate, std::max(sessions_ - turns[i], 0.0) / away_);
-      weights_[i] = log(std::max(before * took[i], NEVER));
+      weights_[i] = log(std::max(before * took[i], kNever));
     }
     chance_[0] = 0.0;
     for (int i = 1; i < columns_; ++i) {
@@ -181,10 +181,10 @@ BERTH_CLONES void Queue::set(const Ahead& ahead, double rate, int slots) {
     const double to = i < slots ? (turns[i + 1] - turns[i] + 1) / 2 : 0.0;
     between_[i] = chance_[i] * (from + to);
     const bool waits = i == slots && stable(i);
-    weights_[i] = between_[i] + (waits ? chance_[i] / std::max(1 - coming(i) * took[i], FULL) : 0.0);
+    weights_[i] = between_[i] + (waits ? chance_[i] / std::max(1 - coming(i) * took[i], kFull) : 0.0);
     all += weights_[i];
   }
-  for (double& weight : weights_) weight /= std::max(all, TINY);
+  for (double& weight : weights_) weight /= std::max(all, kTiny);
 }
 
 // Turns/s that others bring while so many are inside.
@@ -193,7 +193,7 @@ double Queue::coming(int column) const {
   return std::min(rate_, std::max(sessions_ - 1 - ahead_->speed->turns[column], 0.0) / away_);
 }
 
-bool Queue::stable(int column) const { return coming(column) * ahead_->station.took[column] < 1 - FULL; }
+bool Queue::stable(int column) const { return coming(column) * ahead_->station.took[column] < 1 - kFull; }
 
 // Share of turns that are late, from the share of those that find i turns.
 //
@@ -204,18 +204,18 @@ double Queue::late(int column, const Column& by_state, double slack) const {
   if (!stable(column)) return 1.0;
   const Column& turns = ahead_->speed->turns;
   const double took = ahead_->station.took[column], others = coming(column);
-  const double spare = std::max(1 / took - others, TINY);
+  const double spare = std::max(1 / took - others, kTiny);
   const double equal = 0.75 - 0.25 / std::sqrt(std::max(turns[column], 1.0));
   const double wait = (equal + (1 - equal) * std::min(ahead_->load->output_spread, 1.0)) / spare;
   const double waiting = std::max(by_state[column], exp(-std::max(slack, 0.0) / wait));
-  const double waits = chance_[column] / std::max(1 - others * took, FULL);  // all states from there on
+  const double waits = chance_[column] / std::max(1 - others * took, kFull);  // all states from there on
   const double below = column > 0 ? chance_[column] * ((turns[column] - turns[column - 1] - 1) / 2) : 0.0;
   double found = waits * waiting + below * by_state[column], all = waits + below;
   for (int i = 0; i < column; ++i) {
     found += between_[i] * by_state[i];
     all += between_[i];
   }
-  return found / std::max(all, TINY);
+  return found / std::max(all, kTiny);
 }
 
 double Queue::first_late(int column) const {
@@ -277,7 +277,7 @@ BERTH_CLONES void Queue::turns() {
       const double usual = step + slope * (1 + kept * (station.decoding[i] - decoding));
       const double base = steps * std::max(usual, least_step), decode = base / left;
       const double prefilled = base * prefilled_each;
-      const double decode_variance = prefilled + crowded + 2 * TOGETHER * std::sqrt(prefilled * crowded) +
+      const double decode_variance = prefilled + crowded + 2 * kTogether * std::sqrt(prefilled * crowded) +
                                      output * (decode * decode);
       const double decode_third = base * skewed_each + 2 * (output * output) * (decode * decode * decode);
       // prompts that come while a turn waits are read while it decodes: what it waits more, it decodes longer
@@ -313,17 +313,17 @@ double Queue::gap_p99(int column) const {
   Column most;
   added_seconds(speed, *ahead_->load, station.step, most);
   // by column: tokens that come in steps without a chunk, and with chunks of so many prompts; a step's seconds
-  std::array<Column, 1 + PROMPTS_A_STEP> tokens, seconds;
+  std::array<Column, 1 + kPromptsAStep> tokens, seconds;
   double all = 0;
   for (int i = 0; i <= column; ++i) {
     const double states = i < column ? chance_[i] * (speed.turns[i + 1] - speed.turns[i])
-                                     : chance_[i] / std::max(1 - coming(i) * station.took[i], FULL);
+                                     : chance_[i] / std::max(1 - coming(i) * station.took[i], kFull);
     const double jitter = speed.gap_p99[i] / speed.step[i], step = station.step[i], reading = station.reading[i];
     tokens[0].push_back(station.decoding[i] * states);
     seconds[0].push_back(step * jitter);
     all += tokens[0][i];
     double waiting = 1;  // chance that as many wait
-    for (int prompts = 1; prompts <= PROMPTS_A_STEP; ++prompts) {  // read together, as far as the chunk goes
+    for (int prompts = 1; prompts <= kPromptsAStep; ++prompts) {  // read together, as far as the chunk goes
       const double added = speed.turns[i] > 1 ? std::min(most[i], prompts * work) : 0.0;
       const double longer = (step + added) * std::sqrt(jitter);  // many: not all need be in time
       const double with_chunk = reading / longer / ((1 - reading) / step + reading / longer);
@@ -333,11 +333,11 @@ double Queue::gap_p99(int column) const {
     }
   }
   double found = speed.gap_p99[1];
-  for (int kind = 0; kind <= PROMPTS_A_STEP; ++kind) {
+  for (int kind = 0; kind <= kPromptsAStep; ++kind) {
     double later = 0;
     for (int i = column; i >= 0; --i) {
       later += tokens[kind][i];
-      if (later > LATE * all) found = std::max(found, seconds[kind][i]);
+      if (later > kLate * all) found = std::max(found, seconds[kind][i]);
     }
   }
   return found;

@@ -6,7 +6,7 @@
 namespace berth {
 
 // Share of turns, or tokens, that may take longer than an objective.
-constexpr double LATE = 0.01;
+constexpr double kLate = 0.01;
 
 // What turns have ahead of them that find i others, by column: like the station the same at all rates, unless sessions
 // are forgotten.
@@ -15,9 +15,9 @@ struct Ahead {
   const Load* load = nullptr;
   Station station;
   Column noise;                                       // deviation of steps over their mean
-  std::array<Cumulants, KINDS> free, behind;          // when the first token comes, where no prompt is ahead, and one is
+  std::array<Cumulants, kKinds> free, behind;          // when the first token comes, where no prompt is ahead, and one is
   Column late, usual;                                 // share of first tokens later than promised, and their mean time
-  std::array<Cumulants, KINDS> before;                // a turn but for decoding, without noise
+  std::array<Cumulants, kKinds> before;                // a turn but for decoding, without noise
   Column base;                                        // logarithm of P at one turn/s
 
   // Requires that `station` is solved for both, which must outlive this.
@@ -55,7 +55,7 @@ class Queue {
   Column chance_, weights_;
   Column between_;  // chance of the whole numbers about a column
   Column late_, usual_;
-  std::array<Cumulants, KINDS> turn_;
+  std::array<Cumulants, kKinds> turn_;
 };
 
 }  // namespace berth

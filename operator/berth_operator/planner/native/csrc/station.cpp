@@ -10,23 +10,23 @@ namespace berth {
 namespace {
 
 // As in the engine's pacing: a step with a chunk takes at most so many times a step without, or so many seconds.
-constexpr double STEP_FACTOR = 2.0, LEAST_PACE = 0.02;
+constexpr double kStepFactor = 2.0, kLeastPace = 0.02;
 
 // How far below the bound the engine aims, so that its jitter stays within (its `engine/cost.py`): for all but half a
 // percent of steps, which is 1.1 times as far as the p99 is, and its predictions are a few percent off themselves.
-constexpr double LEAST_LATENESS = 1.05, MOST_LATENESS = 1.25, BEYOND_P99 = 1.1, OFF = 1.02;
+constexpr double kLeastLateness = 1.05, kMostLateness = 1.25, kBeyondP99 = 1.1, kOff = 1.02;
 
 // Tokens of a prompt that a step reads, however late it is (its `engine/scheduler.py`): a prompt always gets on.
-constexpr double LEAST_CHUNK = 4;
+constexpr double kLeastChunk = 4;
 
 // Of the number of turns that decode, in standard deviations from where it mostly is.
-constexpr double POINTS[] = {-1.5, 0.0, 1.5};
+constexpr double kPoints[] = {-1.5, 0.0, 1.5};
 
 // By what share prompts ahead vary less than in the chain where one is always read and all are alike.
-constexpr double EVEN = 0.5;
+constexpr double kEven = 0.5;
 
 // KV memory is given out in blocks of so many tokens, and a session's last one is half full.
-constexpr double BLOCK_TOKENS = 16;
+constexpr double kBlockTokens = 16;
 
 double uniform_variance(double count) { return (count * count - 1) / 12; }
 
@@ -64,10 +64,10 @@ struct Bounds {
   double usual, promised, least;
 
   BERTH_INLINE Bounds(double gap_p99, double own_step, double step, double promise, double prefill) {
-    const double lateness = clip(OFF * exp(BEYOND_P99 * log(gap_p99 / own_step)), LEAST_LATENESS, MOST_LATENESS);
-    usual = std::max(STEP_FACTOR * step, LEAST_PACE) / lateness - step;
+    const double lateness = clip(kOff * exp(kBeyondP99 * log(gap_p99 / own_step)), kLeastLateness, kMostLateness);
+    usual = std::max(kStepFactor * step, kLeastPace) / lateness - step;
     promised = promise / lateness - step;
-    least = LEAST_CHUNK / prefill;
+    least = kLeastChunk / prefill;
   }
 
   BERTH_INLINE double added() const { return std::max(std::min(usual, promised), least); }
@@ -80,15 +80,10 @@ BERTH_INLINE double whole(double chunks) {
     return below * (below + 1) / 2 + (below + 1) * (x - below);
   };
   const double low = 0.9 * chunks, high = 1.1 * chunks;
-  return chunks < 1e9 ? (area(high) - area(low)) / std::max(high - low, TINY) : chunks;
+  return chunks < 1e9 ? (area(high) - area(low)) / std::max(high - low, kTiny) : chunks;
 }
 
 }  // namespace
-
-void pick(Column& values, const std::vector<int>& columns) {
-  for (size_t i = 0; i < columns.size(); ++i) values[i] = values[columns[i]];  // ascending: none is overwritten before
-  values.resize(columns.size());
-}
 
 double Load::new_tokens() const { return std::max(prompt_tokens * (1 - cached_share), 1.0); }
 
@@ -100,7 +95,7 @@ double Load::growth() const { return keeps() ? std::min(new_tokens() + output_to
 // Share of the growth that is not cached either: 0 where only what is new is read, 1 where everything is.
 double Load::reread() const {
   const double first = std::max(most_growth() - output_tokens, 0.0);  // what is new where growth is greatest
-  return keeps() ? clip((new_tokens() - first) / std::max(prompt_tokens - first, TINY), 0.0, 1.0) : 0.0;
+  return keeps() ? clip((new_tokens() - first) / std::max(prompt_tokens - first, kTiny), 0.0, 1.0) : 0.0;
 }
 
 // With which the first prompt is just what is new in it, or nothing: no prompt is shorter.
@@ -122,11 +117,11 @@ double kept_sessions(const Speed& speed, const Load& load, double rate) {
   if (!load.keeps()) return 1.0;
   const double work = load.output_tokens * speed.step[1];
   const double room = std::max(speed.kv_cache_tokens - 1.5 * rate * work * load.context_tokens, 0.0);
-  const double think = std::max(load.think_seconds, TINY), last = 1 / load.turns_per_session;
-  const double kept = load.context_tokens + BLOCK_TOKENS / 2, growth = load.growth();
+  const double think = std::max(load.think_seconds, kTiny), last = 1 / load.turns_per_session;
+  const double kept = load.context_tokens + kBlockTokens / 2, growth = load.growth();
   const double back = (kept - growth / 2) * (1 - last);
   const double gone = (kept + growth * (load.turns_per_session - 1) / 2) * last;
-  const double wanted = std::min(room / std::max(rate * think, TINY), 50.0 * (back + gone));
+  const double wanted = std::min(room / std::max(rate * think, kTiny), 50.0 * (back + gone));
   double time = wanted / (back + gone);  // t/Z; the equation is concave and rises: Newton from the left converges
   for (int i = 0; i < 6; ++i) {
     const double left = exp(-time);
@@ -192,7 +187,7 @@ BERTH_CLONES void Station::solve(const Speed& given, const Load& load, int most)
     return std::max((steps - 1) * added_[i], mean - steps * free) + steps * alone_step[i];
   };
   for (int i = 0; i < columns; ++i) {
-    chunk_[i] = std::max(added_[i] + idle[i], TINY);
+    chunk_[i] = std::max(added_[i] + idle[i], kTiny);
     const bool alone = turns[i] == 0;
     steals[i] = alone || added_[i] <= 0 ? 1.0 : added_[i] / chunk_[i];
     stretch[i] = alone ? 1.0 : steals[i] + alone_step[i] / chunk_[i];
@@ -201,7 +196,7 @@ BERTH_CLONES void Station::solve(const Speed& given, const Load& load, int most)
     last_step_[i] = seconds / steps;
     rest_read_[i] = alone ? seconds : work.mean * stretch[i];
     rest_step_[i] = alone ? seconds : steals[i] * chunk_[i] + alone_step[i];
-    std::array<Work, KINDS> varied;
+    std::array<Work, kKinds> varied;
     const double squared = stretch[i] * stretch[i];
     for (int k = 0; k < kinds; ++k) {
       own[k][i] = last(i, works[k].mean, steps_of(i, works[k].mean));
@@ -218,19 +213,27 @@ BERTH_CLONES void Station::solve(const Speed& given, const Load& load, int most)
     const double part = (1 + clip(varies, 1.0, 3.0)) / 2;
     const double even = 1 - clip(varies + load.output_spread / 2, 0.0, 1.0);
     there[i] = std::min(1 + part * (there[i] - 1), std::max(turns[i], 1.0));
-    there_variance[i] *= part * part * (1 - EVEN * reading[i] * even);
+    there_variance[i] *= part * part * (1 - kEven * reading[i] * even);
     decoding[i] = std::max(turns[i] - reading[i] * there[i], 0.0);
     const double chord = (alone_step[i] - alone_step[1]) / std::max(turns[i] - 1, 1.0);
     step[i] = alone_step[1] + chord * std::max(decoding[i] - 1, 0.0);
   }
-  pick(place_);
+  change([&](Column& values) {
+    for (size_t i = 0; i < place_.size(); ++i) values[i] = values[place_[i]];  // ascending: none is overwritten before
+  });
+  first(static_cast<int>(place_.size()));
 }
 
-void Station::pick(const std::vector<int>& columns) {
-  for (int k = 0; k < kinds; ++k) berth::pick(own[k], columns);
+void Station::first(int columns) {
+  change([&](Column& values) { values.resize(columns); });
+}
+
+template <typename Change>
+void Station::change(Change change) {
+  for (int k = 0; k < kinds; ++k) change(own[k]);
   for (Column* values : {&every.mean, &every.variance, &every.third, &stretch, &steals, &took, &reading, &read, &there,
                          &there_variance, &decoding, &step})
-    berth::pick(*values, columns);
+    change(*values);
 }
 
 // With more columns where the chain is most of the time.
@@ -240,7 +243,7 @@ void Station::pick(const std::vector<int>& columns) {
 // anywhere between two columns.  About there w(d) is as a normal distribution, of which some points are added.
 BERTH_CLONES void Station::finer(const Speed& given, const Load& load, int most) {
   const int columns = given.columns();
-  constexpr int count = std::size(POINTS);
+  constexpr int count = std::size(kPoints);
   const Column& turns = given.turns;
   const double steps = std::max(load.output_tokens - 1, 0.05) / work.mean;
   for (Column& values : bounds_) values.resize(columns);
@@ -258,7 +261,7 @@ BERTH_CLONES void Station::finer(const Speed& given, const Load& load, int most)
   double crossings[3], slopes[3];
   for (int k = 0; k < 3; ++k) {
     const double here = bounds_[k][left], there = bounds_[k][right];
-    crossings[k] = there < 0 ? std::max(here, 0.0) / std::max(here - there, TINY) : 1.0;
+    crossings[k] = there < 0 ? std::max(here, 0.0) / std::max(here - there, kTiny) : 1.0;
     slopes[k] = (here - there) / std::max(width, 1.0);
   }
   const double first = std::max(std::min(crossings[0], crossings[1]), crossings[2]);
@@ -272,7 +275,7 @@ BERTH_CLONES void Station::finer(const Speed& given, const Load& load, int most)
   int k = 0;
   for (int i = 0; i < most; ++i) {
     for (; i > 0 && k < count; ++k) {
-      const double point = rint(clip(middle + deviation * POINTS[k], turns[1], turns[columns - 1]));
+      const double point = rint(clip(middle + deviation * kPoints[k], turns[1], turns[columns - 1]));
       if (!(turns[i] > point)) break;
       const double part = (point - turns[i - 1]) / std::max(turns[i] - turns[i - 1], 1.0);
       const auto between = [&](const Column& values) { return values[i - 1] + part * (values[i] - values[i - 1]); };
@@ -359,12 +362,12 @@ BERTH_CLONES void Station::chain(const Load& load) {
     several /= all, one /= all, none /= all, mean /= all, square /= all;
     mean += one * at + none * turns[i];
     square += one * at * at + none * turns[i] * turns[i];
-    const double busy = several + one, flow = std::max(ended / all + one / alone, TINY);
-    const double waiting = std::max((turns[i] - mean) / std::max(busy, TINY), 1.0);
+    const double busy = several + one, flow = std::max(ended / all + one / alone, kTiny);
+    const double waiting = std::max((turns[i] - mean) / std::max(busy, kTiny), 1.0);
     reading[i] = busy;
     there[i] = waiting;
     there_variance[i] = std::max(
-        (turns[i] * turns[i] - 2 * turns[i] * mean + square) / std::max(busy, TINY) - waiting * waiting, 0.0);
+        (turns[i] * turns[i] - 2 * turns[i] * mean + square) / std::max(busy, kTiny) - waiting * waiting, 0.0);
     took[i] = 1 / flow;
     read[i] = busy / flow;
   }

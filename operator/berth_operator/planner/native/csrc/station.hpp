@@ -12,10 +12,7 @@ namespace berth {
 // Figures by column: by the number of turns in a replica.
 using Column = std::vector<double>;
 
-// Keeps some columns, ascending.
-void pick(Column& values, const std::vector<int>& columns);
-
-constexpr int KINDS = 3;
+constexpr int kKinds = 3;
 
 // A workload and its promises; seconds and tokens.
 struct Load {
@@ -70,10 +67,10 @@ void added_seconds(const Speed& speed, const Load& load, const Column& step, Col
 struct Station {
   int kinds = 0;
   // of turns: all, or first ones, later ones whose session is in memory, and those whose is not
-  std::array<double, KINDS> shares{};
-  std::array<Work, KINDS> works{};
+  std::array<double, kKinds> shares{};
+  std::array<Work, kKinds> works{};
   Work work{};                       // of all
-  std::array<Column, KINDS> own;     // T of each kind, beside n others; beside none a prompt has a step of its own
+  std::array<Column, kKinds> own;     // T of each kind, beside n others; beside none a prompt has a step of its own
   Cumulants every;                   // T of all
   Column stretch;                    // seconds by which T grows with a second of S
   Column steals;                     // share of prefill that lengthens steps: e/c
@@ -88,13 +85,16 @@ struct Station {
   void solve(const Speed& speed, const Load& load, int columns, double kept);
   // The same where turns of a session are not told apart, and none is forgotten.
   void solve_alike(const Speed& speed, const Load& load, int columns);
-  // Keeps some columns, ascending.
-  void pick(const std::vector<int>& columns);
+  // Keeps the first columns only.
+  void first(int columns);
 
  private:
   void solve(const Speed& speed, const Load& load, int columns);
   void finer(const Speed& given, const Load& load, int most);
   void chain(const Load& load);
+  // Applies to each figure by column.
+  template <typename Change>
+  void change(Change change);
 
   Speed speed_;                      // with more columns than given, as far as asked for
   std::vector<int> place_;           // of the given ones
