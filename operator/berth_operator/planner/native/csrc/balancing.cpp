@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "api.hpp"
 #include "arithmetic.hpp"
 
 namespace {
@@ -16,7 +17,7 @@ constexpr double kNothing = -45.0;  // exp of less is beyond what a sum of doubl
 // Patterns lie one pool after the other, those of pool i from first[i] to first[i + 1]; pattern c takes units[e] of
 // row[e] for e from begin[c] to begin[c + 1].  Into `weight` [pattern] its part in its pool, into `value` the sum of the
 // pools' soft least costs at `prices` [row] and `temperature` [pool].
-extern "C" __attribute__((visibility("default"))) void berth_soft_least(
+BERTH_API void berth_soft_least(
     const int64_t* first, const int64_t* begin, const int64_t* row, const double* units, const double* cost,
     const double* prices, const double* temperature, int64_t pools, double* weight, double* value) {
   double sum = 0.0;
@@ -42,7 +43,7 @@ extern "C" __attribute__((visibility("default"))) void berth_soft_least(
 
 // Into `slope` [row] the units that patterns take by their weights, into `bend` [row, row] how fast these fall as prices
 // rise, counting patterns that are more than `torn` of their pool, and less than all but that.  Both begin as zeros.
-extern "C" __attribute__((visibility("default"))) void berth_soft_derivatives(
+BERTH_API void berth_soft_derivatives(
     const int64_t* first, const int64_t* begin, const int64_t* row, const double* units, const double* weight,
     const double* temperature, int64_t pools, int64_t rows, double torn, double* slope, double* bend) {
   std::vector<double> mean(rows);

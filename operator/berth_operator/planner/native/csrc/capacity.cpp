@@ -3,6 +3,7 @@
 #include <limits>
 #include <utility>
 
+#include "api.hpp"
 #include "queueing.hpp"
 
 namespace berth {
@@ -297,9 +298,8 @@ using berth::Pairs;
 #define BERTH_PAIRS                                                                                                  \
   int64_t pairs, int64_t columns, const double *turns, const double *step, const double *gap_p99, const double *idle, \
       const int64_t *fits, const double *prefill, const double *attention, const double *kv, const Load *loads
-#define BERTH_EXPORT extern "C" __attribute__((visibility("default")))
 
-BERTH_EXPORT void berth_greatest_rates(BERTH_PAIRS, double* out) {
+BERTH_API void berth_greatest_rates(BERTH_PAIRS, double* out) {
   const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, loads};
   Pair pair;
   for (int64_t row = 0; row < pairs; ++row, out += 5) {
@@ -315,7 +315,7 @@ BERTH_EXPORT void berth_greatest_rates(BERTH_PAIRS, double* out) {
   }
 }
 
-BERTH_EXPORT void berth_latencies(BERTH_PAIRS, const double* rates, const int64_t* slots, double* out) {
+BERTH_API void berth_latencies(BERTH_PAIRS, const double* rates, const int64_t* slots, double* out) {
   const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, loads};
   Pair pair;
   for (int64_t row = 0; row < pairs; ++row, out += 3) {
@@ -331,7 +331,7 @@ BERTH_EXPORT void berth_latencies(BERTH_PAIRS, const double* rates, const int64_
   }
 }
 
-BERTH_EXPORT void berth_states(BERTH_PAIRS, const double* rates, double* out) {
+BERTH_API void berth_states(BERTH_PAIRS, const double* rates, double* out) {
   const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, loads};
   std::fill(out, out + 5 * pairs * columns, 0.0);
   Pair pair;

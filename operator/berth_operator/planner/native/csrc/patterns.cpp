@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "api.hpp"
 #include "lanes.hpp"
 #include "serving.hpp"
 
@@ -91,7 +92,7 @@ class Neighbours {
 
 // Better `nodes` [pattern, option] of lanes `lane` [pattern] and their `cost` [pattern], nodes at `node_price` [pattern,
 // option], `unserved` [pattern] for leaving all unserved; patterns that break a rule, whose cost is infinite, stay.
-extern "C" __attribute__((visibility("default"))) void berth_better(
+BERTH_API void berth_better(
     const berth::Lanes* lanes, const double* node_price, const double* unserved, double missing, double least,
     const int64_t* lane, int64_t patterns, int64_t most, int64_t exchange, int64_t* nodes, double* cost) {
   berth::Neighbours neighbours;

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "api.hpp"
 #include "cover.hpp"
 #include "lanes.hpp"
 #include "serving.hpp"
@@ -270,7 +271,7 @@ class Pricer {
 }  // namespace berth
 
 // `bound`, `nodes` [.., option], zero before, and `found` of lanes `lane` at `node_price` [.., option], `penalty`, `ceiling`.
-extern "C" __attribute__((visibility("default"))) void berth_price(
+BERTH_API void berth_price(
     const berth::Lanes* lanes, const int64_t* lane, int64_t count, const double* node_price, const double* penalty,
     double missing_price, const double* ceiling, int64_t units, double lacking, double* bound, int64_t* nodes,
     bool* found) {

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "api.hpp"
+
 namespace berth {
 
 // Known patterns [column], as rounding.py has them.
@@ -259,8 +261,6 @@ class Choice {
 
 }  // namespace
 }  // namespace berth
-
-#define BERTH_API extern "C" __attribute__((visibility("default")))
 
 BERTH_API void berth_relieve(const berth::Patterns* patterns, const double* weight, int64_t most_patterns,
                              int64_t* chosen) {

@@ -2,6 +2,8 @@
 
 #include "serving.hpp"
 
+#include "api.hpp"
+
 namespace berth {
 
 constexpr double kShareTolerance = 1e-9;  // of demand: what rounding may leave unserved of a pattern that serves all
@@ -102,8 +104,6 @@ double Serving::unserved(const Lane& lane, const Pattern& replicas) {
 }
 
 }  // namespace berth
-
-#define BERTH_API extern "C" __attribute__((visibility("default")))
 
 // `nodes` [pattern, option] of lanes `lane` [pattern]: unserved, missing, allowed [pattern].
 BERTH_API void berth_served(const berth::Lanes* lanes, const int64_t* lane, const int64_t* nodes, int64_t patterns,

@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "api.hpp"
+
 namespace berth {
 namespace {
 
@@ -74,7 +76,7 @@ void Useful::nodes(const Lane& lane, const double* price, double penalty, double
 }  // namespace berth
 
 // `times` [lane, option] of lanes `lane` [lane], at `node_price` [lane, option], `penalty` and `ceiling` [lane].
-extern "C" __attribute__((visibility("default"))) void berth_useful_nodes(
+BERTH_API void berth_useful_nodes(
     const berth::Lanes* lanes, const int64_t* lane, int64_t count, const double* node_price, const double* penalty,
     const double* ceiling, int64_t* times) {
   berth::Useful useful;
