@@ -29,11 +29,18 @@ ENGLISH = "Brotli==1.2.1"
 _TARGETS = ["llama-bench", "llama-batched-bench", "llama-quantize", "llama-server", "llama-perplexity"]
 _OPTIONS = [
     "-DCMAKE_BUILD_TYPE=Release",
-    "-DGGML_NATIVE=ON",
     "-DLLAMA_CURL=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_UI=OFF",
 ]
+_WITHOUT_AMX = "-U__AMX_INT8__ -U__AMX_TILE__ -U__AMX_BF16__"
+_ONLY_AVX2 = {
+    "CT2_FORCE_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+"""Variables of CTranslate2, torch, and of the libraries that multiply matrices for both."""
 
 # GCC 12.2's _tile_loadconfig() tells the compiler that it reads 8 of the 64 bytes of a tile configuration; the stores
 # to the others are dropped and the instruction faults: built natively, llama.cpp dies on AMX at its first matrix.
@@ -61,8 +68,8 @@ class LlamaCpp:
     binaries: Path
     variants: dict[str, Path]
     """Name -> folder of libraries to load before those in `binaries`: "native", and "no-amx" where AMX is there,
-    because AMX takes the place of the AVX-512 kernels and of 4-bit repacking even where those would be faster; "no-amx"
-    alone where BERTH_ISA keeps our side from AMX too."""
+    because AMX takes the place of the AVX-512 kernels and of 4-bit repacking even where those would be faster. Where
+    BERTH_ISA keeps our side from newer instructions "no-amx" or "avx2" alone, which has none beyond AVX2's."""
 
     def command(self, program: str, *arguments: str) -> list[str]:
         return [str(self.binaries / program), *arguments]
@@ -79,29 +86,47 @@ class LlamaCpp:
 
 
 def llama_cpp() -> LlamaCpp:
-    """llama.cpp, built with native flags on first use: about 10 minutes of one core."""
+    """llama.cpp, built with native flags on first use: about 10 minutes of one core, and 4 for each further variant."""
     name, _, version = LLAMA_CPP.partition("==")
     root = peers_folder() / f"llama.cpp-{version}"
     build = root / "build"
-    variants = {"native": build / "bin"}
-    if "amx_int8" in cpu_flags():
-        variants["no-amx"] = root / "no-amx" / "bin"
-    if not (root / "complete").exists():
-        _say(f"building {name} {version} into {root}")
-        source = next(_source_package(LLAMA_CPP, root / "source").glob("*/vendor/llama.cpp"))
-        fix = root / "tile_config.h"
-        fix.write_text(_TILE_FIX)
-        _cmake(source, build, f"-include {fix}", _TARGETS)
-        if "no-amx" in variants:
-            _cmake(source, root / "no-amx", "-U__AMX_INT8__ -U__AMX_TILE__ -U__AMX_BF16__", ["ggml-cpu"])
-        (root / "complete").touch()
-    if "no-amx" in variants and os.environ.get("BERTH_ISA", "amx") != "amx":
-        del variants["native"]
-    return LlamaCpp(build / "bin", variants)
+    source = _source_package(LLAMA_CPP, root / "source")
+    fix = root / "tile_config.h"
+    fix.write_text(_TILE_FIX)
+
+    def folder(variant: str) -> Path:
+        return build if variant == "native" else root / variant
+
+    # GGML_NATIVE=OFF: SSE 4.2, AVX, AVX2, BMI2, FMA and F16C, nothing else
+    flags = {"native": f"-include {fix}", "no-amx": _WITHOUT_AMX, "avx2": ""}
+    variants = _variants()
+    for variant in dict.fromkeys(["native", *variants]):
+        done = folder(variant) / "complete"
+        if not done.exists():
+            _say(f"building {name} {version} ({variant}) into {folder(variant)}")
+            native = f"-DGGML_NATIVE={'OFF' if variant == 'avx2' else 'ON'}"
+            targets = _TARGETS if variant == "native" else ["ggml-cpu"]
+            _cmake(next(source.glob("*/vendor/llama.cpp")), folder(variant), flags[variant], [native], targets)
+            done.touch()
+    return LlamaCpp(build / "bin", {variant: folder(variant) / "bin" for variant in variants})
+
+
+def _variants() -> list[str]:
+    """Of llama.cpp's CPU backend those that may run beside ours."""
+    amx = "amx_int8" in cpu_flags()
+    match os.environ.get("BERTH_ISA"):
+        case "avx2" if cpu_flags() & {"avx512f", "avx_vnni"}:
+            return ["avx2"]
+        case "avx512vnni" if amx:
+            return ["no-amx"]
+        case _:
+            return ["native", "no-amx"] if amx else ["native"]
 
 
 def python_peers() -> dict[str, str]:
-    """Variables with which our own interpreter finds CTranslate2 and torchao too, installed beside, not into it."""
+    """Variables with which our own interpreter finds CTranslate2 and torchao too, installed beside, not into it.
+
+    With BERTH_ISA=avx2 they keep these and torch to AVX2, too."""
     folder = peers_folder() / "python"
     marker = folder / ".complete"
     pins = f"{CTRANSLATE2} {TORCHAO}"
@@ -111,7 +136,8 @@ def python_peers() -> dict[str, str]:
         # --no-deps: both run on the torch, numpy and transformers that are there, as our own side does
         _run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), *pins.split()])
         marker.write_text(pins)
-    return {**os.environ, "PYTHONPATH": str(folder)}
+    limits = _ONLY_AVX2 if _variants() == ["avx2"] else {}
+    return {**os.environ, **limits, "PYTHONPATH": str(folder)}
 
 
 def english(characters: int = 120_000) -> Path:
@@ -137,12 +163,12 @@ def _source_package(pin: str, folder: Path) -> Path:
     return folder
 
 
-def _cmake(source: Path, build: Path, flags: str, targets: list[str]) -> None:
+def _cmake(source: Path, build: Path, flags: str, options: list[str], targets: list[str]) -> None:
     tools = Path(sys.executable).parent  # cmake and ninja are development dependencies
     path = os.pathsep.join([str(tools), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path}
     c_flags = [f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"]
-    _run(["cmake", "-G", "Ninja", "-S", str(source), "-B", str(build), *_OPTIONS, *c_flags], environment)
+    _run(["cmake", "-G", "Ninja", "-S", str(source), "-B", str(build), *_OPTIONS, *options, *c_flags], environment)
     _run(["nice", "ninja", "-C", str(build), *targets], environment)
 
 
