@@ -37,7 +37,7 @@ class Peer:
     def __init__(self, name: str, threads: int, steps: int) -> None:
         program = str(Path(__file__).with_name("python_peer_process.py"))
         folder = str(models.hugging_face())
-        variables = {**python_peers(), "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        variables = {**python_peers(), "OMP_NUM_THREADS": str(threads)}
         self._process = subprocess.Popen(
             [sys.executable, program, name, folder, str(threads), str(steps)],
             env=variables,
