@@ -72,12 +72,13 @@ def simulate(
     gap: float = math.inf,
     kv_tokens: int = KV_TOKENS,
     sessions: int | None = None,
+    seed: int = 7,
 ) -> Seen:
     """About `turns` turns at `rate` a second, after a while without counting; `gap`: promised between tokens.
 
     Of so many `sessions`, each followed by another when it ends; else sessions come at random.
     """
-    dice = random.Random(7)  # noqa: S311 - traffic, not secrets
+    dice = random.Random(seed)  # noqa: S311 - traffic, not secrets
     scheduler = Scheduler(
         BlockManager(kv_tokens // 16), max_running=slots, max_waiting=10**6, token_budget=256, session_seconds=300
     )
@@ -178,6 +179,9 @@ CASES = {
 BREAKS = {"long prompts": 1.3}
 """Of the capacity; else 15 % above it.  There the normal distribution's tail stands for turns of five lengths."""
 TURNS = 1500
+SEEDS = {"between tokens": range(8)}
+"""Runs that are pooled; else one.  There few turns wait for a slot, but the p99 is theirs: from 160 to 310 ms in single
+runs at 75 %."""
 WITHIN = {0.5: 0.25, 0.75: 0.25}
 """Of the capacity, and how far a predicted p99 may be from the one seen there."""
 
@@ -189,15 +193,24 @@ def test_p99s_and_capacity_are_those_of_the_engine(case: str) -> None:
     capacity = replica_capacity(speed, load)
     assert isinstance(capacity, ReplicaCapacity)
     slots, carried = capacity.concurrency, capacity.turns_per_second
+
+    def seen_at(share: float) -> Seen:
+        found = Seen()
+        for seed in SEEDS.get(case, (7,)):
+            one = simulate(agents, slots, share * carried, TURNS, gap=load.gap, seed=seed)
+            found.first_token += one.first_token
+            found.gap += one.gap
+            found.turn += one.turn
+        return found
+
     for share, within in WITHIN.items():
-        seen = simulate(agents, slots, share * carried, TURNS, gap=load.gap)
+        seen = seen_at(share)
         predicted = latencies(speed, load, share * carried, slots)
         assert predicted is not None
         assert predicted.first_token == pytest.approx(p99(seen.first_token), rel=within), share
         assert predicted.gap == pytest.approx(p99(seen.gap), rel=within), share
         assert predicted.turn == pytest.approx(p99(seen.turn), rel=within), share
-    shares = 1 / 1.15, BREAKS.get(case, 1.15)
-    below, above = (simulate(agents, slots, carried * share, TURNS, gap=load.gap) for share in shares)
+    below, above = (seen_at(share) for share in (1 / 1.15, BREAKS.get(case, 1.15)))
     assert worst(below, load) < 1, "15 % below it, every promise holds"
     assert worst(above, load) > 1, "15 % above it, one does not"
 

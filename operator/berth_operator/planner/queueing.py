@@ -18,12 +18,13 @@ never more than the objective.
 
 So d is a birth-death chain, whose chances w(d) ~ product of up(i - 1) / down(i) are the same for every n but for the
 last two.  Their sums say, for each n, the chance that a prompt is being read, how many are there, and X(n), the turns
-that end in a second.  (For rates that did not depend on each other this is the closed network of Gordon and Newell
-1967.)  Times of the chain are exponential.  Where prompts vary more, because sessions are forgotten, (1 + C)/2 times as
-many are taken to wait for a squared coefficient of variation C up to 3 (Pollaczek and Khinchine); where they vary less,
-no fewer: steps come in whole numbers, and turns that end together come back together.  But how many they are then
-varies less, by half where one is always read: prompts that are all alike leave a busy reader at even distances, and so
-do turns end (the engine's scheduler showed 0.3 to 0.7).
+that end in a second: at most n in the time of O steps and n prompts, as prompts share steps.  (For rates that did not
+depend on each other this is the closed network of Gordon and Newell 1967.)  Times of the chain are exponential.  Where
+prompts vary more, because sessions are forgotten, (1 + C)/2 times as many are taken to wait for a squared coefficient
+of variation C up to 3 (Pollaczek and Khinchine); where they vary less, no fewer: steps come in whole numbers, and turns
+that end together come back together.  But how many they are then varies less, by half where one is always read: prompts
+that are all alike leave a busy reader at even distances, and so do turns end (the engine's scheduler showed 0.3 to
+0.7).
 
 Turns of a session differ: each finds the history of all before it, so that prompts, and the time to read a token behind
 so many others, grow from turn to turn in equal steps.
@@ -48,7 +49,8 @@ With b slots, turns wait from n = b on: P(n) is geometric there, and the wait ex
 exponential service times give it if answers are about equally long.  An arrival sees P.
 
     first token   the step that runs, or what is left of the prompt that is read (the mean residual) and those that
-                  wait before it, as many as there are among n turns; then T(n)
+                  wait before it, as many as there are among n turns; then T(n), or where prompts are ahead T beside
+                  those that decode by then; who has waited for a slot finds b - 1 others
     noise         steps that take longer than they should, as the profile's p99 between tokens says, and stay so for a
                 while (neighbours, caches): a share by which all of the above is stretched
   decoding      O - 1 steps, stretched by the prompts that come meanwhile (delay busy period: mean 1/u, variance

@@ -80,6 +80,7 @@ BERTH_CLONES void Ahead::set(const Speed& of_speed, const Load& of_load) {
   }
   for (int k = 0; k < station.kinds; ++k) {
     const Work work = station.works[k];
+    read_behind(station.own[k]);
 #pragma GCC ivdep
     for (int i = 0; i < columns; ++i) {
       // for the prompts ahead, where one is: what is left of it, and those that wait
@@ -94,13 +95,13 @@ BERTH_CLONES void Ahead::set(const Speed& of_speed, const Load& of_load) {
           read * read * (left_variance + station.there_variance[i] + others * varies);
       const double wait_third = 2 * (wait_variance * wait_variance) / std::max(wait, kTiny);  // a gamma distribution's
 
-      const double own = station.own[k][i], stretch = station.stretch[i];
+      const double own = station.own[k][i], then = read_behind_[i], stretch = station.stretch[i];
       const double varied = work.variance * (stretch * stretch), skewed = work.third * (stretch * stretch * stretch);
-      const Noise alone(noise[i], own + step / 2), after(noise[i], own + wait);
+      const Noise alone(noise[i], own + step / 2), after(noise[i], then + wait);
       free[k].mean[i] = own + step / 2;
       free[k].variance[i] = varied + residual + alone.variance;
       free[k].third[i] = skewed + alone.third;
-      behind[k].mean[i] = own + wait;
+      behind[k].mean[i] = then + wait;
       behind[k].variance[i] = varied + wait_variance + after.variance;
       behind[k].third[i] = skewed + wait_third + after.third;
 
@@ -108,7 +109,7 @@ BERTH_CLONES void Ahead::set(const Speed& of_speed, const Load& of_load) {
       const double reading = station.reading[i], queued = reading * wait;
       const double second = reading * (wait_variance + wait * wait);
       const double third = reading * (wait_third + 3 * wait_variance * wait + wait * wait * wait);
-      before[k].mean[i] = own + queued + step / 2;
+      before[k].mean[i] = own + reading * (then - own) + queued + step / 2;
       before[k].variance[i] = varied + residual + (second - queued * queued);
       before[k].third[i] = skewed + (third - 3 * queued * second + 2 * (queued * queued * queued));
     }
@@ -120,6 +121,22 @@ BERTH_CLONES void Ahead::set(const Speed& of_speed, const Load& of_load) {
   base[0] = 0.0;
   for (int i = 1; i < columns; ++i) base[i] += base[i - 1];
   first_tokens(load->first_token, late, usual);
+}
+
+// A prompt that others are read before is read beside those that decode then: of n + 1 turns all but the prompts.
+void Ahead::read_behind(const Column& own) {
+  const Column& turns = speed->turns;
+  const int last = speed->columns() - 1;
+  read_behind_.resize(last + 1);
+  for (int i = 0, j = 1; i <= last; ++i) {
+    const int next = std::min(i + 1, last);
+    const double rise = (station.there[next] - station.there[i]) / std::max(turns[next] - turns[i], 1.0);
+    const double decoding = clip(turns[i] + 1 - (station.there[i] + rise), 0.0, turns[i]);
+    while (j < last && turns[j] < decoding) ++j;
+    while (j > 1 && turns[j - 1] > decoding) --j;
+    const double part = (decoding - turns[j - 1]) / (turns[j] - turns[j - 1]);
+    read_behind_[i] = own[j - 1] + part * (own[j] - own[j - 1]);
+  }
 }
 
 BERTH_CLONES void Ahead::first_tokens(double limit, Column& late_by, Column& usual_by) const {
@@ -207,7 +224,7 @@ double Queue::late(int column, const Column& by_state, double slack) const {
   const double spare = std::max(1 / took - others, kTiny);
   const double equal = 0.75 - 0.25 / std::sqrt(std::max(turns[column], 1.0));
   const double wait = (equal + (1 - equal) * std::min(ahead_->load->output_spread, 1.0)) / spare;
-  const double waiting = std::max(by_state[column], exp(-std::max(slack, 0.0) / wait));
+  const double waiting = std::max(let_in(by_state, column), exp(-std::max(slack, 0.0) / wait));
   const double waits = chance_[column] / std::max(1 - others * took, kFull);  // all states from there on
   const double below = column > 0 ? chance_[column] * ((turns[column] - turns[column - 1] - 1) / 2) : 0.0;
   double found = waits * waiting + below * by_state[column], all = waits + below;
@@ -218,13 +235,19 @@ double Queue::late(int column, const Column& by_state, double slack) const {
   return found / std::max(all, kTiny);
 }
 
+// For a turn that has waited for a slot and takes that of one that ended, from the values of those that find i turns.
+double Queue::let_in(const Column& by_state, int column) const {
+  const Column& turns = ahead_->speed->turns;
+  return by_state[column] - (by_state[column] - by_state[column - 1]) / (turns[column] - turns[column - 1]);
+}
+
 double Queue::first_late(int column) const {
-  return late(column, ahead_->late, ahead_->load->first_token - ahead_->usual[column]);
+  return late(column, ahead_->late, ahead_->load->first_token - let_in(ahead_->usual, column));
 }
 
 double Queue::first_late(int column, double limit) {
   ahead_->first_tokens(limit, late_, usual_);
-  return late(column, late_, limit - usual_[column]);
+  return late(column, late_, limit - let_in(usual_, column));
 }
 
 BERTH_CLONES void Queue::turns() {
@@ -300,7 +323,7 @@ BERTH_CLONES double Queue::turn_late(int column, double limit) {
 #pragma GCC ivdep
     for (int i = 0; i < columns_; ++i)
       late_[i] += share * beyond(turn.mean[i], turn.variance[i], turn.third[i], limit);
-    usual += share * turn.mean[column];
+    usual += share * let_in(turn.mean, column);
   }
   return late(column, late_, limit - usual);
 }

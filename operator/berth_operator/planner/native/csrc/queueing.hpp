@@ -24,6 +24,11 @@ struct Ahead {
   void set(const Speed& speed, const Load& load);
   // Share of turns whose first token takes longer than `limit` seconds, and its mean time, with a slot free.
   void first_tokens(double limit, Column& late, Column& usual) const;
+
+ private:
+  void read_behind(const Column& own);
+
+  Column read_behind_;  // T of a prompt that others are read before
 };
 
 // A replica at a rate, which has as many slots as its last column says, by the turns that an arrival finds.
@@ -48,6 +53,7 @@ class Queue {
  private:
   double coming(int column) const;
   double late(int column, const Column& by_state, double slack) const;
+  double let_in(const Column& by_state, int column) const;
 
   const Ahead* ahead_ = nullptr;
   double rate_ = 0, away_ = 0, sessions_ = 0;

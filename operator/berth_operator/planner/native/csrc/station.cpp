@@ -300,7 +300,7 @@ BERTH_CLONES void Station::finer(const Speed& given, const Load& load, int most)
 BERTH_CLONES void Station::chain(const Load& load) {
   const Column& turns = speed_.turns;
   const int columns = speed_.columns();
-  const double answer = std::max(load.output_tokens - 1, 0.05);
+  const double tokens = std::max(load.output_tokens, 1.0), answer = std::max(tokens - 1, 0.05);
   for (Column* values :
        {&up_, &down_, &chance_, &one_, &slope_, &part_, &middle_, &faster_, &scale_, &single_, &fades_})
     values->resize(columns);
@@ -362,7 +362,10 @@ BERTH_CLONES void Station::chain(const Load& load) {
     several /= all, one /= all, none /= all, mean /= all, square /= all;
     mean += one * at + none * turns[i];
     square += one * at * at + none * turns[i] * turns[i];
-    const double busy = several + one, flow = std::max(ended / all + one / alone, kTiny);
+    // however many prompts share a step, a turn is there for as many steps as it has tokens, and all prompts are read
+    const double least = tokens * speed_.step[1] + std::max(turns[i] * work.mean - tokens * speed_.idle[1], 0.0);
+    const double busy = several + one;
+    const double flow = std::max(std::min(ended / all + one / alone, turns[i] / least), kTiny);
     const double waiting = std::max((turns[i] - mean) / std::max(busy, kTiny), 1.0);
     reading[i] = busy;
     there[i] = waiting;
