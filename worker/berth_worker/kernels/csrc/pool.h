@@ -2,8 +2,8 @@
 //
 // One pool a process.  A step is one region: every thread runs the same function, a sequence of phases.  Each thread has a part of a phase's
 // items, consecutive ones, and takes what is left of the others' parts when its own is done.  A phase ends when its items are done, not
-// when all threads have come: a thread that sleeps, was preempted or is throttled by a CPU quota holds up nobody (unless in the middle of
-// an item), and skips what the others did without it.  Who waits asks for the memory that its next part begins with; then it spins for a
+// when all threads have come: a thread that sleeps, was preempted or is throttled by a CPU quota holds up nobody (unless it did items of the
+// phase, which it counts when it finds no more), and skips what the others did without it.  Who waits asks for the memory that its next part begins with; then it spins for a
 // bounded time, and then sleeps (futex), so that an idle worker costs nothing.
 #pragma once
 #include <atomic>
@@ -53,6 +53,7 @@ class Member {
   void phase(int64_t count, Work&& work, Serial&& serial) {
     const uint32_t mine = phase_++;
     const int64_t items = count > 0 ? count : 1;  // an empty phase still has a serial part
+    uint32_t finished = 0;
     for (int turn = 0, owner = index_; turn < team_.threads; ++turn, owner = owner + 1 < team_.threads ? owner + 1 : 0) {
       const int64_t first = first_of(items, owner), last = first_of(items, owner + 1);
       auto& taken = team_.parts[static_cast<size_t>(owner)].taken;
@@ -62,17 +63,19 @@ class Member {
         if (item >= last) break;
         if (!taken.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
         if (item < count) work(item);
-        if (team_.done.fetch_add(1, std::memory_order_acq_rel) + 1 == items) {
-          ask();
-          serial();
-          team_.done.store(0, std::memory_order_relaxed);
-          for (auto& part : team_.parts) part.taken.store(static_cast<uint64_t>(mine + 1) << 32, std::memory_order_release);
-          team_.phase.store(mine + 1, std::memory_order_release);
-          if (team_.threads > 1) team_.phase.notify_all();
-          return;
-        }
+        ++finished;
         state = taken.load(std::memory_order_acquire);
       }
+    }
+    // Counted once: the counter is in another core's cache.
+    if (finished > 0 && team_.done.fetch_add(finished, std::memory_order_acq_rel) + finished == items) {
+      ask();
+      serial();
+      team_.done.store(0, std::memory_order_relaxed);
+      for (auto& part : team_.parts) part.taken.store(static_cast<uint64_t>(mine + 1) << 32, std::memory_order_release);
+      team_.phase.store(mine + 1, std::memory_order_release);
+      if (team_.threads > 1) team_.phase.notify_all();
+      return;
     }
     while (team_.phase.load(std::memory_order_acquire) == mine)
       if (!ask()) wait_while_equal(team_.phase, mine, kSpinMicroseconds);
