@@ -12,7 +12,7 @@ constexpr int kFewestRows = 4;
 constexpr int kAmxRows = 16;
 constexpr int64_t kDeep = 64;                            // of a tile of weights
 constexpr int64_t kTileBytes = kDeep * kPanel;           // which lie one after the other
-constexpr int64_t kAhead = 4 * kTileBytes;               // of weights that are read in order
+constexpr int64_t kAhead = 8 * kTileBytes;               // of weights that are read in order
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -118,10 +118,10 @@ void stream_block(const Block& b) {
     const int64_t end = first + unit_tiles < tiles ? first + unit_tiles : tiles;
     _tile_zero(0);
     for (int64_t t = first; t < end; ++t) {
-      ask_for(weights + t * kTileBytes + kAhead, kTileBytes);
       _tile_loadd(4, values + t * kDeep, depth);
       _tile_loadd(6, weights + t * kTileBytes, 64);
       _tile_dpbssd(0, 4, 6);
+      ask_for(weights + t * kTileBytes + kAhead, kTileBytes);
     }
     _tile_stored(0, dots, 64);
     settle(b, 0, 0, unit, end == tiles, dots, sums);
