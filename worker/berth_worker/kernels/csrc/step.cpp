@@ -215,8 +215,17 @@ class Step {
     float* out = buffer.data();
     // scores are logarithms to base 2; and a head's Hadamard matrix is not normalized
     const float softmax_divisor = std::sqrt(static_cast<float>(d)) * static_cast<float>(m_.head_block) * std::numbers::ln2_v<float>;
+    const auto block_of = [&, own = own](int64_t t) { return cache + (own * num_blocks_ + slots_[t] / kPanel) * kv_head_bytes(d); };
     for (int64_t row = 0; row < b_.total; row += kHeadRows) {
       const int64_t rows = std::min(kHeadRows, b_.total - row);
+      for (int64_t t = row; !query && t < row + rows; ++t) {  // what will be written, each line of it elsewhere
+        const int8_t* to = block_of(t);
+        if (value)
+          for (int64_t i = 0; i < d; i += kPanel) __builtin_prefetch(to + (d + i) * kPanel + slots_[t] % kPanel / 4 * 64, 1, 2);
+        else
+          for (int64_t i = 0; i < d; i += 4) __builtin_prefetch(to + i * kPanel, 1, 2);
+        __builtin_prefetch(to + 2 * kPanel * d + (value ? 64 : 0), 1, 2);
+      }
       isa_.matmul(m, own * panels, (own + 1) * panels, from(normed_, row), rows, out, d, false);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t t = row + r;
@@ -230,7 +239,7 @@ class Step {
               isa_.quantize_head(x, d, queries_ + place * d, query_magnitudes_ + place * d, query_biases_ + place) / softmax_divisor;
         } else {
           const int64_t slot = slots_[t] % kPanel;
-          int8_t* to = cache + (own * num_blocks_ + slots_[t] / kPanel) * kv_head_bytes(d);
+          int8_t* to = block_of(t);
           float* scales = reinterpret_cast<float*>(to + 2 * kPanel * d);
           int32_t bias;
           scales[(value ? kPanel : 0) + slot] = isa_.quantize_head(x, d, packed.data(), unused.data(), &bias);
