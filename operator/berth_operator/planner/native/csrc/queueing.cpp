@@ -23,6 +23,9 @@ constexpr double kP99Deviations = 3.6;
 // Beyond twice the mean, a p99 between tokens says something else than how the machine varies.
 constexpr double kNoisiest = 1.0;
 
+// Of the likeliest number of turns: numbers less likely say nothing of a p99.
+constexpr double kSeldom = 1e-6;
+
 // What stands for 0 in logarithms.
 constexpr double kNever = 1e-200;
 
@@ -328,42 +331,50 @@ BERTH_CLONES double Queue::turn_late(int column, double limit) {
   return late(column, late_, limit - usual);
 }
 
-double Queue::gap_p99(int column) const {
+BERTH_CLONES double Queue::gap_p99(int column) const {
   const Station& station = ahead_->station;
   const Speed& speed = *ahead_->speed;
   double work = 0;
   for (int k = 0; k < station.kinds; ++k) work += station.shares[k] * station.works[k].mean;
   Column most;
   added_seconds(speed, *ahead_->load, station.step, most);
-  // by column: tokens that come in steps without a chunk, and with chunks of so many prompts; a step's seconds
-  std::array<Column, 1 + kPromptsAStep> tokens, seconds;
-  double all = 0;
+  // tokens that come in steps of a kind, mean and deviation of these steps, seconds
+  Column tokens, seconds, deviations;
+  double all = 0, low = 0, high = 0;
+  const auto add = [&](double count, double mean, double noise) {
+    tokens.push_back(count);
+    seconds.push_back(mean);
+    deviations.push_back(std::max(mean * noise, kTiny));
+    all += count;
+    high = std::max(high, mean * (1 + noise * kP99Deviations));
+  };
   for (int i = 0; i <= column; ++i) {
     const double states = i < column ? chance_[i] * (speed.turns[i + 1] - speed.turns[i])
                                      : chance_[i] / std::max(1 - coming(i) * station.took[i], kFull);
-    const double jitter = speed.gap_p99[i] / speed.step[i], step = station.step[i], reading = station.reading[i];
-    tokens[0].push_back(station.decoding[i] * states);
-    seconds[0].push_back(step * jitter);
-    all += tokens[0][i];
-    double waiting = 1;  // chance that as many wait
-    for (int prompts = 1; prompts <= kPromptsAStep; ++prompts) {  // read together, as far as the chunk goes
-      const double added = speed.turns[i] > 1 ? std::min(most[i], prompts * work) : 0.0;
-      const double longer = (step + added) * std::sqrt(jitter);  // many: not all need be in time
-      const double with_chunk = reading / longer / ((1 - reading) / step + reading / longer);
-      tokens[prompts].push_back(tokens[0][i] * with_chunk * waiting);
-      seconds[prompts].push_back(longer);
-      waiting *= 1 - 1 / station.there[i];
+    if (states < kSeldom) continue;
+    const double noise = std::max(speed.gap_p99[i] / speed.step[i] - 1, 0.0) / kP99Deviations;
+    const double streams = station.decoding[i] * states, step = station.step[i], reading = station.reading[i];
+    add(streams * (1 - reading) / step, step, noise);
+    double waiting = reading;  // chance that as many prompts wait; they are read together, as far as the chunk goes
+    for (int prompts = 1; prompts <= kPromptsAStep; ++prompts) {
+      const double more = prompts < kPromptsAStep ? waiting * (1 - 1 / station.there[i]) : 0.0;
+      const double longer = step + (speed.turns[i] > 1 ? std::min(most[i], prompts * work) : 0.0);
+      add(streams * (waiting - more) / longer, longer, noise);
+      waiting = more;
     }
   }
-  double found = speed.gap_p99[1];
-  for (int kind = 0; kind <= kPromptsAStep; ++kind) {
+  const int kinds = static_cast<int>(tokens.size());
+  Column late(kinds);
+  for (int halving = 0; halving < 20; ++halving) {
+    const double limit = (low + high) / 2;
+#pragma GCC ivdep
+    for (int i = 0; i < kinds; ++i)  // of an exponential distribution, as the p99 is taken
+      late[i] = tokens[i] * exp(clip((seconds[i] - limit) / deviations[i] - 1, -600.0, 0.0));
     double later = 0;
-    for (int i = column; i >= 0; --i) {
-      later += tokens[kind][i];
-      if (later > kLate * all) found = std::max(found, seconds[kind][i]);
-    }
+    for (double some : late) later += some;
+    (later > kLate * all ? low : high) = limit;
   }
-  return found;
+  return std::max(high, speed.gap_p99[1]);
 }
 
 }  // namespace berth

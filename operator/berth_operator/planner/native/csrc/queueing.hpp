@@ -45,7 +45,7 @@ class Queue {
   // Works out how long turns take, for the two that ask it below.
   void turns();
   double turn_late(int column, double limit);
-  // p99 between a stream's tokens, seconds: of steps with a chunk and without.
+  // p99 between a stream's tokens, seconds: of all steps, with a chunk and without.
   double gap_p99(int column) const;
 
   const Column& found() const { return weights_; }  // chance of what an arrival finds

@@ -91,6 +91,7 @@ struct Station {
  private:
   void solve(const Speed& speed, const Load& load, int columns);
   void finer(const Speed& given, const Load& load, int most);
+  void bound(const Load& load);
   void chain(const Load& load);
   // Applies to each figure by column.
   template <typename Change>
@@ -99,7 +100,7 @@ struct Station {
   Speed speed_;                      // with more columns than given, as far as asked for
   std::vector<int> place_;           // of the given ones
   std::array<Column, 3> bounds_;
-  Column added_, chunk_, rest_read_, rest_step_, last_read_, last_step_;
+  Column added_, varies_, chunk_, rest_read_, rest_step_, last_read_, last_step_;
   Column up_, down_, chance_, one_, slope_, part_, middle_, faster_, scale_, single_, fades_;
 };
 
