@@ -24,9 +24,6 @@ constexpr double kVaries = 0.4;
 // Tokens of a prompt that a step reads, however late it is (its `engine/scheduler.py`): a prompt always gets on.
 constexpr double kLeastChunk = 4;
 
-// Of the number of turns that decode, in standard deviations from where it mostly is.
-constexpr double kPoints[] = {-1.5, 0.0, 1.5};
-
 // By what share prompts ahead vary less than in the chain where one is always read and all are alike.
 constexpr double kEven = 0.5;
 
@@ -64,21 +61,17 @@ Work work_cold(const Speed& speed, const Load& load) {
   return work_of(prompt * at_middle + g / 2 * variance, slope * slope * variance, load);
 }
 
-// Of e: what the runtime takes by itself, what the promise leaves, and what it takes all the same.
-struct Bounds {
-  double step, lateness, usual, promised, least;
+// e: what the runtime takes by itself, within what the promise leaves, but always the least.
+struct Added {
+  double seconds;
+  double varies;  // by what share chunks differ from that
 
-  BERTH_INLINE Bounds(double gap_p99, double own_step, double at_step, double promise, double prefill) {
-    step = at_step;
-    lateness = clip(kOff * exp(kBeyondP99 * log(gap_p99 / own_step)), kLeastLateness, kMostLateness);
-    usual = std::max(kStepFactor * step, kLeastPace) / lateness - step;
-    promised = promise / lateness - step;
-    least = kLeastChunk / prefill;
+  BERTH_INLINE Added(double gap_p99, double own_step, double step, double promise, double prefill) {
+    const double lateness = clip(kOff * exp(kBeyondP99 * log(gap_p99 / own_step)), kLeastLateness, kMostLateness);
+    const double most = std::min(std::max(kStepFactor * step, kLeastPace), promise) / lateness - step;
+    seconds = std::max(most, kLeastChunk / prefill);
+    varies = std::min(kVaries * (lateness - 1) * (1 + step / seconds), 0.9);
   }
-
-  BERTH_INLINE double added() const { return std::max(std::min(usual, promised), least); }
-  // By what share chunks differ from that.
-  BERTH_INLINE double varies() const { return std::min(kVaries * (lateness - 1) * (1 + step / added()), 0.9); }
 };
 
 // Steps that so many chunks of a prompt take: the next whole number, smoothed as chunks differ by some share.
@@ -100,10 +93,13 @@ double Load::new_tokens() const { return std::max(prompt_tokens * (1 - cached_sh
 // again each time.
 double Load::growth() const { return keeps() ? std::min(new_tokens() + output_tokens, most_growth()) : 0.0; }
 
-// Share of the growth that is not cached either: 0 where only what is new is read, 1 where everything is.
+// Share of the growth that is not cached either: 0 where only what is new is read, 1 where everything is; never more
+// than leaves a token to read in the first prompt.
 double Load::reread() const {
   const double first = std::max(most_growth() - output_tokens, 0.0);  // what is new where growth is greatest
-  return keeps() ? clip((new_tokens() - first) / std::max(prompt_tokens - first, kTiny), 0.0, 1.0) : 0.0;
+  const double shorter = growth() * (turns_per_session - 1) / 2;      // the first prompt, than all on average
+  const double most = std::min((new_tokens() - 1) / std::max(shorter, kTiny), 1.0);
+  return keeps() ? clip((new_tokens() - first) / std::max(prompt_tokens - first, kTiny), 0.0, most) : 0.0;
 }
 
 // With which the first prompt is just what is new in it, or nothing: no prompt is shorter.
@@ -155,8 +151,7 @@ BERTH_CLONES void added_seconds(const Speed& speed, const Load& load, const Colu
   added.resize(columns);
 #pragma GCC ivdep
   for (int i = 0; i < columns; ++i)
-    added[i] =
-        Bounds(speed.gap_p99[i], speed.step[i], step[i], load.gap, speed.prefill_tokens_per_second).added();
+    added[i] = Added(speed.gap_p99[i], speed.step[i], step[i], load.gap, speed.prefill_tokens_per_second).seconds;
 }
 
 void Station::solve(const Speed& speed, const Load& load, int columns, double kept) {
@@ -176,34 +171,33 @@ void Station::solve_alike(const Speed& speed, const Load& load, int columns) {
   solve(speed, load, columns);
 }
 
-BERTH_CLONES void Station::solve(const Speed& given, const Load& load, int most) {
+BERTH_CLONES void Station::solve(const Speed& speed, const Load& load, int columns) {
   work = mixed(kinds, shares.data(), works.data());
-  finer(given, load, most);
-  const int columns = speed_.columns();
   for (Column* values : {&chunk_, &rest_read_, &rest_step_, &last_read_, &last_step_, &stretch, &steals, &took, &reading,
                          &read, &there, &there_variance, &decoding, &step})
     values->resize(columns);
   for (int k = 0; k < kinds; ++k) own[k].resize(columns);
   every.resize(columns);
-  bound(load);
-  const Column &turns = speed_.turns, &alone_step = speed_.step, &idle = speed_.idle;
+  bound(speed, load, columns);
+  const Column &turns = speed.turns, &alone_step = speed.step, &idle = speed.idle;
 
-  // k and T of the last prompt
+  // k of the last prompt, what it takes from streams, and T
   const auto steps_of = [&](int i, double mean) { return turns[i] == 0 ? 1.0 : whole(mean / chunk_[i], varies_[i]); };
+  const auto stolen = [&](int i, double mean, double steps) {
+    return turns[i] == 0 ? mean : std::max((steps - 1) * added_[i], mean - steps * idle[i]);
+  };
   const auto last = [&](int i, double mean, double steps) {
-    const double free = turns[i] == 0 ? 0.0 : idle[i];
-    return std::max((steps - 1) * added_[i], mean - steps * free) + steps * alone_step[i];
+    return stolen(i, mean, steps) + steps * alone_step[i];
   };
   for (int i = 0; i < columns; ++i) {
     chunk_[i] = std::max(added_[i] + idle[i], kTiny);
     const bool alone = turns[i] == 0;
-    steals[i] = alone || added_[i] <= 0 ? 1.0 : added_[i] / chunk_[i];
-    stretch[i] = alone ? 1.0 : steals[i] + alone_step[i] / chunk_[i];
+    stretch[i] = alone ? 1.0 : (added_[i] + alone_step[i]) / chunk_[i];
     const double steps = steps_of(i, work.mean), seconds = last(i, work.mean, steps);
     last_read_[i] = seconds;
     last_step_[i] = seconds / steps;
     rest_read_[i] = alone ? seconds : work.mean * stretch[i];
-    rest_step_[i] = alone ? seconds : steals[i] * chunk_[i] + alone_step[i];
+    rest_step_[i] = alone ? seconds : added_[i] + alone_step[i];
     std::array<Work, kKinds> varied;
     const double squared = stretch[i] * stretch[i];
     for (int k = 0; k < kinds; ++k) {
@@ -215,7 +209,7 @@ BERTH_CLONES void Station::solve(const Speed& given, const Load& load, int most)
     every.variance[i] = all.variance;
     every.third[i] = all.third;
   }
-  chain(load);
+  chain(speed, load, columns);
   for (int i = 0; i < columns; ++i) {
     const double varies = every.variance[i] / (every.mean[i] * every.mean[i]);
     const double part = (1 + clip(varies, 1.0, 3.0)) / 2;
@@ -223,132 +217,72 @@ BERTH_CLONES void Station::solve(const Speed& given, const Load& load, int most)
     there[i] = std::min(1 + part * (there[i] - 1), std::max(turns[i], 1.0));
     there_variance[i] *= part * part * (1 - kEven * reading[i] * even);
     decoding[i] = std::max(turns[i] - reading[i] * there[i], 0.0);
+    const double all = work.mean * there[i];  // that wait are read in one go
+    steals[i] = std::min(stolen(i, all, steps_of(i, all)) / all, 1.0);
     const double chord = (alone_step[i] - alone_step[1]) / std::max(turns[i] - 1, 1.0);
     step[i] = alone_step[1] + chord * std::max(decoding[i] - 1, 0.0);
   }
-  change([&](Column& values) {
-    for (size_t i = 0; i < place_.size(); ++i) values[i] = values[place_[i]];  // ascending: none is overwritten before
-  });
-  first(static_cast<int>(place_.size()));
 }
 
-BERTH_CLONES void Station::bound(const Load& load) {
-  const int columns = speed_.columns();
+BERTH_CLONES void Station::bound(const Speed& speed, const Load& load, int columns) {
   added_.resize(columns);
   varies_.resize(columns);
 #pragma GCC ivdep
   for (int i = 0; i < columns; ++i) {
-    const Bounds of(speed_.gap_p99[i], speed_.step[i], speed_.step[i], load.gap, speed_.prefill_tokens_per_second);
-    added_[i] = of.added();
-    varies_[i] = of.varies();
+    const Added of(speed.gap_p99[i], speed.step[i], speed.step[i], load.gap, speed.prefill_tokens_per_second);
+    added_[i] = of.seconds;
+    varies_[i] = of.varies;
   }
 }
 
 void Station::first(int columns) {
-  change([&](Column& values) { values.resize(columns); });
-}
-
-template <typename Change>
-void Station::change(Change change) {
-  for (int k = 0; k < kinds; ++k) change(own[k]);
-  for (Column* values : {&every.mean, &every.variance, &every.third, &stretch, &steals, &took, &reading, &read, &there,
-                         &there_variance, &decoding, &step})
-    change(*values);
-}
-
-// With more columns where the chain is most of the time.
-//
-// While a step reads more prompts, c/S, than it ends turns, d/(O - 1), more and more turns decode: most of the time d
-// is about where these are as many.  Near the promise between tokens chunks vanish within a few d, so that this may be
-// anywhere between two columns.  About there w(d) is as a normal distribution, of which some points are added.
-BERTH_CLONES void Station::finer(const Speed& given, const Load& load, int most) {
-  const int columns = given.columns();
-  constexpr int count = std::size(kPoints);
-  const Column& turns = given.turns;
-  const double steps = std::max(load.output_tokens - 1, 0.05) / work.mean;
-  for (Column& values : bounds_) values.resize(columns);
-#pragma GCC ivdep
-  for (int i = 0; i < columns; ++i) {
-    const Bounds of(given.gap_p99[i], given.step[i], given.step[i], load.gap, given.prefill_tokens_per_second);
-    bounds_[0][i] = steps * (of.usual + given.idle[i]) - turns[i] - 1;
-    bounds_[1][i] = steps * (of.promised + given.idle[i]) - turns[i] - 1;
-    bounds_[2][i] = steps * (of.least + given.idle[i]) - turns[i] - 1;
-  }
-  int left = columns - 1;
-  while (left > 0 && std::max(std::min(bounds_[0][left], bounds_[1][left]), bounds_[2][left]) < 0) --left;
-  const int right = std::min(left + 1, columns - 1);
-  const double start = turns[left], width = turns[right] - start;
-  double crossings[3], slopes[3];
-  for (int k = 0; k < 3; ++k) {
-    const double here = bounds_[k][left], there = bounds_[k][right];
-    crossings[k] = there < 0 ? std::max(here, 0.0) / std::max(here - there, kTiny) : 1.0;
-    slopes[k] = (here - there) / std::max(width, 1.0);
-  }
-  const double first = std::max(std::min(crossings[0], crossings[1]), crossings[2]);
-  const double middle = start + width * std::min(first, 1.0);
-  const double slope = crossings[0] < crossings[1] ? slopes[0] : slopes[1];
-  const double deviation = std::sqrt((middle + 1) / std::max(slope, 0.25));
-
-  place_.resize(most);
-  for (Column* values : {&speed_.turns, &speed_.step, &speed_.gap_p99, &speed_.idle}) values->resize(most + count);
-  speed_.prefill_tokens_per_second = given.prefill_tokens_per_second;
-  int k = 0;
-  for (int i = 0; i < most; ++i) {
-    for (; i > 0 && k < count; ++k) {
-      const double point = rint(clip(middle + deviation * kPoints[k], turns[1], turns[columns - 1]));
-      if (!(turns[i] > point)) break;
-      const double part = (point - turns[i - 1]) / std::max(turns[i] - turns[i - 1], 1.0);
-      const auto between = [&](const Column& values) { return values[i - 1] + part * (values[i] - values[i - 1]); };
-      speed_.turns[i + k] = point;
-      speed_.step[i + k] = between(given.step);
-      speed_.gap_p99[i + k] = between(given.gap_p99);
-      speed_.idle[i + k] = between(given.idle);
-    }
-    place_[i] = i + k;
-    speed_.turns[i + k] = turns[i];
-    speed_.step[i + k] = given.step[i];
-    speed_.gap_p99[i + k] = given.gap_p99[i];
-    speed_.idle[i + k] = given.idle[i];
-  }
-  for (Column* values : {&speed_.turns, &speed_.step, &speed_.gap_p99, &speed_.idle}) values->resize(most + k);
+  for (int k = 0; k < kinds; ++k) own[k].resize(columns);
+  every.resize(columns);
+  for (Column* values : {&stretch, &steals, &took, &reading, &read, &there, &there_variance, &decoding, &step})
+    values->resize(columns);
 }
 
 // How many turns decode, and how long do they take?  The birth-death chain, summed over d for each n.
 //
-// Between columns chances are taken as geometric.  They differ by hundreds of decades: sums are told as multiples of
-// the greatest chance so far.  `rest_`: while other prompts wait; `last_`: while none does.
-BERTH_CLONES void Station::chain(const Load& load) {
-  const Column& turns = speed_.turns;
-  const int columns = speed_.columns();
+// Between columns up(d) and down(d) are taken as linear, which they are where the promise bounds chunks, and nearly so
+// elsewhere; and w(d) as geometric.  Chances differ by hundreds of decades: sums are told as multiples of the greatest
+// one so far.  `rest_`: while other prompts wait; `last_`: while none does.
+BERTH_CLONES void Station::chain(const Speed& speed, const Load& load, int columns) {
+  const Column& turns = speed.turns;
   const double tokens = std::max(load.output_tokens, 1.0), answer = std::max(tokens - 1, 0.05);
-  for (Column* values :
-       {&up_, &down_, &chance_, &one_, &slope_, &part_, &middle_, &faster_, &scale_, &single_, &fades_})
+  for (Column* values : {&up_, &down_, &chance_, &one_, &part_, &middle_, &ended_, &scale_, &single_, &fades_})
     values->resize(columns);
 #pragma GCC ivdep
   for (int i = 0; i < columns; ++i) {
-    up_[i] = -log(rest_read_[i]);
-    down_[i] = log(std::max(turns[i], 0.5) / (answer * rest_step_[i]));
+    up_[i] = 1 / rest_read_[i];
+    down_[i] = turns[i] / (answer * rest_step_[i]);
   }
-  // at i: over the whole numbers from turns[i - 1] to below turns[i], the sum, and the mean of these numbers
-  chance_[0] = one_[0] = scale_[0] = 0.0;
-  for (int i = 1; i < columns; ++i) {
-    const double width = turns[i] - turns[i - 1], here = (width + 1) / 2, beyond = (width - 1) / 2;
-    const double rise = here * up_[i - 1] + beyond * up_[i] - beyond * down_[i - 1] - here * down_[i];
-    chance_[i] = chance_[i - 1] + rise;
-    const double slope = clip(rise, -500.0, 500.0) / std::max(width, 1.0);
-    slope_[i] = std::abs(slope) < 1e-6 ? 1e-6 : slope;
-  }
+  // logarithms, beside w(turns[i - 1]): w(turns[i]), w(turns[i] - 1), and the sum over the whole numbers below that;
+  // the mean of these, and the turns that end there
 #pragma GCC ivdep
   for (int i = 1; i < columns; ++i) {
-    const double width = turns[i] - turns[i - 1], length = std::max(width, 1.0);
-    const double grown = expm1(length * slope_[i]), each = expm1(slope_[i]);
-    const double past = clip(length / grown + (length - 1) - 1 / each, 0.0, width);
-    part_[i] = width > 0 ? chance_[i - 1] + log(grown / each) : -1e300;
+    const double width = std::max(turns[i] - turns[i - 1], 1.0), count = std::max(width - 1, 1.0);
+    const auto rise = [&](double d) {  // from so many beyond turns[i - 1] to one more
+      const double up = up_[i - 1] + (up_[i] - up_[i - 1]) * (d / width);
+      return log(up / (down_[i - 1] + (down_[i] - down_[i - 1]) * ((d + 1) / width)));
+    };
+    const double last = rise(width - 1);
+    chance_[i] = width * (rise(0) + last) / 2;
+    one_[i] = chance_[i] - last;
+    const double each = clip(one_[i], -500.0, 500.0) / count, slope = std::abs(each) < 1e-6 ? 1e-6 : each;
+    const double step = expm1(slope), grown = expm1(count * slope);
+    const double past = clip(count / grown + (count - 1) - 1 / step, 0.0, width);
+    part_[i] = width > 1 ? log(grown / step) : -1e300;
     middle_[i] = turns[i - 1] + past;
-    faster_[i] = exp(up_[i - 1] + (up_[i] - up_[i - 1]) * past / length);
-    one_[i] = std::max(chance_[i] - slope_[i], -1e300);
+    ended_[i] = down_[i - 1] + (down_[i] - down_[i - 1]) * (past / width);
   }
-  for (int i = 1; i < columns; ++i) scale_[i] = std::max(scale_[i - 1], std::max(part_[i], one_[i]));
+  chance_[0] = scale_[0] = 0.0;
+  for (int i = 1; i < columns; ++i) {
+    part_[i] += chance_[i - 1];
+    one_[i] += chance_[i - 1];
+    chance_[i] += chance_[i - 1];
+    scale_[i] = std::max(scale_[i - 1], std::max(part_[i], one_[i]));
+  }
   fades_[0] = single_[0] = 1.0;
 #pragma GCC ivdep
   for (int i = 1; i < columns; ++i) {
@@ -364,26 +298,24 @@ BERTH_CLONES void Station::chain(const Load& load) {
         return values[i] + (values[i - 1] - values[i]) / length;
       };
       const double middle = middle_[i], at = turns[i] - 1, single = single_[i];
-      some = some * fades_[i] + part_[i];
-      first = first * fades_[i] + part_[i] * middle;
-      second = second * fades_[i] + part_[i] * middle * middle;
-      pace = pace * fades_[i] + part_[i] * faster_[i];
-      if (i > 1) {
-        several = std::max(some - single, 0.0);
-        mean = std::max(first - single * at, 0.0);
-        square = std::max(second - single * at * at, 0.0);
-        ended = std::max(pace - single * exp(before(up_)), 0.0);
-      }
+      several = some * fades_[i] + part_[i];
+      mean = first * fades_[i] + part_[i] * middle;
+      square = second * fades_[i] + part_[i] * middle * middle;
+      some = several + single;
+      first = mean + single * at;
+      second = square + single * at * at;
+      // in balance as many prompts are read below n - 1 as turns end from there down
+      pace = ended = pace * fades_[i] + part_[i] * ended_[i] + single * before(down_);
       one = single * before(last_step_) / before(rest_step_);
       alone = before(last_read_);
-      none = one / alone * answer * speed_.step[i] / std::max(turns[i], 0.5);
+      none = one / alone * answer * speed.step[i] / std::max(turns[i], 0.5);
     }
     const double all = several + one + none, at = turns[i] - 1;
     several /= all, one /= all, none /= all, mean /= all, square /= all;
     mean += one * at + none * turns[i];
     square += one * at * at + none * turns[i] * turns[i];
     // however many prompts share a step, a turn is there for as many steps as it has tokens, and all prompts are read
-    const double least = tokens * speed_.step[1] + std::max(turns[i] * work.mean - tokens * speed_.idle[1], 0.0);
+    const double least = tokens * speed.step[1] + std::max(turns[i] * work.mean - tokens * speed.idle[1], 0.0);
     const double busy = several + one;
     const double flow = std::max(std::min(ended / all + one / alone, turns[i] / least), kTiny);
     const double waiting = std::max((turns[i] - mean) / std::max(busy, kTiny), 1.0);

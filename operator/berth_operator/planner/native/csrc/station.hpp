@@ -73,7 +73,7 @@ struct Station {
   std::array<Column, kKinds> own;     // T of each kind, beside n others; beside none a prompt has a step of its own
   Cumulants every;                   // T of all
   Column stretch;                    // seconds by which T grows with a second of S
-  Column steals;                     // share of prefill that lengthens steps: e/c
+  Column steals;                     // share of prefill that lengthens steps
   Column took;                       // 1/X
   Column reading;                    // chance that a prompt is being read
   Column read;                       // T on average while one is
@@ -90,18 +90,11 @@ struct Station {
 
  private:
   void solve(const Speed& speed, const Load& load, int columns);
-  void finer(const Speed& given, const Load& load, int most);
-  void bound(const Load& load);
-  void chain(const Load& load);
-  // Applies to each figure by column.
-  template <typename Change>
-  void change(Change change);
+  void bound(const Speed& speed, const Load& load, int columns);
+  void chain(const Speed& speed, const Load& load, int columns);
 
-  Speed speed_;                      // with more columns than given, as far as asked for
-  std::vector<int> place_;           // of the given ones
-  std::array<Column, 3> bounds_;
   Column added_, varies_, chunk_, rest_read_, rest_step_, last_read_, last_step_;
-  Column up_, down_, chance_, one_, slope_, part_, middle_, faster_, scale_, single_, fades_;
+  Column up_, down_, chance_, one_, part_, middle_, ended_, scale_, single_, fades_;
 };
 
 // Mean over kinds of turns.
