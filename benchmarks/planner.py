@@ -1,10 +1,11 @@
 """How long does planning a fleet take, how far from the best can the plan be, and what memory does it need?
 
 100, 1,000 and 5,000 pools on 20 classes, on demand and spot: more than ten shared rows tight, spot, survival and vendor
-rules, minimums, budgets, a current plan in half of the pools (`planner_fleet`); and 1,000 pools with too few nodes.
-Each in a process of its own, cold: from the snapshot to the plan with its reasons and counterfactual; in seconds of the
-clock, and of the processor, which others on the machine disturb less.  Feasibility and gap are then checked by other
-code (`planner_check`).  `--case 5000`, by itself, runs that one here and prints its figures as JSON.
+rules, minimums, budgets, a current plan in half of the pools (`planner_fleet`); and 100 and 1,000 pools with far too
+few nodes.  Each in a process of its own, cold: from the snapshot to the plan with its reasons and counterfactual; in
+seconds of the clock, and of the processor, which others on the machine disturb less.  Feasibility and gap are then
+checked by other code (`planner_check`).  `--seed N` plans other fleets; `--case 5000 N` plans that one of them here and
+prints its figures as JSON.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from berth_operator.planner.program import PoolProblem, node_cost
 from planner_check import lagrange_bound, limits_of, tight_rows, violations
 from planner_fleet import fleet
 
-SIZES = (100, 1000, 5000)
-
 
 def main() -> None:
     """Run all cases and write the figures."""
-    if len(sys.argv) == 3 and sys.argv[1] == "--case":
-        print(json.dumps(_case(sys.argv[2])))
+    if sys.argv[1:2] == ["--case"]:
+        print(json.dumps(_case(sys.argv[2], int(sys.argv[3]))))
         return
     from _common import Report, options  # noqa: PLC0415 - not in a case's process, whose memory is measured
 
-    arguments = options(__doc__).parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the fleets (default: 1)")
+    arguments = parser.parse_args()
     report = Report(1)
-    cases = ["100"] if arguments.quick else [*map(str, SIZES), "1000-scarce"]
+    cases = ["100"] if arguments.quick else ["100", "100-short", "1000", "1000-short", "5000"]
     for case in cases:
-        run = [sys.executable, __file__, "--case", case]
+        run = [sys.executable, __file__, "--case", case, str(arguments.seed)]
         figures = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         for name, value in figures.items():
             report.figure(name, value)
@@ -51,9 +52,9 @@ def _most_resident_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
-def _case(case: str) -> dict[str, float]:
-    pools, scarce = int(case.partition("-")[0]), case.endswith("scarce")
-    snapshot = fleet(pools, scarce=scarce)
+def _case(case: str, seed: int) -> dict[str, float]:
+    pools, scarce = int(case.partition("-")[0]), case.endswith("short")
+    snapshot = fleet(pools, scarce=scarce, seed=seed)
     name = f"plan_{case.replace('-', '_')}"
     begin, cpu = time.perf_counter(), time.process_time()
     proven = planned(snapshot)
