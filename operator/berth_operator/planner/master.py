@@ -199,6 +199,9 @@ class Master:
         """(objective, price of each shared row, weight of each column, nodes bought beyond the rows)."""
         self.highs.run()
         if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            self.highs.clearSolver()  # from no basis: at the prices of a shortage the last may be nearly singular
+            self.highs.run()
+        if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             raise SolverError(f"HiGHS: {self.highs.modelStatusToString(self.highs.getModelStatus())} in the master")
         solution = self.highs.getSolution()
         dual = -np.array(solution.row_dual[: len(self.caps)])
