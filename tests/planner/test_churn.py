@@ -1,12 +1,17 @@
 """Does a pool stay where it runs unless moving is worth it?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from berth_operator.api import HardwareClass, InferencePool, Quantization
-from berth_operator.planner import PoolPlan, RunningPlacement
+from berth_operator.planner import PoolPlan, RunningPlacement, churn
+from berth_operator.planner.effort import Effort
+from berth_operator.planner.fleet import FleetSolver
+from berth_operator.planner.program import PoolProblem
+from berth_operator.planner.solution import Solution
 
 Make = Callable[..., Any]
 STEADY = {"maxTrafficPercent": 0, "minOnDemandReplicas": 0, "surviveLossPercent": 0}
@@ -198,6 +203,38 @@ def test_a_saving_that_needs_nodes_another_pool_keeps_is_not_taken_nor_half_take
     kept = plan.pools["demo/wants"].kept
     assert kept is not None
     assert "moving to poor OnDemand would save $0.05/h" in kept.message
+
+
+class _WorseAtLast(FleetSolver):
+    """Serves nobody the fourth time that it is asked, as a search may that has more pools held."""
+
+    asked = 0
+
+    def solve(self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE) -> Solution:
+        found = super().solve(problems, effort)
+        self.asked += 1
+        if self.asked < 4:
+            return found
+        return replace(found, pools={key: replace(one, unserved=1.0) for key, one in found.pools.items()})
+
+
+def test_a_plan_that_serves_less_is_not_taken_for_a_saving_that_is_too_small(
+    plan_for: Make, settled: Make, hardware: Make, profile: Make, running: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the fleet above, where holding `wants` as well served less: it moves, small as the saving is."""
+    scarce = hardware("scarce", prices={"OnDemand": "0.50"}, max_nodes={"OnDemand": 1})
+    other = hardware("other", prices={"OnDemand": "0.55"})
+    classes = [hardware("old"), scarce, other, hardware("poor", prices={"OnDemand": "0.95"})]
+    deny = {"hardware": {"deny": {"names": ["other"]}}}
+    monkeypatch.setattr(churn, "FleetSolver", _WorseAtLast)
+    plan = plan_for(
+        [settled("sits"), settled("wants", placement=deny)],
+        classes,
+        serving_profiles=tuple(profile(c.metadata.name) for c in classes),
+        running=(running("demo/sits", "scarce"), running("demo/wants", "old")),
+    )
+    assert _on(plan.pools["demo/sits"]) == {"scarce"}
+    assert _on(plan.pools["demo/wants"]) == {"poor"}
 
 
 def test_a_pool_of_any_format_keeps_the_one_it_serves(

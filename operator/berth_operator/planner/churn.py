@@ -73,10 +73,13 @@ def decide(
     stays = dict(moves.stays)
     if not stays:
         return Decision(free, {}, free, problems)  # whoever stays in it does so of itself
+    best = None
     while True:
         going = moves.wanted - stays.keys()
         held = [p if p.key in going else _hold(p, incumbents) for p in problems]
         final = solver.solve(held)
+        if best and _shortage(problems, final) > _shortage(problems, best.solution):
+            return best
         if _shortage(problems, final) > _shortage(problems, free):
             return Decision(solver.solve(problems) if search else free, {}, free, problems)
         disappointed = {
@@ -84,8 +87,9 @@ def decide(
             for p in problems
             if p.key in going - moves.needed and (reason := _worth(p, moves.held, final, incumbents[p.key], now))
         }
+        best = Decision(final, dict(stays), free, held)
         if not disappointed:
-            return Decision(final, stays, free, held)
+            return best
         stays |= disappointed
 
 
