@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from berth_operator.planner.lanes import Flags, Floats, Ints
-from berth_operator.planner.master import Columns, Master, paid
+from berth_operator.planner.master import Master, paid
 from berth_operator.planner.native import FLOATS, INTS, LENGTH, NUMBER, function
 
 TEMPERATURES: Final = (0.05, 0.01)
@@ -40,27 +40,31 @@ _soft_derivatives: Final = function(
 )
 
 
-def solve(master: Master, columns: Columns, costs: Floats, near: Floats) -> tuple[float, Floats, float]:
+def solve(
+    master: Master, pool: Ints, costs: Floats, use: Ints | Floats, near: Floats, served: Floats
+) -> tuple[float, Floats, float]:
     """(objective, price of each shared row, nodes bought beyond the rows) of a master with these columns, which is
     solved from the basis that the prices say.  These are smooth: where the program has many duals, or soon others,
     they lie amid them, which suits pricing.  Where they are far from any, as may be in a shortage, whose price is a
     cliff, the prices are the master's own duals.
 
-    `costs` [column] shortage priced in; `near` [row] likely prices.
+    `pool`, `costs` [column] shortage priced in, `use` [column, row]; `near` [row] likely prices; `served` [pool] USD/h
+    that it costs about, infinite where that is not known.
     """
-    served = columns.cheapest_serving(master.pools)
     usual = float(np.median(served[np.isfinite(served)])) if np.isfinite(served).any() else 1.0
     worth = np.maximum(np.where(np.isfinite(served), served, usual), LEAST * max(usual, 1.0))
-    prices = balanced(columns.pool, costs, columns.use, master.caps, master.most, near, worth)
-    master.start_at(columns.pool, costs, columns.use, prices)
+    prices = balanced(pool, costs, use, master.caps, master.most, near, worth)
+    master.start_at(pool, costs, use, prices)
     objective, duals, _, bought = master.solve()
     least = np.full(master.pools, np.inf)
-    np.minimum.at(least, columns.pool, costs + paid(columns.use, prices))
+    np.minimum.at(least, pool, costs + paid(use, prices))
     right = objective - float(least.sum() - prices @ master.caps) <= NEAR * float(worth.sum())
     return objective, prices if right else duals, bought
 
 
-def balanced(pool: Ints, cost: Floats, use: Ints, caps: Floats, most: Floats, near: Floats, worth: Floats) -> Floats:
+def balanced(
+    pool: Ints, cost: Floats, use: Ints | Floats, caps: Floats, most: Floats, near: Floats, worth: Floats
+) -> Floats:
     """[row] prices that are nearly the master's duals.
 
     `pool`, `cost` [column], `use` [column, row]; every pool has a column.  `caps`, `most`, `near` [row]; `worth`
@@ -103,7 +107,7 @@ def _stepped(prices: Floats, slope: Floats, bend: Floats, free: Flags, damping: 
 class _Soft:
     """The smoothed dual; columns in order of their pools."""
 
-    def __init__(self, pool: Ints, cost: Floats, use: Ints, caps: Floats) -> None:
+    def __init__(self, pool: Ints, cost: Floats, use: Ints | Floats, caps: Floats) -> None:
         """`use` [column, row]; every pool has a column."""
         self.cost, self.caps, self.pools = np.ascontiguousarray(cost), caps, int(pool[-1]) + 1
         column, row = np.nonzero(use)

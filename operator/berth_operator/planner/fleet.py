@@ -124,9 +124,9 @@ class FleetSolver:
             self._first = Decomposition(lanes, len(served), *penalties(lanes))
         options = {p.key: p.options for p in problems}
         part = self._first.restricted(_allowed(self._first.lanes, options))
-        outcome, shed = part.run(effort), None
-        goes_short = float(part.columns.unserved[outcome.chosen].sum()) > TOLERANCE
-        if goes_short and effort is Effort.PROVE and part.pools <= MOST_POOLS:
+        staged = effort is Effort.PROVE and part.pools <= MOST_POOLS
+        outcome, shed = part.run(effort, shed=staged), None
+        if staged and float(part.columns.unserved[outcome.chosen].sum()) > TOLERANCE:
             shed = least_shortage(part, outcome.chosen)
             outcome = replace(outcome, chosen=shed.chosen, cost=float(part.costs()[shed.chosen].sum()))
         self._first.learn(part)

@@ -5,7 +5,7 @@ given their heaviest one by one, and the program is solved again for the others,
 HiGHS solves it, one thread, fixed seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import highspy
@@ -18,9 +18,18 @@ from berth_operator.planner.solver import SolverError
 
 WHOLE: Final = 0.999
 """Weight of a pattern in the linear master from which the pool is not divided."""
-REPAIR_GAP: Final = 3e-3
 REPAIR_WORK: Final = 30_000
-"""Branch-and-bound nodes x binaries of a repair."""
+"""Branch-and-bound nodes x binaries of a whole choice that branches."""
+BRANCHING: Final[Mapping[str, Any]] = {
+    "mip_rel_gap": 3e-3,
+    "mip_heuristic_run_rins": False,
+    "mip_heuristic_run_rens": False,
+    "presolve": "off",
+}
+"""Of a whole choice: a search among few columns near the linear program's."""
+ROOT: Final[Mapping[str, Any]] = {"mip_rel_gap": 1e-6, "mip_max_nodes": 1, "mip_heuristic_effort": 0.3}
+"""Of one: what HiGHS finds without branching, by programs over the columns that the linear one weighs (RENS) or that
+its point and the best known one share (RINS)."""
 MOST_DIVES: Final = 12
 AT_ONCE: Final = 4
 """One in so many divided pools is given its heaviest column in a step of a dive."""
@@ -143,12 +152,12 @@ class Master:
         _add_columns(self.highs, pool, cost, use, len(self.caps))
         self.columns += len(pool)
 
-    def begin(self, pool: Ints, cost: Floats, use: Ints, duals: Floats) -> None:
+    def begin(self, pool: Ints, cost: Floats, use: Ints | Floats, duals: Floats) -> None:
         """First columns, at least one of every pool, and a basis."""
         self.add(pool, cost, use)
         self.start_at(pool, cost, use, duals)
 
-    def start_at(self, pool: Ints, cost: Floats, use: Ints, duals: Floats) -> None:
+    def start_at(self, pool: Ints, cost: Floats, use: Ints | Floats, duals: Floats) -> None:
         """A basis: each pool's cheapest of all columns at `duals`, and what these together take beyond the rows bought.
         It is feasible, and near where the duals are right: a pivot for each pool is spared."""
         order = np.lexsort((cost + paid(use, duals), pool))
@@ -216,12 +225,11 @@ def whole_choice(
     use: Ints | Floats,
     caps: Floats,
     start: Ints | None = None,
-    gap: float = REPAIR_GAP,
-    work: int = REPAIR_WORK,
+    how: Mapping[str, Any] = BRANCHING,
 ) -> Ints | None:
     """Columns, one for each pool that occurs in `pool`, of least cost within `caps`; None where there are none.
 
-    `start`: columns to begin from.
+    `start`: columns to begin from.  `how`: HiGHS's options.
     """
     highs = _highs()
     pools, number = np.unique(pool, return_inverse=True)
@@ -241,15 +249,12 @@ def whole_choice(
     kinds = np.full(columns, int(highspy.HighsVarType.kInteger.value), dtype=np.uint8)
     highs.changeColsIntegrality(columns, np.arange(columns, dtype=np.int32), kinds)
     for name, value in {
-        "mip_rel_gap": gap,
-        "mip_max_nodes": max(1, work // max(columns, 1)),
+        "mip_max_nodes": max(1, REPAIR_WORK // max(columns, 1)),
         "mip_heuristic_run_feasibility_jump": False,
         "mip_detect_symmetry": False,
         "mip_allow_restart": False,
         "mip_heuristic_run_zi_round": False,
-        "mip_heuristic_run_rins": False,
-        "mip_heuristic_run_rens": False,
-        "presolve": "off",
+        **how,
     }.items():
         highs.setOptionValue(name, value)
     if start is not None:
@@ -312,6 +317,6 @@ def paid(use: Ints | Floats, duals: Floats) -> Floats:
     return found
 
 
-def total_use(use: Ints, chosen: Sequence[int] | Ints) -> Floats:
+def total_use(use: Ints | Floats, chosen: Sequence[int] | Ints) -> Floats:
     """Nodes of each row under the chosen columns."""
     return np.asarray(use[np.asarray(chosen)].sum(0), dtype=np.float64)

@@ -56,8 +56,8 @@ class Patterns:
     cost: Floats
     reduced: Floats
     """Cost with shared nodes at their duals."""
-    use: Ints
-    """[column, row] nodes."""
+    use: Ints | Floats
+    """[column, row] nodes, and whatever else is limited."""
     caps: Floats
     """[row]"""
 
@@ -65,7 +65,7 @@ class Patterns:
     def arrays(self) -> _Arrays:
         """All of this for compiled loops.  Raises ValueError for shapes that do not fit."""
         columns, rows = self.use.shape
-        kinds = (self.pool, np.int64), (self.cost, np.float64), (self.reduced, np.float64), (self.use, np.int32)
+        kinds = (self.pool, np.int64), (self.cost, np.float64), (self.reduced, np.float64), (self.use, np.float64)
         if any(len(array) != columns for array, _ in kinds) or self.caps.shape != (rows,):
             raise ValueError("patterns are [column], their use is [column, row], and caps are [row]")
         pools = int(self.pool.max(initial=-1)) + 1

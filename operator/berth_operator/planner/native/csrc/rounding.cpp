@@ -16,8 +16,7 @@ struct Patterns {
   int64_t columns, rows, pools;
   const int64_t* pool;
   const double *cost, *reduced;
-  const int32_t* use;  // [column, row]
-  const double* caps;  // [row]
+  const double *use, *caps;  // [column, row], [row]
 };
 
 namespace {
@@ -34,7 +33,7 @@ class Choice {
     begin_.reserve(p_.columns + 1);
     for (int64_t c = 0; c < p_.columns; ++c) {
       for (int64_t r = 0; r < p_.rows; ++r)
-        if (const int32_t units = p_.use[c * p_.rows + r]) uses_.push_back({r, static_cast<double>(units)});
+        if (const double units = p_.use[c * p_.rows + r]; units != 0.0) uses_.push_back({r, units});
       begin_.push_back(uses_.size());
     }
     for (int64_t i = 0; i < p_.pools; ++i) change(chosen_[i], -1.0, left_);
