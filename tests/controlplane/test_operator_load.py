@@ -30,6 +30,13 @@ STAGED = SimulatedNodePool("staged", 8, "staged.4xlarge", "arm64", 16, "32Gi")
 INSTANCE = "node.kubernetes.io/instance-type"
 
 
+class _Server(ThreadingHTTPServer):
+    """Connections of many clients come at once: at a backlog of 5 the kernel forgot one and reset it (SYN cookies)."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+
 class FakeWorker:
     """Answers on the worker's port, on a loopback address of its own: any POST, and /metrics as a test wants it."""
 
@@ -60,8 +67,7 @@ class FakeWorker:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer((self.address, 8000), Handler)
-        self.server.daemon_threads = True
+        self.server = _Server((self.address, 8000), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def page(self) -> str:

@@ -77,7 +77,8 @@ class Activator:
         if entry.doors is None:
             ports = {}
             for name in PORTS:
-                server = await asyncio.start_server(self._taker(pool, name), self._listen, 0, limit=_CHUNK)
+                take = self._taker(pool, name)
+                server = await asyncio.start_server(take, self._listen, 0, limit=_CHUNK, backlog=_MOST_CONNECTIONS)
                 entry.servers.append(server)
                 ports[name] = server.sockets[0].getsockname()[1]
             entry.doors = Doors(self._address, ports)
