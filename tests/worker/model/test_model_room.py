@@ -158,6 +158,23 @@ def test_packing_takes_no_more_memory_than_is_asked_for_and_not_much_less(tiny: 
     if what == "large matrices":
         shape = tiny.Shape(heads=12, kv_heads=4, head_dim=64, hidden=768, intermediate=3072, layers=2)
         source = str(tiny.write_gguf(tmp_path / "wide.gguf", shape, tiny.random_state(shape)))
+    allowance = 12 << 20  # what Python, the thread pool and the C library keep for themselves
+    seen = 0
+    for _ in range(MOST_LOOKS):
+        extra, claimed = looked_at(source)
+        assert extra < claimed + allowance
+        seen = max(seen, extra)
+        if seen > 0.5 * claimed:
+            break
+    assert seen > 0.5 * claimed
+
+
+MOST_LOOKS = 5
+"""Memory is looked at every millisecond, which misses a peak of a few where the machine is busy."""
+
+
+def looked_at(source: str) -> tuple[int, int]:
+    """Bytes that packing takes beyond what it packs, at the most that was seen, and what it says that it takes."""
     with subprocess.Popen(
         [sys.executable, "-c", PACK, source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -170,8 +187,7 @@ def test_packing_takes_no_more_memory_than_is_asked_for_and_not_much_less(tiny: 
         while not select.select([process.stdout], [], [], 0.001)[0]:
             peak = max(peak, anonymous(process.pid))
         size, claimed = map(int, process.stdout.readline().split())
-    allowance = 12 << 20  # what Python, the thread pool and the C library keep for themselves
-    assert 0.5 * claimed < peak - before - size < claimed + allowance
+    return peak - before - size, claimed
 
 
 def anonymous(pid: int) -> int:
