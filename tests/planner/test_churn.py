@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from berth_operator.api import HardwareClass, InferencePool, Quantization
-from berth_operator.planner import PoolPlan, RunningPlacement, churn
+from berth_operator.planner import Plan, PoolPlan, RunningPlacement, churn
 from berth_operator.planner.effort import Effort
 from berth_operator.planner.fleet import FleetSolver
 from berth_operator.planner.program import PoolProblem
@@ -184,20 +184,31 @@ def test_a_low_priority_pool_gives_way_on_shared_hardware_even_in_its_cooldown(
     assert _on(plan.pools["demo/low"]) == {"new"}
 
 
+@pytest.fixture
+def replan_two(plan_for: Make, settled: Make, hardware: Make, profile: Make, running: Make) -> Callable[[], Plan]:
+    """The plan of `sits`, on a scarce node that would save `wants` much; anything else saves `wants` little."""
+
+    def make() -> Plan:
+        scarce = hardware("scarce", prices={"OnDemand": "0.50"}, max_nodes={"OnDemand": 1})
+        other = hardware("other", prices={"OnDemand": "0.55"})
+        classes = [hardware("old"), scarce, other, hardware("poor", prices={"OnDemand": "0.95"})]
+        deny = {"hardware": {"deny": {"names": ["other"]}}}
+        planned: Plan = plan_for(
+            [settled("sits"), settled("wants", placement=deny)],
+            classes,
+            serving_profiles=tuple(profile(c.metadata.name) for c in classes),
+            running=(running("demo/sits", "scarce"), running("demo/wants", "old")),
+        )
+        return planned
+
+    return make
+
+
 def test_a_saving_that_needs_nodes_another_pool_keeps_is_not_taken_nor_half_taken(
-    plan_for: Make, settled: Make, hardware: Make, profile: Make, running: Make, now: datetime
+    replan_two: Callable[[], Plan],
 ) -> None:
     """Moving freely, `sits` would give its scarce node to `wants`; as it stays, `wants` is left with a poor saving."""
-    scarce = hardware("scarce", prices={"OnDemand": "0.50"}, max_nodes={"OnDemand": 1})
-    other = hardware("other", prices={"OnDemand": "0.55"})
-    classes = [hardware("old"), scarce, other, hardware("poor", prices={"OnDemand": "0.95"})]
-    deny = {"hardware": {"deny": {"names": ["other"]}}}
-    plan = plan_for(
-        [settled("sits"), settled("wants", placement=deny)],
-        classes,
-        serving_profiles=tuple(profile(c.metadata.name) for c in classes),
-        running=(running("demo/sits", "scarce"), running("demo/wants", "old")),
-    )
+    plan = replan_two()
     assert _on(plan.pools["demo/sits"]) == {"scarce"}
     assert _on(plan.pools["demo/wants"]) == {"old"}
     kept = plan.pools["demo/wants"].kept
@@ -219,20 +230,11 @@ class _WorseAtLast(FleetSolver):
 
 
 def test_a_plan_that_serves_less_is_not_taken_for_a_saving_that_is_too_small(
-    plan_for: Make, settled: Make, hardware: Make, profile: Make, running: Make, monkeypatch: pytest.MonkeyPatch
+    replan_two: Callable[[], Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the fleet above, where holding `wants` as well served less: it moves, small as the saving is."""
-    scarce = hardware("scarce", prices={"OnDemand": "0.50"}, max_nodes={"OnDemand": 1})
-    other = hardware("other", prices={"OnDemand": "0.55"})
-    classes = [hardware("old"), scarce, other, hardware("poor", prices={"OnDemand": "0.95"})]
-    deny = {"hardware": {"deny": {"names": ["other"]}}}
     monkeypatch.setattr(churn, "FleetSolver", _WorseAtLast)
-    plan = plan_for(
-        [settled("sits"), settled("wants", placement=deny)],
-        classes,
-        serving_profiles=tuple(profile(c.metadata.name) for c in classes),
-        running=(running("demo/sits", "scarce"), running("demo/wants", "old")),
-    )
+    plan = replan_two()
     assert _on(plan.pools["demo/sits"]) == {"scarce"}
     assert _on(plan.pools["demo/wants"]) == {"poor"}
 
