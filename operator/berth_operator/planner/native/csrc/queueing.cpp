@@ -280,8 +280,10 @@ BERTH_CLONES void Queue::turns() {
   const double slope = variance > 1e-6 ? std::max(rise / variance, 0.0) : 0.0;
   // decoding: from the concurrency that is found back to the mean one
   const Work& work = station.work;
-  const double second = work.variance + work.mean * work.mean;
-  const double third = work.third + 3 * work.variance * work.mean + work.mean * work.mean * work.mean;
+  const double squared = steals * steals;  // of what a prompt takes streams only see what lengthens steps
+  const double second = squared * (work.variance + work.mean * work.mean);
+  const double third =
+      squared * steals * (work.third + 3 * work.variance * work.mean + work.mean * work.mean * work.mean);
   const double stolen = std::min(rate * work.mean * steals, 0.98), left = 1 - stolen;
   const double steps = std::max(load.output_tokens - 1, 0.0), output = load.output_spread;
   const double relaxing = std::max(1 - rate * load.output_tokens * slope / left, 0.02);
@@ -358,7 +360,8 @@ BERTH_CLONES double Queue::gap_p99(int column) const {
     double waiting = reading;  // chance that as many prompts wait; they are read together, as far as the chunk goes
     for (int prompts = 1; prompts <= kPromptsAStep; ++prompts) {
       const double more = prompts < kPromptsAStep ? waiting * (1 - 1 / station.there[i]) : 0.0;
-      const double longer = step + (speed.turns[i] > 1 ? std::min(most[i], prompts * work) : 0.0);
+      const double chunk = std::min(most[i], std::max(prompts * work - speed.idle[i], 0.0));
+      const double longer = step + (speed.turns[i] > 1 ? chunk : 0.0);
       add(streams * (waiting - more) / longer, longer, noise);
       waiting = more;
     }
