@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from _common import Report, options
+from berth_operator.api import Runtime, RuntimeName
 from berth_operator.planner import ReplicaCapacity
 from berth_operator.planner.capacity import Load, as_replicas, solve
-from berth_operator.planner.speed import Speed, concurrency_grid
+from berth_operator.planner.speed import Speed, concurrency_grid, token_budgets
 
 PAIRS = 4000
 AT_ONCE = 512
@@ -97,7 +98,8 @@ def _speed(dice: Dice, context: float) -> Speed:
     """Up to 0.7 of what reading a token takes behind so many others is attention to these.
 
     Half of them are dense profiles of up to 64 streams, the others on the planner's own grid; of these half are
-    estimates of a roofline, in whose steps a part of a prompt rides along for free."""
+    estimates of a roofline, in whose steps a part of a prompt rides along for free.  Half of all are vLLM's, whose
+    steps have token budgets."""
     kind = dice.integers(4)
     grid = list(range(1, int(dice.integers(1, 64)) + 1)) if kind < 2 else concurrency_grid(int(dice.integers(1, 512)))
     count = np.array(grid, dtype=np.float64)
@@ -113,9 +115,9 @@ def _speed(dice: Dice, context: float) -> Speed:
     gap = step * dice.uniform(1.02, 1.5)
     kv = int(_even_log(dice, 2_000, 500_000))
     attention = float(dice.uniform(0, 0.7)) / prefill / context
-    return Speed(
-        tuple(grid), tuple(step.tolist()), tuple(gap.tolist()), tuple(idle.tolist()), prefill, kv, False, attention
-    )
+    columns = tuple(grid), tuple(step.tolist()), tuple(gap.tolist()), tuple(idle.tolist())
+    name = RuntimeName.VLLM if dice.integers(2) else RuntimeName.BERTH
+    return Speed(*columns, prefill, kv, False, attention, token_budgets(Runtime(name=name)))
 
 
 def _load(dice: Dice) -> Load:
@@ -198,7 +200,8 @@ def _shown(pair: Pair) -> str:
     speed, load = pair
     figures = f"{len(speed.concurrency)} columns to {speed.concurrency[-1]}, step {speed.step_seconds[0]:.5f} to"
     figures += f" {speed.step_seconds[-1]:.5f}, p99 x {speed.gap_p99_seconds[0] / speed.step_seconds[0]:.3f},"
-    figures += f" idle {speed.idle_seconds[0]:.4f}, prefill {speed.prefill_tokens_per_second:.0f}"
+    figures += f" idle {speed.idle_seconds[0]:.4f}, prefill {speed.prefill_tokens_per_second:.0f},"
+    figures += f" budgets to {speed.token_budgets[1]}"
     return f"{figures}, kv {speed.kv_cache_tokens}; {load}"
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 speeds = st.builds(
-    lambda most, base, slope, jitter, idle, prefill: Speed(
+    lambda most, base, slope, jitter, idle, prefill, budget: Speed(
         tuple(range(1, most + 1)),
         tuple(base + slope * b for b in range(1, most + 1)),
         tuple(jitter * (base + slope * b) for b in range(1, most + 1)),
@@ -23,6 +23,7 @@ speeds = st.builds(
         prefill,
         10**7,
         estimated=False,
+        token_budgets=(budget, budget),
     ),
     st.integers(2, 24),
     st.floats(0.002, 0.08),
@@ -30,6 +31,7 @@ speeds = st.builds(
     st.floats(1.0, 1.5),
     st.sampled_from([0.0, 0.003]),
     st.floats(100, 50_000),
+    st.sampled_from([0, 64, 2048]),
 )
 loads = st.builds(
     Load,
@@ -65,16 +67,18 @@ def _chain(speed: Speed, load: Load) -> tuple[list[float], list[float], list[flo
     work = max(load.prompt_tokens * (1 - load.cached_share), 1.0) / speed.prefill_tokens_per_second
     answer = load.output_tokens - 1
     step = [speed.step_seconds[0], *speed.step_seconds]
-    idle = [0.0, *speed.idle_seconds]
-    late = [min(max(1.02 * (g / s) ** 1.1, 1.05), 1.22) for g, s in zip(speed.gap_p99_seconds, step[1:], strict=True)]
-    added = [0.0] + [
-        max(min(max(2 * s, 0.02) / off - s, load.gap / off - s), 4 / speed.prefill_tokens_per_second)
-        for off, s in zip(late, step[1:], strict=True)
-    ]
-    # T and k, while other prompts wait and while none does; beside none in one step
-    rest, last = [(work + step[0], 1.0)], [(work + step[0], 1.0)]
-    for e, free, s, off in zip(added[1:], idle[1:], step[1:], late, strict=True):
-        chunks, varies = work / (e + free), min(0.4 * (off - 1) * (e + s) / e, 0.9)
+    idle = [speed.idle_seconds[0], *speed.idle_seconds]
+    gaps = [speed.gap_p99_seconds[0], *speed.gap_p99_seconds]
+    # T and k, while other prompts wait and while none does; beside none in one step, unless that has a budget
+    rest, last, added = [], [], []
+    for d, (s, free, gap) in enumerate(zip(step, idle, gaps, strict=True)):
+        e, chunk, varies = _chunk(speed, load, d, s, free, gap)
+        added.append(e)
+        if d == 0 and not speed.token_budgets[1]:
+            rest.append((work + s, 1.0))
+            last.append((work + s, 1.0))
+            continue
+        chunks = work / chunk
         steps = (_area((1 + varies) * chunks) - _area((1 - varies) * chunks)) / (2 * varies * chunks)
         rest.append((chunks * e + chunks * s, chunks))
         last.append((max((steps - 1) * e, work - steps * free) + steps * s, steps))
@@ -89,6 +93,19 @@ def _chain(speed: Speed, load: Load) -> tuple[list[float], list[float], list[flo
         took.append(max(sum(weights) / ended, together / n))
         reading.append(sum(weights[:-1]) / sum(weights))
     return took, reading, [t for t, _ in last[1:]], added[1:]
+
+
+def _chunk(
+    speed: Speed, load: Load, streams: int, step: float, idle: float, gap_p99: float
+) -> tuple[float, float, float]:
+    """Beside so many streams: e, c, and by what share chunks differ."""
+    prefill = speed.prefill_tokens_per_second
+    if budget := speed.token_budgets[1]:
+        chunk = max(budget - streams, 4) / prefill
+        return max(chunk - idle, 0.0), chunk, 0.1
+    late = min(max(1.02 * (gap_p99 / step) ** 1.1, 1.05), 1.22)
+    added = max(min(max(2 * step, 0.02), load.gap) / late - step, 4 / prefill)
+    return added, added + idle, min(0.4 * (late - 1) * (added + step) / added, 0.9)
 
 
 def _area(x: float) -> float:
@@ -117,6 +134,36 @@ def _found(took: list[float], rate: float, load: Load) -> list[float]:
 def test_what_one_pair_carries_does_not_depend_on_the_others(speed: Speed, of: list[Load]) -> None:
     at_once = solve(as_replicas([(speed, load) for load in of]), of, [False] * len(of))
     assert [capacity for capacity, _ in at_once] == [replica_capacity(speed, load) for load in of]
+
+
+@given(speeds, loads)
+@settings(max_examples=60, deadline=None)
+def test_of_token_budgets_the_one_that_carries_most_is_told(speed: Speed, load: Load) -> None:
+    every = [64 << k for k in range(8)]
+    found = replica_capacity(replace(speed, token_budgets=(every[0], every[-1])), load)
+    alone = [replica_capacity(replace(speed, token_budgets=(budget, budget)), load) for budget in every]
+    carrying = {b: one for b, one in zip(every, alone, strict=True) if isinstance(one, ReplicaCapacity)}
+    if not isinstance(found, ReplicaCapacity):
+        assert not carrying
+        return
+    assert found == carrying[found.token_budget]
+    assert found.turns_per_second == max(one.turns_per_second for one in carrying.values())
+    slots = found.concurrency - 1
+    chunk = max((found.token_budget - found.concurrency) / speed.prefill_tokens_per_second, 0.0)
+    longest = 1 + max(chunk - speed.idle_seconds[slots], 0.0) / speed.step_seconds[slots]
+    assert speed.gap_p99_seconds[slots] * longest <= load.gap * (1 + 1e-6), "with a whole chunk no step is too late"
+
+
+@given(speeds, loads, st.floats(1.01, 4))
+@settings(max_examples=100, deadline=None)
+def test_with_token_budgets_a_looser_promise_between_tokens_carries_no_less(
+    speed: Speed, load: Load, factor: float
+) -> None:
+    vllm = replace(speed, token_budgets=(64, 8192))
+    tight, loose = (replica_capacity(vllm, x) for x in (load, replace(load, gap=load.gap * factor)))
+    if isinstance(tight, ReplicaCapacity):
+        assert isinstance(loose, ReplicaCapacity)
+        assert loose.turns_per_second >= tight.turns_per_second * (1 - 1e-9)
 
 
 RECORDED: dict[str, tuple[int, dict[str, float], tuple[float, ...]]] = {

@@ -8,6 +8,7 @@ import heapq
 import itertools
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -26,6 +27,8 @@ FIXED, ROW, OUTPUT, ATTENDED = 8e-3, 0.3e-3, 0.25e-3, 0.4e-6
 """Seconds of a step, of each of its rows, row of logits, and token attended to."""
 JITTER = 0.03
 KV_TOKENS = 400_000
+OVERHEAD, MEMORY, ROW_ON_GPU, OUTPUT_ON_GPU = 2e-3, 10e-3, 50e-6, 50e-6
+"""Seconds of a step on a GPU, of reading all weights or else of each row, and of each row of logits."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,16 @@ class _Session:
     left: int
 
 
+StepSeconds = Callable[[StepLoad], float]
+
+
 def step_seconds(load: StepLoad) -> float:
     return FIXED + ROW * load.rows + OUTPUT * load.outputs + ATTENDED * load.attended
+
+
+def roofline_seconds(load: StepLoad) -> float:
+    """Of a GPU: rows ride along while all weights are read."""
+    return OVERHEAD + OUTPUT_ON_GPU * load.outputs + max(MEMORY, ROW_ON_GPU * load.rows)
 
 
 def simulate(
@@ -73,14 +84,21 @@ def simulate(
     kv_tokens: int = KV_TOKENS,
     sessions: int | None = None,
     seed: int = 7,
+    token_budget: int | None = None,
+    step_seconds: StepSeconds = step_seconds,
 ) -> Seen:
     """About `turns` turns at `rate` a second, after a while without counting; `gap`: promised between tokens.
 
+    With a `token_budget` prompts are read until a step has so many tokens, as vLLM does, whatever was promised.
     Of so many `sessions`, each followed by another when it ends; else sessions come at random.
     """
     dice = random.Random(seed)  # noqa: S311 - traffic, not secrets
     scheduler = Scheduler(
-        BlockManager(kv_tokens // 16), max_running=slots, max_waiting=10**6, token_budget=256, session_seconds=300
+        BlockManager(kv_tokens // 16),
+        max_running=slots,
+        max_waiting=10**6,
+        token_budget=token_budget or 256,
+        session_seconds=300,
     )
     cost = StepCost()
     for rows in (1, 16):
@@ -111,7 +129,8 @@ def simulate(
             inside[request] = session
             scheduler.add(request)
         scheduler.tick(now)
-        work = next_work(scheduler, cost, Gaps(promised=gap), lambda _: None)
+        told = Gaps(promised=gap)
+        work = scheduler.schedule() if token_budget else next_work(scheduler, cost, told, lambda _: None)
         load = StepLoad()
         for item in work:
             load.add(item.start, item.rows, 1 if item.samples else 0)
@@ -213,6 +232,48 @@ def test_p99s_and_capacity_are_those_of_the_engine(case: str) -> None:
     below, above = (seen_at(share) for share in (1 / 1.15, BREAKS.get(case, 1.15)))
     assert worst(below, load) < 1, "15 % below it, every promise holds"
     assert worst(above, load) > 1, "15 % above it, one does not"
+
+
+BUDGETED = {
+    "first token": (Agents(new=300), {"first_token": 0.08}),
+    "turn": (Agents(new=300), {"turn": 0.5}),
+    "between tokens": (Agents(new=300), {"gap": 0.0172, "first_token": 0.25}),
+    "long prompts": (Agents(turns=3, new=1200), {"gap": 0.03, "first_token": 0.5}),
+    "long answers": (Agents(new=100, output=80), {"turn": 1.3}),
+}
+STREAMS = 64
+BUDGETED_BREAKS = {"turn": 1.25, "between tokens": 1.25}
+"""Of the capacity; else 15 % above it.  A prompt there is a step and a quarter, and waits less than the model says."""
+FIRST_TOKEN_WITHIN = {"between tokens": 0.4}
+
+
+@pytest.mark.parametrize("case", BUDGETED)
+def test_p99s_and_capacity_are_those_of_a_scheduler_with_a_token_budget(case: str) -> None:
+    agents, promises = BUDGETED[case]
+    grid = tuple(range(1, STREAMS + 1))
+    steps = tuple(OVERHEAD + OUTPUT_ON_GPU * b + MEMORY for b in grid)
+    gaps, idle = tuple(1.07 * s for s in steps), tuple(MEMORY - ROW_ON_GPU * b for b in grid)
+    speed = Speed(grid, steps, gaps, idle, 1 / ROW_ON_GPU, KV_TOKENS, estimated=True, token_budgets=(64, 8192))
+    load = load_of(agents, **promises)
+    capacity = replica_capacity(speed, load)
+    assert isinstance(capacity, ReplicaCapacity)
+    slots, carried, budget = capacity.concurrency, capacity.turns_per_second, capacity.token_budget
+
+    def seen_at(share: float) -> Seen:
+        rate = share * carried
+        return simulate(agents, slots, rate, TURNS, token_budget=budget, step_seconds=roofline_seconds)
+
+    for share, within in WITHIN.items():
+        seen = seen_at(share)
+        predicted = latencies(replace(speed, token_budgets=(budget, budget)), load, share * carried, slots)
+        assert predicted is not None
+        first_token = FIRST_TOKEN_WITHIN.get(case, within)
+        assert predicted.first_token == pytest.approx(p99(seen.first_token), rel=first_token), share
+        assert predicted.gap == pytest.approx(p99(seen.gap), rel=within), share
+        assert predicted.turn == pytest.approx(p99(seen.turn), rel=within), share
+    below, above = (seen_at(share) for share in (1 / 1.15, BUDGETED_BREAKS.get(case, 1.15)))
+    assert worst(below, load) < 1, "15 % below it, every promise holds"
+    assert worst(above, load) > 1, "beyond it, one does not"
 
 
 def test_sessions_that_memory_cannot_keep_pay_for_their_prompts_again() -> None:

@@ -31,9 +31,9 @@ def world(pool: Make, hardware: Make, profile: Make) -> Callable[..., tuple[list
         usd = {"cpu": {"OnDemand": "0.50"}, "gpu": {"OnDemand": "1.00"}} | (prices or {})
         classes: list[HardwareClass] = [
             hardware("cpu", prices=usd["cpu"], powerWatts=100),
-            hardware("gpu", kind="GPU", prices=usd["gpu"], powerWatts=300),
+            hardware("gpu", kind="GPU", prices=usd["gpu"], powerWatts=300, runtime={"name": "Custom", "image": "x"}),
         ]
-        profiles: list[ServingProfile] = [profile("cpu"), profile("gpu", runtime="VLLM")]
+        profiles: list[ServingProfile] = [profile("cpu"), profile("gpu", runtime="Custom")]
         shape = {"promptTokens": 900, "outputTokens": 100}
         one: InferencePool = pool(rps=rps, model="tested-model", shape=shape, **spec)
         return pools_of([one], classes, profiles, {}, scenario()), classes

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from berth_operator.api import HardwareClass, Quantization, RuntimeName, ServingProfile
+from berth_operator.api import HardwareClass, Quantization, Runtime, RuntimeName, ServingProfile
 from berth_operator.planner import ARCHITECTURES
 from berth_operator.planner.speed import (
     best_profile,
@@ -14,6 +14,7 @@ from berth_operator.planner.speed import (
     profile_speed,
     roofline_kv_tokens,
     roofline_speed,
+    token_budgets,
 )
 
 LLAMA = ARCHITECTURES["llama-3.1-8b-instruct"]
@@ -76,6 +77,17 @@ def test_classes_that_physics_cannot_estimate_say_what_is_missing(hardware: Call
     assert "bf16Tflops" in (estimable(hardware("gpu", kind="GPU").spec) or "")
     assert "Custom" in (estimable(hardware("own", runtime={"name": "Custom", "image": "x"}).spec) or "")
     assert "VLLM on CPU" in (estimable(hardware("vllm-cpu", runtime={"name": "VLLM"}).spec) or "")
+
+
+def test_a_class_that_states_its_token_budget_is_held_to_it() -> None:
+    def budgets(name: str, *args: str) -> tuple[int, int]:
+        return token_budgets(Runtime(name=RuntimeName(name), args=list(args)))
+
+    assert budgets("Berth", "--max-num-batched-tokens=1") == (0, 0)
+    assert budgets("VLLM", "--enforce-eager", "--max-num-batched-tokens-x=7") == (64, 8192)
+    assert budgets("VLLM", "--max-num-batched-tokens=5000", "--enforce-eager") == (5000, 5000)
+    assert budgets("VLLM", "--max_num_batched_tokens", "1024") == (1024, 1024)
+    assert budgets("VLLM", "--max-num-batched-tokens", "8k") == (64, 8192), "which is not read here"
 
 
 def _points(*points: tuple[int, int, str, str]) -> list[dict[str, object]]:

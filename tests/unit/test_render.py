@@ -1,6 +1,7 @@
 """Are the children what a Kubernetes user expects, and the same for the same plan?"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -158,6 +159,17 @@ def test_a_gpu_class_runs_vllm_and_asks_for_its_devices(
     assert worker["args"][-1] == "--enforce-eager"
     assert worker["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}}  # it refuses as soon as it is told to end
     assert "lifecycle" not in _worker(children())  # ours goes on admitting for as long itself
+
+
+def test_vllm_is_told_how_many_tokens_a_step_may_take(
+    children: Render, make_class: Callable[..., HardwareClass], make_placement: Callable[..., Placement]
+) -> None:
+    devices = {"resource": "nvidia.com/gpu", "count": 1}
+    gpu = make_class("l4", kind="GPU", architecture="amd64", accelerators=devices, runtime={"name": "VLLM"})
+    placement = make_placement(hardware_class="l4")
+    placement = replace(placement, capacity=replace(placement.capacity, token_budget=512))
+    assert "--max-num-batched-tokens=512" in _worker(children(placement, classes=(gpu,)))["args"]
+    assert not any("batched" in a for a in _worker(children())["args"]), "ours keeps the promise itself"
 
 
 def test_our_worker_knows_what_was_promised_between_tokens(children: Render) -> None:

@@ -183,7 +183,7 @@ def speed_of(
     if profile is not None:
         if load.context_tokens > profile.spec.kv_cache_tokens:
             return f"one request of {load.context_tokens} tokens exceeds kvCacheTokens {profile.spec.kv_cache_tokens}"
-        speed = profile_speed(profile, load.mean_context_tokens)
+        speed = profile_speed(profile, load.mean_context_tokens, hardware.spec.runtime)
         return Served(speed, profile.spec.replicas_per_node or 1, profile.spec.nodes_per_replica or 1)
     architecture = ARCHITECTURES.get(model)
     if architecture is None:

@@ -396,7 +396,7 @@ def judge_profile(profile: ServingProfile, load: Load, hardware: HardwareClass, 
             f" > {longest} that ServingProfile {name} allows"
         )
         return NoFit(Verdict.DOES_NOT_FIT, reason, False)
-    return profile_speed(profile, load.mean_context_tokens)
+    return profile_speed(profile, load.mean_context_tokens, hardware.spec.runtime)
 
 
 def profile_fit(

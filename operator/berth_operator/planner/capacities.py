@@ -10,7 +10,7 @@ from berth_operator.api import HardwareClassSpec, Quantization
 from berth_operator.planner.architectures import Architecture
 from berth_operator.planner.capacity import Judged, Load, as_replicas, solve
 from berth_operator.planner.queueing import Array, Replicas
-from berth_operator.planner.speed import Speed, roofline_speeds
+from berth_operator.planner.speed import Speed, roofline_speeds, token_budgets
 
 AT_ONCE: Final = 1024
 """Pairs that are judged at once at most: many, as that costs some 100 calls of numpy; but not all, for memory."""
@@ -49,6 +49,7 @@ def roofline_pairs(
         prefill_tokens_per_second=speeds.prefill_tokens_per_second,
         attention_seconds=np.full(len(loads), speeds.attention_seconds),
         kv_cache_tokens=np.full(len(loads), float(speeds.kv_cache_tokens)),
+        budgets=np.tile(token_budgets(spec.runtime), (len(loads), 1)),
     )
     return Pairs(replicas, loads, [True] * len(loads))
 

@@ -2,13 +2,14 @@
 
 The greatest rate at which, by `queueing`, at most one turn in a hundred has its first token or its end later than
 promised.  Slots are bounded so that no step, with a chunk of a prompt in it or without, takes longer than the promise
-between tokens; of the numbers of slots within that and within memory, the best one counts.
+between tokens; of the numbers of slots within that and within memory, the best one counts.  Berth's worker, which is
+told the promise, cuts chunks to it; vLLM is told how many tokens a step may take, the best of some numbers.
 """
 
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -158,6 +159,7 @@ def as_replicas(pairs: Sequence[tuple[Speed, Load]]) -> Replicas:
         prefill_tokens_per_second=np.array([s.prefill_tokens_per_second for s, _ in pairs]),
         attention_seconds=np.array([s.attention_seconds for s, _ in pairs]),
         kv_cache_tokens=kv,
+        budgets=np.array([s.token_budgets for s, _ in pairs]),
     )
 
 
@@ -169,11 +171,13 @@ def solve(replicas: Replicas, of: Sequence[Load], estimated: Sequence[bool]) -> 
     broken = dict(zip(slow.tolist(), _p99s_alone(replicas, loads, alone, slow).tolist(), strict=True))
     kv, unloaded = replicas.kv_cache_tokens.tolist(), alone[:, 2].tolist()
     found: list[Judged] = []
-    for i, (rate, slots, first, gap, turn) in enumerate(carried.tolist()):
+    for i, (rate, slots, first, gap, turn, budget) in enumerate(carried.tolist()):
         if i in broken:
             found.append((too_slow(of[i], *broken[i]), unloaded[i]))
         else:
-            found.append((ReplicaCapacity(rate, int(slots), first, gap, turn, int(kv[i]), estimated[i]), unloaded[i]))
+            p99s = first, gap, turn
+            capacity = ReplicaCapacity(rate, int(slots), *p99s, int(kv[i]), estimated[i], token_budget=int(budget))
+            found.append((capacity, unloaded[i]))
     return found
 
 
@@ -188,7 +192,8 @@ def _p99s_alone(replicas: Replicas, loads: Loads, alone: Array, rows: Ints) -> A
     if not len(held):
         return found
     some, once = rows[held], np.full(len(held), 1)
-    p99s = queueing.latencies(replicas.alone(some), loads[some], _SELDOM * once, once)[:, [0, 2]]
+    told = replace(replicas.alone(some), budgets=_budgets_alone(replicas, loads)[some])
+    p99s = queueing.latencies(told, loads[some], _SELDOM * once, once)[:, [0, 2]]
     used = p99s / promised[held, 1:]
     just = np.flatnonzero(used.max(axis=1) <= 1)
     nearest = just, used[just].argmax(axis=1)
@@ -197,13 +202,25 @@ def _p99s_alone(replicas: Replicas, loads: Loads, alone: Array, rows: Ints) -> A
     return found
 
 
+def _budgets_alone(replicas: Replicas, loads: Loads) -> Ints:
+    """[pair, 2] the greatest budget that keeps the promise between tokens with one stream, else the least; 0: none."""
+    step, idle, speed = replicas.step[:, 1], replicas.idle[:, 1], replicas.prefill_tokens_per_second
+    longest = (loads["gap"] / replicas.gap_p99[:, 1] - 1) * step  # that a chunk may make a step
+    fitting = np.maximum((longest + idle) * speed + 1, 1.0)
+    least, most = replicas.budgets[:, 0], replicas.budgets[:, 1]
+    halvings = np.ceil(np.log2(np.maximum(most / fitting, 1.0))).astype(np.int64)
+    return np.repeat(np.maximum(most >> halvings, least)[:, None], 2, axis=1)
+
+
 def _alone(replicas: Replicas, loads: Loads) -> Array:
     """[pair, 5] gap p99, first token, turn, uncached tokens and prefill tokens/s of one request on an idle replica."""
     speed, step = replicas.prefill_tokens_per_second, replicas.step[:, 1]
     uncached = np.maximum(loads["prompt_tokens"] * (1 - loads["cached_share"]), 1.0)
     first = uncached / speed + step
     turn = first + (loads["output_tokens"] - 1) * step
-    return np.stack([replicas.gap_p99[:, 1], first, turn, uncached, speed], axis=1)
+    chunk = np.maximum((replicas.budgets[:, 0] - 1) / speed - replicas.idle[:, 1], 0.0)  # the least beside its tokens
+    gap = replicas.gap_p99[:, 1] * (1 + chunk / step)
+    return np.stack([gap, first, turn, uncached, speed], axis=1)
 
 
 def too_slow(

@@ -121,13 +121,16 @@ class Replicas:
     """[pair] that reading a token of a prompt takes longer for each token before it."""
     kv_cache_tokens: Array
     """[pair]"""
+    budgets: Ints
+    """[pair, 2] least and most tokens a step that its runtime can be told; 0: none, it keeps the promise itself."""
 
     def alone(self, rows: Ints) -> "Replicas":
         """Some of the pairs, with one turn at most."""
         turns, step, gap_p99, idle = (x[rows, :2] for x in (self.turns, self.step, self.gap_p99, self.idle))
         prefill, attention, kv = self.prefill_tokens_per_second, self.attention_seconds, self.kv_cache_tokens
         fits = np.minimum(self.fits[rows], 2)
-        return Replicas(turns, step, gap_p99, idle, fits, prefill[rows], attention[rows], kv[rows])
+        by_pair = prefill[rows], attention[rows], kv[rows], self.budgets[rows]
+        return Replicas(turns, step, gap_p99, idle, fits, *by_pair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,19 +149,21 @@ class States:
     """e"""
 
 
-_PAIRS: Final = (*[FLOATS] * 4, INTS, *[FLOATS] * 3, np.ctypeslib.ndpointer(LOAD, flags="C_CONTIGUOUS"))
+_PAIRS: Final = (*[FLOATS] * 4, INTS, *[FLOATS] * 3, INTS, np.ctypeslib.ndpointer(LOAD, flags="C_CONTIGUOUS"))
 _greatest_rates: Final = function("berth_greatest_rates", LENGTH, LENGTH, *_PAIRS, FLOATS)
 _latencies: Final = function("berth_latencies", LENGTH, LENGTH, *_PAIRS, FLOATS, INTS, FLOATS)
 _states: Final = function("berth_states", LENGTH, LENGTH, *_PAIRS, FLOATS, FLOATS)
 
 
 def greatest_rates(replicas: Replicas, loads: Loads) -> Array:
-    """[pair, 5] the most turns/s within the promises, slots, and p99s of first token, gap and turn, seconds; 0: none.
+    """[pair, 6] the most turns/s within the promises, slots, p99s of first token, gap and turn, seconds, and the token
+    budget, 0 where there is none; all 0: nothing.
 
     At that rate at most one turn in a hundred has its first token or its end later than promised.  Of the numbers of
-    slots at which the p99 between tokens of steps without a chunk is within the promise, the best one counts.
+    slots at which the p99 between tokens is within the promise, in steps without a chunk, or where there is a budget
+    in those that use it up, the best one counts; and of the budgets, which are halved from the most to the least.
     """
-    found = np.empty((len(loads), 5))
+    found = np.empty((len(loads), 6))
     _greatest_rates(*_arguments(replicas, loads), found)
     return found
 
@@ -166,7 +171,7 @@ def greatest_rates(replicas: Replicas, loads: Loads) -> Array:
 def latencies(replicas: Replicas, loads: Loads, rates: Array, slots: Ints) -> Array:
     """[pair, 3] p99s of first token, gap and turn, seconds, up to an hour, at `rates` turns/s; nan: it cannot keep up.
 
-    `slots`: as many as are in that column, for which memory has room.
+    `slots`: as many as are in that column, for which memory has room.  Of budgets, the most is told.
     """
     if (slots < 1).any() or (slots >= replicas.fits).any():
         raise ValueError("no room for as many slots")
@@ -177,7 +182,7 @@ def latencies(replicas: Replicas, loads: Loads, rates: Array, slots: Ints) -> Ar
 
 
 def states(replicas: Replicas, loads: Loads, rates: Array) -> States:
-    """At `rates` turns/s, with as many slots as memory has room for."""
+    """At `rates` turns/s, with as many slots as memory has room for, and the most that a budget may be."""
     found = np.empty((5, *replicas.turns.shape))
     _states(*_arguments(replicas, loads), np.ascontiguousarray(rates, np.float64), found)
     return States(*found)
@@ -193,6 +198,8 @@ def _arguments(replicas: Replicas, loads: Loads) -> list[Any]:
         raise ValueError("memory, prefill and load are [pair]")
     if (replicas.fits < 1).any() or (replicas.fits > columns).any():
         raise ValueError("memory has room for 0 turns, and for no more than there are columns for")
+    if replicas.budgets.shape != (pairs, 2) or (replicas.budgets[:, 0] > replicas.budgets[:, 1]).any():
+        raise ValueError("budgets are [pair, 2], the least and the most")
     speeds, others = ([np.ascontiguousarray(x, np.float64) for x in of] for of in (by_column, by_pair))
-    fits = np.ascontiguousarray(replicas.fits, np.int64)
-    return [pairs, columns, *speeds, fits, *others, np.ascontiguousarray(loads)]
+    fits, budgets = (np.ascontiguousarray(x, np.int64) for x in (replicas.fits, replicas.budgets))
+    return [pairs, columns, *speeds, fits, *others, budgets, np.ascontiguousarray(loads)]

@@ -3,6 +3,7 @@
 Both sources answer in the same form, `Speed`, so that nothing behind it knows which one spoke.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,7 @@ from berth_operator.api import (
     HardwareKind,
     ProvenanceMethod,
     Quantization,
+    Runtime,
     RuntimeName,
     ServingPoint,
     ServingProfile,
@@ -45,6 +47,8 @@ class Speed:
     estimated: bool
     attention_seconds: float = 0.0
     """By which reading a token of a prompt takes longer for each token before it."""
+    token_budgets: tuple[int, int] = (0, 0)
+    """As `token_budgets` has them of its runtime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,20 @@ MAX_CONCURRENCY: Final = 512
 """Requests that one replica of an estimate decodes at once at most: beyond it no figure supports the estimate."""
 
 
+def token_budgets(runtime: Runtime) -> tuple[int, int]:
+    """Least and most tokens that a runtime can be told to take in a step, a stream's among them; to choose from are
+    the most and its halves.  (0, 0): it is told none.
+
+    vLLM reads prompts until a step has `--max-num-batched-tokens`, whatever was promised between tokens.  8,192 is the
+    greatest that it takes by itself, on a large GPU; below 64 a step reads all weights for next to nothing.  What a
+    class's own arguments say stands.
+    """
+    if runtime.name is not RuntimeName.VLLM:
+        return 0, 0
+    stated = re.search(r"--max[-_]num[-_]batched[-_]tokens[= ](\d+)(?: |$)", " ".join(runtime.args or ()))
+    return (int(stated[1]), int(stated[1])) if stated else (64, 8192)
+
+
 def concurrency_grid(limit: int) -> list[int]:
     """Concurrencies to consider up to `limit`: each up to 16, then in steps of an eighth.
 
@@ -123,8 +141,8 @@ def best_profile(
     return matching[0] if matching else None
 
 
-def profile_speed(profile: ServingProfile, context_tokens: float) -> Speed:
-    """Interpolate a profile at a context length.
+def profile_speed(profile: ServingProfile, context_tokens: float, runtime: Runtime | None = None) -> Speed:
+    """Interpolate a profile at a context length.  `runtime`: of its class, which says what it can be told.
 
     Step time (concurrency / tokens per second) and p99 gap are linear between measured contexts and between measured
     concurrencies.  Above the longest measured context the last slope goes on (one context alone: taken as it is),
@@ -160,6 +178,7 @@ def profile_speed(profile: ServingProfile, context_tokens: float) -> Speed:
         attention_seconds=attention,
         kv_cache_tokens=profile.spec.kv_cache_tokens,
         estimated=profile.spec.provenance.method is ProvenanceMethod.ESTIMATED,
+        token_budgets=token_budgets(runtime) if runtime else (0, 0),
     )
 
 
@@ -339,4 +358,5 @@ def roofline_speed(
         attention_seconds=found.attention_seconds,
         kv_cache_tokens=found.kv_cache_tokens,
         estimated=True,
+        token_budgets=token_budgets(spec.runtime),
     )

@@ -94,6 +94,8 @@ class ReplicaCapacity:
     kv_cache_tokens: int
     estimated: bool
     """True: roofline estimate; False: from a serving profile."""
+    token_budget: int = 0
+    """Tokens a step at most, as its runtime is told; 0: it is not, and keeps the promise between tokens itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,6 +265,8 @@ def _vllm_args(pool: InferencePool, placement: Placement, hardware: HardwareClas
         f"--max-num-seqs={placement.capacity.concurrency}",
         f"--port={HTTP_PORT}",
     ]
+    if placement.capacity.token_budget:
+        args.append(f"--max-num-batched-tokens={placement.capacity.token_budget}")
     if placement.quantization == Quantization.INT8:
         args.append("--quantization=fp8")
     return args + parallel_args(placement, hardware)

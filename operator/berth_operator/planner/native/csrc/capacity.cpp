@@ -1,6 +1,7 @@
 // What is the greatest rate at which at most one turn in a hundred is late, and what are the p99s there?
 
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "api.hpp"
@@ -30,6 +31,9 @@ constexpr double kTruncated = 0.02;
 
 // Turns/s that differ by no more, relative, are as many.
 constexpr double kAlike = 1e-9;
+
+// Tokens that streams leave of a step's budget at least: with less, prompts stand still.
+constexpr double kLeastLeft = 16;
 
 // Share of sessions, so small that it is none.
 constexpr double kForgotten = 1e-9;
@@ -67,11 +71,12 @@ class Pair {
   // Looks at the numbers of slots at which the gap holds, up to the one with the most turns/s.  `fits`: columns that
   // memory has room for.  False: not even one turn.
   bool choose_useful(int fits);
-  // The greatest rate that holds, as set afterwards; false: none that counts.
+  // The greatest rate that holds, with a token budget a step of those between `least` and `most` that are a power of
+  // two below the most; as set afterwards.  False: none that counts.
   //
-  // What a replica carries with b slots does not depend on how many it could have, and the best b counts: whoever may
-  // have more, because memory is larger or the promise between tokens is looser, carries no less.
-  bool search();
+  // What a replica carries with b slots and a budget does not depend on what it could have, and the best counts:
+  // whoever may have more, because memory is larger or the promise between tokens is looser, carries no less.
+  bool search(int fits, double least, double most);
   // At a rate, turns/s, with as many slots as a column says.
   void set(double rate, int slots);
   // At most `most`; between steps of the grid by interpolation.
@@ -85,7 +90,11 @@ class Pair {
  private:
   int64_t top() const;
   double unit() const;
+  double rate(int64_t exponent) const { return unit() * exp2(static_cast<double>(exponent) / kPerOctave); }
+  double most_read(double budget) const;
   void at(int64_t exponent);
+  bool smooth(int column) const;
+  std::optional<int64_t> search_slots(std::optional<int64_t> beyond);
   double excess(int64_t exponent);
   int64_t greatest(int64_t top);
   int64_t more(int64_t base);
@@ -99,6 +108,8 @@ class Pair {
   Queue queue_;
   bool settled_ = false;  // what is ahead is the same at all rates
   int slots_ = 0;         // the column where their number stands; no more turns than that fit
+  double work_ = 0;       // prefill of a turn, seconds, where no session is forgotten
+  Column added_;          // where steps have a budget: seconds by which a whole chunk lengthens one
 };
 
 void Pair::choose(int columns) {
@@ -108,12 +119,22 @@ void Pair::choose(int columns) {
   settled_ = false;
 }
 
+// Whether the gap holds with so many streams.  Who has a budget is not told the promise: there whatever the step reads.
+bool Pair::smooth(int column) const {
+  const double most = load.gap * (1 + 1e-9), gap = given.gap_p99[column];
+  if (given.token_budget == 0) return gap <= most;
+  return gap * (1 + added_[column] / given.step[column]) <= most &&
+         given.token_budget - given.turns[column] >= kLeastLeft;
+}
+
 bool Pair::choose_useful(int fits) {
-  int smooth = 1;
-  while (smooth < fits && given.gap_p99[smooth] <= load.gap * (1 + 1e-9)) ++smooth;
-  if (smooth < 2) return false;
+  if (given.token_budget > 0) added_seconds(given, load, given.step, added_);
+  int columns = 1;
+  while (columns < fits && smooth(columns)) ++columns;
+  if (columns < 2) return false;
   Station& station = ahead_.station;
-  station.solve(given, load, smooth, 1.0);
+  station.solve(given, load, columns, 1.0);
+  work_ = station.work.mean;
   const double least = *std::min_element(station.took.begin() + 1, station.took.end());
   int last = 1;
   while (station.took[last] > least * (1 + kAlike)) ++last;
@@ -138,7 +159,7 @@ void Pair::set(double rate, int slots) {
 // Turns/s at exponent 0: where sessions are stated those of one, so that rates count sessions.
 double Pair::unit() const { return std::isfinite(load.sessions) ? 1 / (load.think_seconds + load.turn) : 1.0; }
 
-void Pair::at(int64_t exponent) { set(unit() * exp2(static_cast<double>(exponent) / kPerOctave), slots_); }
+void Pair::at(int64_t exponent) { set(rate(exponent), slots_); }
 
 // By how much too many turns are late, in log odds: where it is 0 or less, the rate holds.
 double Pair::excess(int64_t exponent) {
@@ -218,9 +239,44 @@ std::vector<int> Pair::worth_a_try(int64_t exponent, int64_t top) {
   return found;
 }
 
-bool Pair::search() {
+// Prompts a second that are read at most, where steps have such a budget: with one in each.
+double Pair::most_read(double budget) const {
+  const double chunk = budget / given.prefill_tokens_per_second, longer = std::max(chunk - given.idle[1], 0.0);
+  return chunk / ((given.step[1] + longer) * work_);
+}
+
+bool Pair::search(int fits, double least, double most) {
+  struct Best {
+    double budget;
+    int slots;
+    int64_t exponent;
+  };
+  std::optional<Best> best;
+  for (double budget = most;; budget /= 2) {
+    if (best && most_read(budget) <= rate(best->exponent)) break;  // still fewer with less
+    given.token_budget = budget;
+    if (choose_useful(fits)) {
+      const auto found = search_slots(best ? std::optional(best->exponent) : std::nullopt);
+      if (found) best = {budget, slots_, *found};
+    }
+    if (budget / 2 < std::max(least, 1.0)) break;
+  }
+  if (!best) return false;
+  if (given.token_budget != best->budget) {
+    given.token_budget = best->budget;
+    choose_useful(fits);
+  }
+  slots_ = best->slots;
+  at(best->exponent);
+  return true;
+}
+
+// The greatest rate, of any number of slots that may be chosen, that is `beyond` another; the slots are those of it.
+std::optional<int64_t> Pair::search_slots(std::optional<int64_t> beyond) {
   if (!settled_) ahead_.station.solve_alike(given, load, speed_.columns());
-  const int64_t top = this->top(), base = greatest(top);
+  const int64_t top = this->top();
+  if (beyond && top <= *beyond) return std::nullopt;
+  const int64_t base = beyond ? more(*beyond) : greatest(top);
   int64_t exponent = base;
   int best = slots_;
   for (int column : worth_a_try(base, top)) {
@@ -229,9 +285,8 @@ bool Pair::search() {
     if (found > exponent) exponent = found, best = column;
   }
   slots_ = best;
-  if (exponent <= top - kDeepest) return false;
-  at(exponent);
-  return true;
+  const bool counts = beyond ? exponent > *beyond : exponent > top - kDeepest;
+  return counts ? std::optional(exponent) : std::nullopt;
 }
 
 template <typename Late>
@@ -262,6 +317,7 @@ struct Pairs {
   const double *turns, *step, *gap_p99, *idle;
   const int64_t* fits;
   const double *prefill, *attention, *kv;
+  const int64_t* budgets;  // least and most
   const Load* loads;
 
   // Where rows were made longer for others, the last column is repeated.
@@ -277,6 +333,7 @@ struct Pairs {
     speed.prefill_tokens_per_second = prefill[row];
     speed.attention_seconds = attention[row];
     speed.kv_cache_tokens = kv[row];
+    speed.token_budget = static_cast<double>(budgets[2 * row + 1]);
     pair.load = loads[row];
   }
 
@@ -297,26 +354,29 @@ using berth::Pairs;
 // What each of these finds is told by the function that calls it in ../../queueing.py; `fits` is at least 1.
 #define BERTH_PAIRS                                                                                                  \
   int64_t pairs, int64_t columns, const double *turns, const double *step, const double *gap_p99, const double *idle, \
-      const int64_t *fits, const double *prefill, const double *attention, const double *kv, const Load *loads
+      const int64_t *fits, const double *prefill, const double *attention, const double *kv, const int64_t *budgets,   \
+      const Load *loads
 
 BERTH_API void berth_greatest_rates(BERTH_PAIRS, double* out) {
-  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, loads};
+  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, budgets, loads};
   Pair pair;
-  for (int64_t row = 0; row < pairs; ++row, out += 5) {
-    std::fill(out, out + 5, 0.0);
+  for (int64_t row = 0; row < pairs; ++row, out += 6) {
+    std::fill(out, out + 6, 0.0);
     all.read(row, pair);
-    if (!pair.choose_useful(static_cast<int>(fits[row])) || !pair.search()) continue;
+    const auto least = static_cast<double>(budgets[2 * row]), most = static_cast<double>(budgets[2 * row + 1]);
+    if (!pair.search(static_cast<int>(fits[row]), least, most)) continue;
     const auto [first, turn] = pair.p99s(pair.slots(), {pair.load.first_token, pair.load.turn}, 4, 1);
     out[0] = pair.queue().rate();
     out[1] = pair.speed().turns[pair.slots()];
     out[2] = first;
     out[3] = std::min(pair.queue().gap_p99(pair.slots()), pair.load.gap);
     out[4] = turn;
+    out[5] = pair.given.token_budget;
   }
 }
 
 BERTH_API void berth_latencies(BERTH_PAIRS, const double* rates, const int64_t* slots, double* out) {
-  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, loads};
+  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, budgets, loads};
   Pair pair;
   for (int64_t row = 0; row < pairs; ++row, out += 3) {
     all.read_fitting(row, pair);
@@ -332,7 +392,7 @@ BERTH_API void berth_latencies(BERTH_PAIRS, const double* rates, const int64_t* 
 }
 
 BERTH_API void berth_states(BERTH_PAIRS, const double* rates, double* out) {
-  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, loads};
+  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, budgets, loads};
   std::fill(out, out + 5 * pairs * columns, 0.0);
   Pair pair;
   berth::Column added;

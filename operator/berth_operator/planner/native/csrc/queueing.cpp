@@ -75,6 +75,7 @@ BERTH_CLONES void Ahead::set(const Speed& of_speed, const Load& of_load) {
   for (int k = 0; k < station.kinds; ++k)
     for (auto* times : {&free[k], &behind[k], &before[k]}) times->resize(columns);
   const Column& turns = speed->turns;
+  const bool paced = speed->token_budget == 0;  // else prompts share steps
 #pragma GCC ivdep
   for (int i = 0; i < columns; ++i) {
     // what the p99 between tokens says of noise, if the distribution is exponential
@@ -91,11 +92,15 @@ BERTH_CLONES void Ahead::set(const Speed& of_speed, const Load& of_load) {
       const double left = (1 + varies) / 2;
       const double left_square = (station.every.third[i] / (size * size * size) + 3 * varies + 1) / 3;
       const double left_variance = std::max(left_square - left * left, 0.0);
-      const double others = station.there[i] - 1, read = station.read[i];
+      const double others = station.there[i] - 1;
+      const double read = paced ? station.read[i] : std::min(station.read[i], station.work.mean * station.stretch[i]);
       const double step = turns[i] > 0 ? station.step[i] : 0.0, residual = step * step / 12;
-      const double wait = read * (left + others) + step / 4;  // a prompt waits for a step before it is read
-      const double wait_variance =
-          read * read * (left_variance + station.there_variance[i] + others * varies);
+      const double ahead = read * (left + others) + step / 4;  // a prompt waits for a step before it is read
+      // prompts that come while it waits, and are read in one step with it
+      const double join = station.joining[i] / station.took[i], wait = ahead * (1 + join);
+      const double wait_variance = read * read * (left_variance + station.there_variance[i] + others * varies) *
+                                       ((1 + join) * (1 + join)) +
+                                   ahead * join * station.joining[i];
       const double wait_third = 2 * (wait_variance * wait_variance) / std::max(wait, kTiny);  // a gamma distribution's
 
       const double own = station.own[k][i], then = read_behind_[i], stretch = station.stretch[i];

@@ -24,6 +24,9 @@ constexpr double kVaries = 0.4;
 // Tokens of a prompt that a step reads, however late it is (its `engine/scheduler.py`): a prompt always gets on.
 constexpr double kLeastChunk = 4;
 
+// By what share chunks differ where a step has a token budget: streams take more or less of it.
+constexpr double kBudgetVaries = 0.1;
+
 // By what share prompts ahead vary less than in the chain where one is always read and all are alike.
 constexpr double kEven = 0.5;
 
@@ -61,18 +64,23 @@ Work work_cold(const Speed& speed, const Load& load) {
   return work_of(prompt * at_middle + g / 2 * variance, slope * slope * variance, load);
 }
 
-// e: what the runtime takes by itself, within what the promise leaves, but always the least.
-struct Added {
-  double seconds;
+// What Berth's engine takes of a prompt in a step by itself, within what the promise leaves, but always the least.
+struct Paced {
+  double added;   // e
   double varies;  // by what share chunks differ from that
 
-  BERTH_INLINE Added(double gap_p99, double own_step, double step, double promise, double prefill) {
+  BERTH_INLINE Paced(double gap_p99, double own_step, double step, double promise, double prefill) {
     const double lateness = clip(kOff * exp(kBeyondP99 * log(gap_p99 / own_step)), kLeastLateness, kMostLateness);
     const double most = std::min(std::max(kStepFactor * step, kLeastPace), promise) / lateness - step;
-    seconds = std::max(most, kLeastChunk / prefill);
-    varies = std::min(kVaries * (lateness - 1) * (1 + step / seconds), 0.9);
+    added = std::max(most, kLeastChunk / prefill);
+    varies = std::min(kVaries * (lateness - 1) * (1 + step / added), 0.9);
   }
 };
+
+// c where a step has a token budget: what its streams leave.
+BERTH_INLINE double budgeted(const Speed& speed, int column) {
+  return std::max(speed.token_budget - speed.turns[column], kLeastChunk) / speed.prefill_tokens_per_second;
+}
 
 // Steps that so many chunks of a prompt take: the next whole number, smoothed as chunks differ by some share.
 BERTH_INLINE double whole(double chunks, double varies) {
@@ -148,10 +156,16 @@ Work mixed(int kinds, const double* shares, const Work* works) {
 
 BERTH_CLONES void added_seconds(const Speed& speed, const Load& load, const Column& step, Column& added) {
   const int columns = speed.columns();
+  const double prefill = speed.prefill_tokens_per_second;
   added.resize(columns);
+  if (speed.token_budget > 0) {
 #pragma GCC ivdep
-  for (int i = 0; i < columns; ++i)
-    added[i] = Added(speed.gap_p99[i], speed.step[i], step[i], load.gap, speed.prefill_tokens_per_second).seconds;
+    for (int i = 0; i < columns; ++i) added[i] = std::max(budgeted(speed, i) - speed.idle[i], 0.0);
+  } else {
+#pragma GCC ivdep
+    for (int i = 0; i < columns; ++i)
+      added[i] = Paced(speed.gap_p99[i], speed.step[i], step[i], load.gap, prefill).added;
+  }
 }
 
 void Station::solve(const Speed& speed, const Load& load, int columns, double kept) {
@@ -174,24 +188,25 @@ void Station::solve_alike(const Speed& speed, const Load& load, int columns) {
 BERTH_CLONES void Station::solve(const Speed& speed, const Load& load, int columns) {
   work = mixed(kinds, shares.data(), works.data());
   for (Column* values : {&chunk_, &rest_read_, &rest_step_, &last_read_, &last_step_, &stretch, &steals, &took, &reading,
-                         &read, &there, &there_variance, &decoding, &step})
+                         &read, &there, &there_variance, &decoding, &step, &joining})
     values->resize(columns);
   for (int k = 0; k < kinds; ++k) own[k].resize(columns);
   every.resize(columns);
   bound(speed, load, columns);
   const Column &turns = speed.turns, &alone_step = speed.step, &idle = speed.idle;
+  const bool paced = speed.token_budget == 0;  // which leaves a prompt that is beside nobody whole
 
   // k of the last prompt, what it takes from streams, and T
-  const auto steps_of = [&](int i, double mean) { return turns[i] == 0 ? 1.0 : whole(mean / chunk_[i], varies_[i]); };
+  const auto by_itself = [&](int i) { return paced && turns[i] == 0; };
+  const auto steps_of = [&](int i, double mean) { return by_itself(i) ? 1.0 : whole(mean / chunk_[i], varies_[i]); };
   const auto stolen = [&](int i, double mean, double steps) {
-    return turns[i] == 0 ? mean : std::max((steps - 1) * added_[i], mean - steps * idle[i]);
+    return by_itself(i) ? mean : std::max((steps - 1) * added_[i], mean - steps * idle[i]);
   };
   const auto last = [&](int i, double mean, double steps) {
     return stolen(i, mean, steps) + steps * alone_step[i];
   };
   for (int i = 0; i < columns; ++i) {
-    chunk_[i] = std::max(added_[i] + idle[i], kTiny);
-    const bool alone = turns[i] == 0;
+    const bool alone = by_itself(i);
     stretch[i] = alone ? 1.0 : (added_[i] + alone_step[i]) / chunk_[i];
     const double steps = steps_of(i, work.mean), seconds = last(i, work.mean, steps);
     last_read_[i] = seconds;
@@ -221,24 +236,36 @@ BERTH_CLONES void Station::solve(const Speed& speed, const Load& load, int colum
     steals[i] = std::min(stolen(i, all, steps_of(i, all)) / all, 1.0);
     const double chord = (alone_step[i] - alone_step[1]) / std::max(turns[i] - 1, 1.0);
     step[i] = alone_step[1] + chord * std::max(decoding[i] - 1, 0.0);
+    joining[i] = paced ? 0.0 : std::min(work.mean, std::max(chunk_[i] - work.mean, 0.0));
   }
 }
 
 BERTH_CLONES void Station::bound(const Speed& speed, const Load& load, int columns) {
-  added_.resize(columns);
-  varies_.resize(columns);
+  for (Column* values : {&added_, &chunk_, &varies_}) values->resize(columns);
+  const Column& idle = speed.idle;
+  if (speed.token_budget > 0) {
 #pragma GCC ivdep
-  for (int i = 0; i < columns; ++i) {
-    const Added of(speed.gap_p99[i], speed.step[i], speed.step[i], load.gap, speed.prefill_tokens_per_second);
-    added_[i] = of.seconds;
-    varies_[i] = of.varies;
+    for (int i = 0; i < columns; ++i) {
+      chunk_[i] = budgeted(speed, i);
+      added_[i] = std::max(chunk_[i] - idle[i], 0.0);
+      varies_[i] = kBudgetVaries;
+    }
+  } else {
+#pragma GCC ivdep
+    for (int i = 0; i < columns; ++i) {
+      const Paced of(speed.gap_p99[i], speed.step[i], speed.step[i], load.gap, speed.prefill_tokens_per_second);
+      added_[i] = of.added;
+      chunk_[i] = std::max(of.added + idle[i], kTiny);
+      varies_[i] = of.varies;
+    }
   }
 }
 
 void Station::first(int columns) {
   for (int k = 0; k < kinds; ++k) own[k].resize(columns);
   every.resize(columns);
-  for (Column* values : {&stretch, &steals, &took, &reading, &read, &there, &there_variance, &decoding, &step})
+  for (Column* values :
+       {&stretch, &steals, &took, &reading, &read, &there, &there_variance, &decoding, &step, &joining})
     values->resize(columns);
 }
 

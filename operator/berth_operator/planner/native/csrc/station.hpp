@@ -41,6 +41,7 @@ struct Speed {
   double prefill_tokens_per_second;  // at the load's mean context
   double attention_seconds;          // that reading a token of a prompt takes longer for each token before it
   double kv_cache_tokens;
+  double token_budget;  // of a step, streams' tokens among them; 0: chunks are kept within the promise
 
   int columns() const { return static_cast<int>(turns.size()); }
 };
@@ -60,7 +61,7 @@ struct Cumulants {
 // Share of later turns that find their session in memory at that rate, turns/s.
 double kept_sessions(const Speed& speed, const Load& load, double rate);
 
-// Seconds by which a chunk lengthens a step: e.
+// Seconds by which a chunk lengthens a step of that many seconds: e.
 void added_seconds(const Speed& speed, const Load& load, const Column& step, Column& added);
 
 // n turns in a replica, by column; but for forgotten sessions, no matter how many come.
@@ -80,6 +81,7 @@ struct Station {
   Column there, there_variance;      // prompts that are read or wait for it, while one is
   Column decoding;                   // mean of d
   Column step;                       // s at that
+  Column joining;                    // prefill that one more prompt brings into the last step of another, seconds
 
   // Solves the chain for every n in so many columns.  `kept`: share of sessions in memory.
   void solve(const Speed& speed, const Load& load, int columns, double kept);
@@ -93,7 +95,7 @@ struct Station {
   void bound(const Speed& speed, const Load& load, int columns);
   void chain(const Speed& speed, const Load& load, int columns);
 
-  Column added_, varies_, chunk_, rest_read_, rest_step_, last_read_, last_step_;
+  Column added_, chunk_, varies_, rest_read_, rest_step_, last_read_, last_step_;
   Column up_, down_, chance_, one_, part_, middle_, ended_, scale_, single_, fades_;
 };
 
