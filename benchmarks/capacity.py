@@ -47,6 +47,7 @@ AT = (0.5, 0.75, 0.95)
 BEYOND = (1.1, 1.25, 1.4)
 """Of the predicted capacity, until an objective breaks."""
 AGENTS = Agents(system=32, new=16, output=8)
+OBJECTIVES = ("first_token", "gap", "turn")
 _LOOSE = 20.0
 _NEAR = 0.05
 """Capacities that differ by less are tried by the same loads."""
@@ -104,9 +105,13 @@ class Point:
     parts: dict[str, tuple[float, float]]
     """Predicted (NaN: not predicted) and seen, of what latencies are made of."""
 
-    def broken(self, load: Load) -> float:
-        """How far the worst p99 is above its objective; 1: just kept."""
-        return max(p99(getattr(self.seen, name)) / getattr(load, name) for name in ("first_token", "gap", "turn"))
+    def used(self, load: Load, name: str) -> float:
+        """p99 over an objective; 1: just kept."""
+        return p99(getattr(self.seen, name)) / float(getattr(load, name))
+
+    def broken(self, load: Load) -> bool:
+        """Whether any objective is."""
+        return any(self.used(load, name) > 1 for name in OBJECTIVES)
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ def _run(group: dict[str, Load], whole: Bench, errors: dict[str, list[float]]) -
     points: list[Point] = []
     with worker(slots, first.gap, whole.keep and whole.keep / "_".join(group)) as running:
         for number, share in enumerate(whole.at):
-            if share in BEYOND and all(points and points[-1].broken(load) > 1 for load in group.values()):
+            if share in BEYOND and all(points and points[-1].broken(load) for load in group.values()):
                 break
             points.append(_point(running, first, whole, slots, share, number))
             _show("_".join(group), points[-1], group, whole.report)
@@ -229,7 +234,7 @@ def _show(name: str, point: Point, group: dict[str, Load], report: Report) -> No
         f"{key}_began": point.seen.began,
         f"{key}_ended": point.seen.ended,
     }
-    for what in ("first_token", "gap", "turn"):
+    for what in OBJECTIVES:
         values = getattr(point.seen, what)
         low, high = p99_interval(values)
         predicted, by_profile = (getattr(p, what) if p else math.inf for p in (point.predicted, point.by_profile))
@@ -254,9 +259,15 @@ def _show(name: str, point: Point, group: dict[str, Load], report: Report) -> No
 
 
 def _breaking_share(points: list[Point], load: Load) -> float | None:
-    """Share of the predicted capacity, of the machine as it was meanwhile, at which the worst p99 passes its objective;
-    log-linear between two loads."""
-    seen = sorted((p.seen.rate / _carried(p.now, load).turns_per_second, p.broken(load)) for p in points)
+    """Share of the predicted capacity, of the machine as it was meanwhile, at which the first objective breaks; each
+    p99 log-linear between two loads."""
+    shares = [p.seen.rate / _carried(p.now, load).turns_per_second for p in points]
+    found = [_crossing(shares, [p.used(load, name) for p in points]) for name in OBJECTIVES]
+    return min((share for share in found if share is not None), default=None)
+
+
+def _crossing(shares: Sequence[float], used: Sequence[float]) -> float | None:
+    seen = sorted(zip(shares, used, strict=True))
     for (low, a), (high, b) in itertools.pairwise(seen):
         if a <= 1 < b:
             return low + (high - low) * math.log(1 / a) / math.log(b / a)
