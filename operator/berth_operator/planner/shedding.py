@@ -18,10 +18,11 @@ from typing import Final
 
 import numpy as np
 
-from berth_operator.planner.decomposition import Decomposition, Stage
+from berth_operator.planner.decomposition import Decomposition
 from berth_operator.planner.effort import Effort
 from berth_operator.planner.lanes import Floats, Ints
 from berth_operator.planner.solver import TOLERANCE
+from berth_operator.planner.stock import Stage
 from berth_operator.planner.types import Shortage
 
 MOST_POOLS: Final = 150

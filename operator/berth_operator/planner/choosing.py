@@ -1,0 +1,187 @@
+"""Which whole patterns, one a pool, within all rows?  Where the linear master divides pools among several.
+
+What a dive in the master comes to is mended (`rounding`).  Then the pools that are farthest from what they would have
+at the duals answer the others: the best that each could do with what these leave becomes a pattern as well.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from berth_operator.planner.effort import ANSWERS, Effort
+from berth_operator.planner.lanes import Flags, Floats, Ints
+from berth_operator.planner.master import BRANCHING, ROOT, Master, divided, total_use, whole_choice
+from berth_operator.planner.patterns import EXACT, cheapest
+from berth_operator.planner.rounding import Patterns, exchange, make_room, relieved
+from berth_operator.planner.stock import AROUND, UNITS, WHOLE, Stock
+
+CLOSE: Final = 1.5e-3
+"""Relative distance to the master at which a choice is good enough."""
+STAGE_CLOSE: Final = 2e-4
+"""The same in a stage."""
+STARTS: Final = (0.8, 1.0, 1.25)
+"""Times the duals at which every pool's cheapest pattern is where a choice may start from."""
+HEAVY: Final = 100.0
+"""Times what a stage weighs that what it holds weighs while choices are mended."""
+WITHIN_ROWS: Final = 1e-7
+"""By which a choice may take more of a row, of nodes or of shares."""
+ANSWER_UNITS: Final = 120
+ANSWERING: Final = 12
+"""Undivided pools that answer, at least."""
+WIDENED: Final = (0.5, 0.7, 0.85, 1.0, 1.2, 1.6, 2.2, 3.0, 6.0)
+"""Times the duals at which pools that a repair may change are priced beforehand."""
+FAR: Final = 0.03
+"""Relative distance to the master from which choices are looked for by an integer program."""
+REPAIRED: Final = 100
+"""Undivided pools that it may change, at least."""
+NEAR: Final = 12
+"""Columns of a pool that it may choose from."""
+FEWER: Final = 4
+"""The same in a stage."""
+REPAIRS: Final = (0, 4)
+"""Answers of pools after which a stage looks for choices so, however far it is."""
+
+
+def whole(stock: Stock, master: Master, effort: Effort) -> Ints:
+    """[pool] columns of `stock` within all rows, near what its `master` comes to; more are added to both."""
+    near = _Near(stock, master)
+    start = stock.stage.start
+    if not near.open.any():
+        return near.heaviest if start is None else min(start, near.heaviest, key=near.total)
+    if effort is Effort.PROVE:
+        near.widen(near.farthest(near.heaviest, REPAIRED))
+        stock.feed(master)
+        near = _Near(stock, master)
+    pool = stock.columns.pool
+    dived, _ = divided(pool, master.dive(pool, near.weight, stock.costs()), stock.pools)
+    chosen = near.settled(dived)
+    others = [] if effort is Effort.COMPARE else [near.cheapest(factor) for factor in STARTS]
+    if start is not None:
+        chosen = min(start, chosen, key=near.total)
+        others.append(start)
+    for other in [near.heaviest, *others]:
+        if near.close(chosen):
+            break
+        chosen = min(chosen, near.settled(other), key=near.total)
+    for turn in range(1 + ANSWERS[effort]):
+        if stock.stage is not WHOLE and turn in REPAIRS and not near.close(chosen):
+            chosen = near.repaired(chosen, FEWER, ROOT)
+        if near.close(chosen) or turn == ANSWERS[effort]:
+            break
+        if not near.answer(chosen, near.farthest(chosen)):
+            break
+        chosen = min(chosen, near.settled(chosen), key=near.total)
+    if effort is not Effort.COMPARE and not near.short and near.total(chosen) > near.target * (1 + FAR):
+        chosen = near.repaired(chosen, NEAR)
+    return chosen
+
+
+class _Near:
+    """Choices near one solution of the master."""
+
+    def __init__(self, stock: Stock, master: Master) -> None:
+        self.stock = stock
+        self.target, self.duals, self.weight, _ = master.solve()
+        self.heaviest, self.open = divided(stock.columns.pool, self.weight, stock.pools)
+        """[pool] its heaviest column, and whether that is not all of it."""
+        self.short = stock.short(self.weight)
+
+    def total(self, chosen: Ints) -> float:
+        """Of a choice; infinite where it takes too much."""
+        fits = (total_use(self.stock.use(), chosen) <= self.stock.caps + WITHIN_ROWS).all()
+        return float(self.stock.costs()[chosen].sum()) if fits else np.inf
+
+    def close(self, chosen: Ints) -> bool:
+        """Whether a choice is good enough."""
+        close = CLOSE if self.stock.stage is WHOLE else STAGE_CLOSE
+        return self.total(chosen) <= self.target * (1 + close)
+
+    def cheapest(self, factor: float) -> Ints:
+        """[pool] the column that is cheapest at `factor` times the duals."""
+        stock = self.stock
+        order = np.lexsort((stock.reduced(factor * self.duals), stock.columns.pool))
+        found: Ints = order[np.searchsorted(stock.columns.pool[order], np.arange(stock.pools))]
+        return found
+
+    def farthest(self, chosen: Ints, least: int = ANSWERING) -> Flags:
+        """Pools that are divided, and at least `least` whose pattern is farthest from their best."""
+        excess = self.stock.reduced(self.duals)[chosen] - self.stock.ceilings(self.duals)
+        some = self.open.copy()
+        some[np.argsort(-np.where(some, -np.inf, excess), kind="stable")[: max(least, int(some.sum()))]] = True
+        return some
+
+    def settled(self, chosen: Ints) -> Ints:
+        """Whole columns within all rows: pools have given way, made room, and exchanged patterns by ones and twos."""
+        patterns, worth = self._patterns(), self.duals[: len(self.stock.lanes.rows)]
+        chosen = make_room(patterns, relieved(patterns, chosen, worth), worth)
+        gain = float(patterns.cost[chosen].sum()) - self.target
+        return exchange(patterns, chosen, gain)
+
+    def _patterns(self) -> Patterns:
+        """Of nodes alone: what is held has a price, as pools that have to make room may go short of it on the way."""
+        stock = self.stock
+        cost = stock.costs()
+        if len(stock.stage.most):
+            dear = HEAVY * max(float(stock.unserved.max(initial=0.0)), stock.worth())
+            cost = cost + dear * stock.use()[:, len(stock.lanes.rows) :].sum(1)
+        return Patterns(stock.columns.pool, cost, stock.reduced(self.duals), stock.columns.use, stock.lanes.caps)
+
+    def repaired(self, chosen: Ints, most: int, how: Mapping[str, Any] = BRANCHING) -> Ints:
+        """The best that some pools could choose together of their `most` best columns: a small integer program."""
+        stock, open_ = self.stock, self.farthest(chosen, REPAIRED)
+        reduced, use, pool = stock.reduced(self.duals), stock.use(), stock.columns.pool
+        order = np.lexsort((reduced, pool))
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = np.arange(len(order)) - np.searchsorted(pool[order], pool[order])
+        wanted = rank < most
+        wanted[chosen] = True
+        columns = np.flatnonzero(open_[pool] & wanted)
+        left = stock.caps - use[chosen[~open_]].sum(0)
+        start = np.flatnonzero(np.isin(columns, chosen))
+        picked = whole_choice(pool[columns], stock.costs()[columns], use[columns], left, start, how)
+        other = chosen.copy()
+        if picked is not None:
+            other[pool[columns[picked]]] = columns[picked]
+        return min(chosen, other, key=self.total)
+
+    def widen(self, open_: Flags) -> None:
+        """Add what some pools would take were shared nodes cheaper or dearer: whole choices need such patterns."""
+        stock, which = self.stock, self._plain(open_)
+        for factor in WIDENED:
+            at = self._times(factor)
+            ceiling = AROUND * stock.ceilings(at)[stock.lanes.pool[which]]
+            found = cheapest(stock.lanes, which, stock.prices(at), ceiling, UNITS, again=0)
+            stock.add(found.lane, found.nodes)
+
+    def answer(self, chosen: Ints, open_: Flags) -> bool:
+        """Add each open pool's best patterns within the nodes that the others leave; whether any is new."""
+        stock, columns = self.stock, self.stock.columns
+        before, lanes, which = columns.count, stock.lanes, self._plain(open_)
+        left = np.append(lanes.caps - total_use(columns.use, chosen), 0.0)
+        own = np.zeros((stock.pools, len(left)))
+        own[:, :-1] = columns.use[chosen]
+        room = (left[None, :] + own)[lanes.pool[which]]
+        limited = np.take_along_axis(room, lanes.row[which], 1) // lanes.weight[which]
+        most = lanes.most.copy()
+        free = lanes.row[which] == len(lanes.rows)
+        most[which] = np.where(free, most[which], np.minimum(most[which], limited)).astype(np.int64)
+        within = replace(lanes, most=most)
+        for factor in (0.0, 0.5):
+            at = self._times(factor)
+            ceiling = stock.reduced(at)[chosen][lanes.pool[which]]
+            found = cheapest(within, which, stock.prices(at), ceiling, ANSWER_UNITS, 10 * EXACT)
+            stock.add(found.lane, found.nodes)
+        return columns.count > before
+
+    def _plain(self, open_: Flags) -> Ints:
+        """Lanes of some pools that have a say and are priced by the dynamic program."""
+        active, lanes = self.stock.active, self.stock.lanes
+        found: Ints = active[(open_[lanes.pool] & ~lanes.odd)[active]]
+        return found
+
+    def _times(self, factor: float) -> Floats:
+        """Duals with those of nodes multiplied."""
+        rows = len(self.stock.lanes.rows)
+        return np.append(factor * self.duals[:rows], self.duals[rows:])
