@@ -4,8 +4,8 @@
 rules, minimums, budgets, a current plan in half of the pools (`planner_fleet`); and 100 and 1,000 pools with far too
 few nodes.  Each in a process of its own, cold: from the snapshot to the plan with its reasons and counterfactual; in
 seconds of the clock, and of the processor, which others on the machine disturb less.  Feasibility and gap are then
-checked by other code (`planner_check`).  `--seed N` plans other fleets; `--case 5000 N` plans that one of them here and
-prints its figures as JSON.
+checked by other code (`planner_check`).  `--seed N` plans other fleets; `--case 5000 [N]` plans that one of them
+here and prints its figures as JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from planner_fleet import fleet
 def main() -> None:
     """Run all cases and write the figures."""
     if sys.argv[1:2] == ["--case"]:
-        print(json.dumps(_case(sys.argv[2], int(sys.argv[3]))))
+        print(json.dumps(_case(sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 1)))
         return
     from _common import Report, options  # noqa: PLC0415 - not in a case's process, whose memory is measured
 
@@ -53,8 +53,8 @@ def _most_resident_mb() -> float:
 
 
 def _case(case: str, seed: int) -> dict[str, float]:
-    pools, scarce = int(case.partition("-")[0]), case.endswith("short")
-    snapshot = fleet(pools, scarce=scarce, seed=seed)
+    pools, short = int(case.partition("-")[0]), case.endswith("short")
+    snapshot = fleet(pools, short=short, seed=seed)
     name = f"plan_{case.replace('-', '_')}"
     begin, cpu = time.perf_counter(), time.process_time()
     proven = planned(snapshot)

@@ -48,21 +48,21 @@ _MODELS = [
 _RESOURCES = {"Nvidia": "nvidia.com/gpu", "AMD": "amd.com/gpu", "Intel": "habana.ai/gaudi", "Google": "google.com/tpu"}
 
 
-def fleet(pools: int, *, scarce: bool = False, seed: int = 1) -> Snapshot:
-    """A fleet of `pools` pools; `scarce`: every class is limited, to less than the demand needs."""
+def fleet(pools: int, *, short: bool = False, seed: int = 1) -> Snapshot:
+    """A fleet of `pools` pools; `short`: every class is limited, to less than the demand needs."""
     rng = random.Random(seed)  # noqa: S311 - fleets, not secrets
-    classes = tuple(_hardware(row, pools, scarce) for row in _CLASSES)
+    classes = tuple(_hardware(row, pools, short) for row in _CLASSES)
     made = [_pool(rng, number) for number in range(pools)]
     running = tuple(one for number, pool in enumerate(made) if number % 2 for one in _running(rng, pool))
     return Snapshot(now=NOW, pools=tuple(made), hardware_classes=classes, serving_profiles=_profiles(), running=running)
 
 
 def _hardware(
-    row: tuple[str, str, str, int, int, int, float, int, float, float, int, int], pools: int, scarce: bool
+    row: tuple[str, str, str, int, int, int, float, int, float, float, int, int], pools: int, short: bool
 ) -> HardwareClass:
     name, vendor, kind, cpus, memory, bandwidth, peak, devices, price, spot, most, most_spot = row
     scale = 2.6 * pools / 100
-    if scarce:
+    if short:
         most = min(most or 1_000, max(1, round(30 / price)))
         scale *= 0.45
     limits = {"OnDemand": most and max(1, round(most * scale)), "Spot": max(1, round(most_spot * scale))}
