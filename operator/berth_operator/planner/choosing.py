@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from berth_operator.planner.effort import ANSWERS, Effort
-from berth_operator.planner.lanes import Flags, Floats, Ints
+from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes
 from berth_operator.planner.master import BRANCHING, ROOT, Master, divided, total_use, whole_choice
 from berth_operator.planner.patterns import EXACT, cheapest
 from berth_operator.planner.rounding import Patterns, exchange, make_room, relieved
@@ -23,6 +23,12 @@ STAGE_CLOSE: Final = 2e-4
 """The same in a stage."""
 STARTS: Final = (0.8, 1.0, 1.25)
 """Times the duals at which every pool's cheapest pattern is where a choice may start from."""
+MOST_DIVES: Final = 12
+"""Steps of a dive."""
+AT_ONCE: Final = 4
+"""One in so many divided pools is given its heaviest column in a step,"""
+AGAIN: Final = (4, 8)
+"""and in later dives, which price them as they go."""
 HEAVY: Final = 100.0
 """Times what a stage weighs that what it holds weighs while choices are mended."""
 WITHIN_ROWS: Final = 1e-7
@@ -34,6 +40,18 @@ WIDENED: Final = (0.5, 0.7, 0.85, 1.0, 1.2, 1.6, 2.2, 3.0, 6.0)
 """Times the duals at which pools that a repair may change are priced beforehand."""
 FAR: Final = 0.03
 """Relative distance to the master from which choices are looked for by an integer program."""
+WANTED: Final = {Effort.SEARCH: 0.02, Effort.PROVE: 0.006}
+"""The same from which pools trade, and dive again."""
+GAIN: Final = 1e-6
+"""USD/h that a trade gains at least."""
+TRADE_UNITS: Final = 480
+"""Of demand in pricing of who makes room in a trade: the dearest pools, whose units are dollars."""
+MOST_TRADES: Final = 3
+"""Times that all wishes are tried."""
+WISHES: Final = 4
+"""Of a pool, that are tried."""
+DEAREST: Final = 12
+"""Pools that may make room."""
 REPAIRED: Final = 100
 """Undivided pools that it may change, at least."""
 NEAR: Final = 12
@@ -54,9 +72,7 @@ def whole(stock: Stock, master: Master, effort: Effort) -> Ints:
         near.widen(near.farthest(near.heaviest, REPAIRED))
         stock.feed(master)
         near = _Near(stock, master)
-    pool = stock.columns.pool
-    dived, _ = divided(pool, master.dive(pool, near.weight, stock.costs()), stock.pools)
-    chosen = near.settled(dived)
+    chosen = near.settled(near.dived(master))
     others = [] if effort is Effort.COMPARE else [near.cheapest(factor) for factor in STARTS]
     if start is not None:
         chosen = min(start, chosen, key=near.total)
@@ -73,9 +89,7 @@ def whole(stock: Stock, master: Master, effort: Effort) -> Ints:
         if not near.answer(chosen, near.farthest(chosen)):
             break
         chosen = min(chosen, near.settled(chosen), key=near.total)
-    if effort is not Effort.COMPARE and not near.short and near.total(chosen) > near.target * (1 + FAR):
-        chosen = near.repaired(chosen, NEAR)
-    return chosen
+    return chosen if effort is Effort.COMPARE or near.short else near.mended(chosen, master, effort)
 
 
 class _Near:
@@ -83,10 +97,10 @@ class _Near:
 
     def __init__(self, stock: Stock, master: Master) -> None:
         self.stock = stock
-        self.target, self.duals, self.weight, _ = master.solve()
-        self.heaviest, self.open = divided(stock.columns.pool, self.weight, stock.pools)
+        self.target, self.duals, weight, _ = master.solve()
+        self.heaviest, self.open = divided(stock.columns.pool, weight, stock.pools)
         """[pool] its heaviest column, and whether that is not all of it."""
-        self.short = stock.short(self.weight)
+        self.short = stock.short(weight)
 
     def total(self, chosen: Ints) -> float:
         """Of a choice; infinite where it takes too much."""
@@ -104,6 +118,53 @@ class _Near:
         order = np.lexsort((stock.reduced(factor * self.duals), stock.columns.pool))
         found: Ints = order[np.searchsorted(stock.columns.pool[order], np.arange(stock.pools))]
         return found
+
+    def dived(self, master: Master, part: int = AT_ONCE, *, pricing: bool = False) -> Ints:
+        """[pool] its heaviest column, after one in `part` divided pools has been given theirs, the dearest first, and
+        the master was solved for the others, again and again; with `pricing` these are priced anew each time, within
+        what is left to them."""
+        stock, held = self.stock, np.zeros(0, dtype=np.int64)
+        stock.feed(master)
+        weight = master.solve()[2]
+        for _ in range(MOST_DIVES):
+            heaviest, open_ = divided(stock.columns.pool, weight, stock.pools)
+            heaviest = heaviest[open_]
+            if not len(heaviest):
+                break
+            order = np.argsort(-(weight * stock.costs())[heaviest], kind="stable")
+            more = heaviest[order[: -(-len(heaviest) // part)]]
+            master.hold(more)
+            held = np.append(held, more)
+            _, duals, weight, _ = master.solve()
+            if pricing:
+                self._price_beside(held, duals)
+                stock.feed(master)
+                weight = master.solve()[2]
+        if len(held):
+            master.release(held)
+        return divided(stock.columns.pool, weight, stock.pools)[0]
+
+    def _price_beside(self, held: Ints, duals: Floats) -> None:
+        """Price pools that have none of the columns `held`, within what these leave."""
+        stock, lanes = self.stock, self.stock.lanes
+        open_ = np.ones(stock.pools, dtype=np.bool_)
+        open_[stock.columns.pool[held]] = False
+        which = self._plain(open_)
+        left = lanes.caps - total_use(stock.columns.use, held)
+        within = self._limited(which, np.broadcast_to(left, (stock.pools, len(left))))
+        ceiling = AROUND * stock.ceilings(duals)[lanes.pool[which]]
+        found = cheapest(within, which, stock.prices(duals), ceiling, UNITS, again=0)
+        stock.add(found.lane, found.nodes)
+
+    def _limited(self, which: Ints, room: Floats) -> Lanes:
+        """Lanes, of which those in `which` have no more of shared nodes than `room` [pool, row]."""
+        lanes = self.stock.lanes
+        rows = np.concatenate([room, np.zeros((len(room), 1))], 1)[lanes.pool[which]]
+        limited = np.maximum(np.take_along_axis(rows, lanes.row[which], 1), 0.0) // lanes.weight[which]
+        free = lanes.row[which] == len(lanes.rows)
+        most = lanes.most.copy()
+        most[which] = np.where(free, most[which], np.minimum(most[which], limited)).astype(np.int64)
+        return replace(lanes, most=most)
 
     def farthest(self, chosen: Ints, least: int = ANSWERING) -> Flags:
         """Pools that are divided, and at least `least` whose pattern is farthest from their best."""
@@ -132,10 +193,7 @@ class _Near:
         """The best that some pools could choose together of their `most` best columns: a small integer program."""
         stock, open_ = self.stock, self.farthest(chosen, REPAIRED)
         reduced, use, pool = stock.reduced(self.duals), stock.use(), stock.columns.pool
-        order = np.lexsort((reduced, pool))
-        rank = np.empty(len(order), dtype=np.int64)
-        rank[order] = np.arange(len(order)) - np.searchsorted(pool[order], pool[order])
-        wanted = rank < most
+        wanted = _ranks(reduced, pool) < most
         wanted[chosen] = True
         columns = np.flatnonzero(open_[pool] & wanted)
         left = stock.caps - use[chosen[~open_]].sum(0)
@@ -159,21 +217,72 @@ class _Near:
         """Add each open pool's best patterns within the nodes that the others leave; whether any is new."""
         stock, columns = self.stock, self.stock.columns
         before, lanes, which = columns.count, stock.lanes, self._plain(open_)
-        left = np.append(lanes.caps - total_use(columns.use, chosen), 0.0)
-        own = np.zeros((stock.pools, len(left)))
-        own[:, :-1] = columns.use[chosen]
-        room = (left[None, :] + own)[lanes.pool[which]]
-        limited = np.take_along_axis(room, lanes.row[which], 1) // lanes.weight[which]
-        most = lanes.most.copy()
-        free = lanes.row[which] == len(lanes.rows)
-        most[which] = np.where(free, most[which], np.minimum(most[which], limited)).astype(np.int64)
-        within = replace(lanes, most=most)
+        room = columns.use[chosen] + (lanes.caps - total_use(columns.use, chosen))
+        within = self._limited(which, room)
         for factor in (0.0, 0.5):
             at = self._times(factor)
             ceiling = stock.reduced(at)[chosen][lanes.pool[which]]
             found = cheapest(within, which, stock.prices(at), ceiling, ANSWER_UNITS, 10 * EXACT)
             stock.add(found.lane, found.nodes)
         return columns.count > before
+
+    def mended(self, chosen: Ints, master: Master, effort: Effort) -> Ints:
+        """[pool] columns no dearer than `chosen`, where that is far from the `master`."""
+        if self.stock.stage is WHOLE and self._beyond(chosen, WANTED[effort]):
+            chosen = self.traded(chosen)
+            for part in AGAIN:
+                if self._beyond(chosen, WANTED[effort]):
+                    other = self.settled(self.dived(master, part, pricing=True))
+                    chosen = min(chosen, self.traded(other), key=self.total)
+        return self.repaired(chosen, NEAR) if self._beyond(chosen, FAR) else chosen
+
+    def _beyond(self, chosen: Ints, distance: float) -> bool:
+        return self.total(chosen) > self.target * (1 + distance)
+
+    def traded(self, chosen: Ints) -> Ints:
+        """[pool] columns no dearer than `chosen`: a pool takes what it would rather have at the duals, and one of the
+        dearest, priced within what that leaves it, makes room or takes what comes free."""
+        if self.total(chosen) == np.inf:
+            return chosen
+        chosen = chosen.copy()
+        for _ in range(MOST_TRADES):
+            granted = [self._trade(chosen, wish) for wish in self._wishes(chosen)]
+            if not any(granted):
+                break
+        return chosen
+
+    def _wishes(self, chosen: Ints) -> list[int]:
+        """Columns that pools would rather have at the duals, those that gain most first."""
+        reduced, pool = self.stock.reduced(self.duals), self.stock.columns.pool
+        hope = reduced[chosen][pool] - reduced
+        wishes = np.flatnonzero((hope > GAIN) & (_ranks(reduced, pool) < WISHES))
+        found: list[int] = wishes[np.argsort(-hope[wishes], kind="stable")].tolist()
+        return found
+
+    def _trade(self, chosen: Ints, wish: int) -> bool:
+        """Change `chosen` so that `wish` is in it, and one of the dearest pools' best beside it, where that is cheaper;
+        whether it is."""
+        stock, lanes, columns = self.stock, self.stock.lanes, self.stock.columns
+        cost, own, pool = stock.costs()[chosen], columns.use[chosen], int(columns.pool[wish])
+        saved = float(cost[pool] - stock.costs()[wish])
+        left = lanes.caps - own.sum(0) + own[pool] - columns.use[wish]
+        others = np.zeros(stock.pools, dtype=np.bool_)
+        others[np.argsort(-cost, kind="stable")[:DEAREST]] = True
+        others[pool] = False
+        which = self._plain(others & (own + left >= 0).all(1))
+        if not len(which):
+            return False
+        owner = lanes.pool[which]
+        within, prices = self._limited(which, own + left), stock.prices(self._times(0.0))
+        found = cheapest(within, which, prices, cost[owner] + saved, TRADE_UNITS, again=0)
+        gain = saved + cost[owner] - found.cost
+        best = int(np.argmax(gain))
+        if gain[best] <= GAIN:
+            return False
+        stock.add(which[best : best + 1], found.nodes[best : best + 1])
+        same = (columns.lane == which[best]) & (columns.nodes == found.nodes[best]).all(1)
+        chosen[pool], chosen[owner[best]] = wish, np.argmax(same)
+        return True
 
     def _plain(self, open_: Flags) -> Ints:
         """Lanes of some pools that have a say and are priced by the dynamic program."""
@@ -185,3 +294,11 @@ class _Near:
         """Duals with those of nodes multiplied."""
         rows = len(self.stock.lanes.rows)
         return np.append(factor * self.duals[:rows], self.duals[rows:])
+
+
+def _ranks(reduced: Floats, pool: Ints) -> Ints:
+    """[column] how many of its pool come before it in order of `reduced`."""
+    order = np.lexsort((reduced, pool))
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order)) - np.searchsorted(pool[order], pool[order])
+    return rank

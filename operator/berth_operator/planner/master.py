@@ -30,9 +30,6 @@ BRANCHING: Final[Mapping[str, Any]] = {
 ROOT: Final[Mapping[str, Any]] = {"mip_rel_gap": 1e-6, "mip_max_nodes": 1, "mip_heuristic_effort": 0.3}
 """Of one: what HiGHS finds without branching, by programs over the columns that the linear one weighs (RENS) or that
 its point and the best known one share (RINS)."""
-MOST_DIVES: Final = 12
-AT_ONCE: Final = 4
-"""One in so many divided pools is given its heaviest column in a step of a dive."""
 _GROWTH: Final = 2
 _ARRAYS: Final = ("_mark", "_lane", "_nodes", "_cost", "_unserved", "_missing", "_use")
 """Of columns; [column, ...]"""
@@ -179,26 +176,15 @@ class Master:
         at = np.arange(len(self.caps), dtype=np.int32)
         self.highs.changeColsCost(len(self.caps), at, self.most)
 
-    def dive(self, pool: Ints, weight: Floats, cost: Floats) -> Floats:
-        """[column] weights after pools that are divided have been given their heaviest column, the dearest first.
-
-        `weight` [column]: of the solved master; `pool`, `cost` [column].
-        """
-        fixed: list[Ints] = []
+    def hold(self, columns: Ints) -> None:
+        """Give pools these columns and no others, until they are released."""
         self.highs.setOptionValue("simplex_strategy", _DUAL)
-        for _ in range(MOST_DIVES):
-            heaviest, open_ = divided(pool, weight, self.pools)
-            heaviest = heaviest[open_]
-            if not len(heaviest):
-                break
-            order = np.argsort(-(weight * cost)[heaviest], kind="stable")
-            fixed.append(heaviest[order[: -(-len(heaviest) // AT_ONCE)]])
-            self._at_least(fixed[-1], 1.0)
-            weight = self.solve()[2]
+        self._at_least(columns, 1.0)
+
+    def release(self, columns: Ints) -> None:
+        """Let pools choose again."""
         self.highs.setOptionValue("simplex_strategy", _PRIMAL)
-        if fixed:
-            self._at_least(np.concatenate(fixed), 0.0)
-        return weight
+        self._at_least(columns, 0.0)
 
     def _at_least(self, columns: Ints, least: float) -> None:
         at = np.sort(columns + len(self.caps)).astype(np.int32)
