@@ -31,6 +31,10 @@ TOWARDS: Final = 0.7
 """Weight of the best bound's duals in those of the next last pricing: those of the master alone swing."""
 FINE_ROUNDS: Final = 4
 """Last pricings at most, of which the best bound counts."""
+WANTED: Final = 7e-3
+"""Relative distance of plan and bound from which there are some more of them,"""
+RIGHT_AT_LAST: Final = 5e-4
+"""until it is low by so much."""
 RIGHT: Final = 3e-3
 """Of the cost of all, by which the bound may be low because duals are not right, without another of them."""
 SMOOTHING: Final = 0.5
@@ -210,11 +214,14 @@ class Decomposition(Stock):
         if effort is Effort.SEARCH:
             at = self.duals = master.solve()[1]
         chosen = whole(self, master, effort)
+        if effort is Effort.PROVE and best > 0.0 and self.costs()[chosen].sum() > best * (1 + WANTED):
+            _, duals, _ = self._solved(master, at)
+            best, at = self._proven(master, TOWARDS * at + (1 - TOWARDS) * duals, best, RIGHT_AT_LAST)
         return Outcome(chosen, float(self.costs()[chosen].sum()), best, at, rounds)
 
-    def _proven(self, master: Master, at: Floats) -> tuple[float, Floats]:
-        """The best bound that some last pricings give, and its duals."""
-        best, least = -np.inf, self._least
+    def _proven(self, master: Master, at: Floats, best: float = -np.inf, right: float = RIGHT) -> tuple[float, Floats]:
+        """The best bound that some last pricings give, and its duals; `best`: the bound at those of now."""
+        least = self._least.copy()
         for _ in range(FINE_ROUNDS):
             bound = self.price(at, finally_=True)
             self.feed(master)
@@ -223,7 +230,7 @@ class Decomposition(Stock):
                 best, self.duals, least = bound, at, self._least.copy()
             objective, at, _ = self._solved(master, at)
             at = TOWARDS * self.duals + (1 - TOWARDS) * at
-            if objective - bound - unpriced <= RIGHT * self.worth():
+            if objective - bound - unpriced <= right * self.worth():
                 break
         self._least = least
         self._proof = _Proof(self.duals, self._least, self.lanes.most)
