@@ -24,6 +24,9 @@ from berth_operator.planner.types import ReplicaCapacity
 _SELDOM: Final = 1e-9
 """Turns/s that never meet each other."""
 
+_FINE_BUDGET: Final = 1024
+"""Up to which three quarters of token budgets are budgets, too: as `csrc/capacity.cpp` has it."""
+
 Judged = tuple["ReplicaCapacity | TooSlow", float]
 """What a replica carries, and its turn latency with nothing else to do, seconds."""
 
@@ -208,8 +211,10 @@ def _budgets_alone(replicas: Replicas, loads: Loads) -> Ints:
     longest = (loads["gap"] / replicas.gap_p99[:, 1] - 1) * step  # that a chunk may make a step
     fitting = np.maximum((longest + idle) * speed + 1, 1.0)
     least, most = replicas.budgets[:, 0], replicas.budgets[:, 1]
-    halvings = np.ceil(np.log2(np.maximum(most / fitting, 1.0))).astype(np.int64)
-    return np.repeat(np.maximum(most >> halvings, least)[:, None], 2, axis=1)
+    told = most >> np.ceil(np.log2(np.maximum(most / fitting, 1.0))).astype(np.int64)
+    finer = told + told // 2  # three quarters of the next one
+    told = np.where((finer <= fitting) & (2 * told <= np.minimum(_FINE_BUDGET, most)), finer, told)
+    return np.repeat(np.maximum(told, least)[:, None], 2, axis=1)
 
 
 def _alone(replicas: Replicas, loads: Loads) -> Array:

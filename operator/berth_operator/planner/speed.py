@@ -93,7 +93,7 @@ MAX_CONCURRENCY: Final = 512
 
 def token_budgets(runtime: Runtime) -> tuple[int, int]:
     """Least and most tokens that a runtime can be told to take in a step, a stream's among them; to choose from are
-    the most and its halves.  (0, 0): it is told none.
+    the most, its halves, and three quarters of those up to 1,024.  (0, 0): it is told none.
 
     vLLM reads prompts until a step has `--max-num-batched-tokens`, whatever was promised between tokens.  8,192 is the
     greatest that it takes by itself, on a large GPU; below 64 a step reads all weights for next to nothing.  What a

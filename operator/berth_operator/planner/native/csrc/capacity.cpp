@@ -35,6 +35,10 @@ constexpr double kAlike = 1e-9;
 // Tokens that streams leave of a step's budget at least: with less, prompts stand still.
 constexpr double kLeastLeft = 16;
 
+// Token budgets are the most and its halves, and up to here three quarters of these as well, where a chunk more or less
+// decides whether a step keeps the promise.
+constexpr double kFineBudget = 1024;
+
 // Share of sessions, so small that it is none.
 constexpr double kForgotten = 1e-9;
 
@@ -71,8 +75,8 @@ class Pair {
   // Looks at the numbers of slots at which the gap holds, up to the one with the most turns/s.  `fits`: columns that
   // memory has room for.  False: not even one turn.
   bool choose_useful(int fits);
-  // The greatest rate that holds, with a token budget a step of those between `least` and `most` that are a power of
-  // two below the most; as set afterwards.  False: none that counts.
+  // The greatest rate that holds, with a token budget a step of those from `most` down to `least`; as set afterwards.
+  // False: none that counts.
   //
   // What a replica carries with b slots and a budget does not depend on what it could have, and the best counts:
   // whoever may have more, because memory is larger or the promise between tokens is looser, carries no less.
@@ -252,14 +256,17 @@ bool Pair::search(int fits, double least, double most) {
     int64_t exponent;
   };
   std::optional<Best> best;
-  for (double budget = most;; budget /= 2) {
-    if (best && most_read(budget) <= rate(best->exponent)) break;  // still fewer with less
+  const auto consider = [&](double budget) {
+    if (best && most_read(budget) <= rate(best->exponent)) return;
     given.token_budget = budget;
-    if (choose_useful(fits)) {
-      const auto found = search_slots(best ? std::optional(best->exponent) : std::nullopt);
-      if (found) best = {budget, slots_, *found};
-    }
-    if (budget / 2 < std::max(least, 1.0)) break;
+    if (!choose_useful(fits)) return;
+    const auto found = search_slots(best ? std::optional(best->exponent) : std::nullopt);
+    if (found) best = {budget, slots_, *found};
+  };
+  consider(most);
+  for (double budget = most; budget > least; budget /= 2) {
+    if (budget <= kFineBudget && budget * 3 / 4 >= least) consider(budget * 3 / 4);
+    if (budget / 2 >= least) consider(budget / 2);
   }
   if (!best) return false;
   if (given.token_budget != best->budget) {
