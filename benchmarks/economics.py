@@ -52,7 +52,7 @@ Found = Mapping[str, Any]
 def main() -> None:
     """Print the tables of the document, and write every figure as one flat JSON."""
     parser = options(__doc__)
-    parser.add_argument("--part", choices=("crossover", "days"), help="only these tables (each takes 2 to 3 minutes)")
+    parser.add_argument("--part", choices=("crossover", "days"), help="only these tables (0.5 and 2.5 minutes)")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw the document's pictures there instead")
     parser.add_argument(
         "--fair-shares", type=Path, metavar="FILE", help="write the classes at their fair shares there instead"
