@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from berth_operator.planner import ReplicaCapacity
-from berth_operator.planner.capacity import Load, latencies, replica_capacity
+from berth_operator.planner.capacity import Latencies, Load, latencies, replica_capacity
 from berth_operator.planner.speed import Speed
 from berth_worker.engine.blocks import BlockManager
 from berth_worker.engine.cost import Load as StepLoad
@@ -222,16 +222,30 @@ def test_p99s_and_capacity_are_those_of_the_engine(case: str) -> None:
             found.turn += one.turn
         return found
 
+    hold(load, seen_at, lambda share: latencies(speed, load, share * carried, slots), BREAKS.get(case, 1.15))
+
+
+def hold(
+    load: Load,
+    seen_at: Callable[[float], Seen],
+    predicted_at: Callable[[float], Latencies | None],
+    breaks: float,
+    first_token_within: float = 0.0,
+) -> None:
+    """Predictions against what was seen at shares of the capacity, `breaks` of which breaks a promise.
+
+    `first_token_within`: how far its p99 may be from the one seen, where that is more than the others may.
+    """
     for share, within in WITHIN.items():
-        seen = seen_at(share)
-        predicted = latencies(speed, load, share * carried, slots)
+        seen, predicted = seen_at(share), predicted_at(share)
         assert predicted is not None
-        assert predicted.first_token == pytest.approx(p99(seen.first_token), rel=within), share
+        first_token = max(within, first_token_within)
+        assert predicted.first_token == pytest.approx(p99(seen.first_token), rel=first_token), share
         assert predicted.gap == pytest.approx(p99(seen.gap), rel=within), share
         assert predicted.turn == pytest.approx(p99(seen.turn), rel=within), share
-    below, above = (seen_at(share) for share in (1 / 1.15, BREAKS.get(case, 1.15)))
+    below, above = seen_at(1 / 1.15), seen_at(breaks)
     assert worst(below, load) < 1, "15 % below it, every promise holds"
-    assert worst(above, load) > 1, "15 % above it, one does not"
+    assert worst(above, load) > 1, "so far above it, one does not"
 
 
 BUDGETED = {
@@ -263,17 +277,10 @@ def test_p99s_and_capacity_are_those_of_a_scheduler_with_a_token_budget(case: st
         rate = share * carried
         return simulate(agents, slots, rate, TURNS, token_budget=budget, step_seconds=roofline_seconds)
 
-    for share, within in WITHIN.items():
-        seen = seen_at(share)
-        predicted = latencies(replace(speed, token_budgets=(budget, budget)), load, share * carried, slots)
-        assert predicted is not None
-        first_token = FIRST_TOKEN_WITHIN.get(case, within)
-        assert predicted.first_token == pytest.approx(p99(seen.first_token), rel=first_token), share
-        assert predicted.gap == pytest.approx(p99(seen.gap), rel=within), share
-        assert predicted.turn == pytest.approx(p99(seen.turn), rel=within), share
-    below, above = (seen_at(share) for share in (1 / 1.15, BUDGETED_BREAKS.get(case, 1.15)))
-    assert worst(below, load) < 1, "15 % below it, every promise holds"
-    assert worst(above, load) > 1, "beyond it, one does not"
+    told = replace(speed, token_budgets=(budget, budget))
+    first_token_within = FIRST_TOKEN_WITHIN.get(case, 0.0)
+    breaks = BUDGETED_BREAKS.get(case, 1.15)
+    hold(load, seen_at, lambda share: latencies(told, load, share * carried, slots), breaks, first_token_within)
 
 
 def test_sessions_that_memory_cannot_keep_pay_for_their_prompts_again() -> None:
