@@ -263,8 +263,9 @@ class _Near:
         """Change `chosen` so that `wish` is in it, and one of the dearest pools' best beside it, where that is cheaper;
         whether it is."""
         stock, lanes, columns = self.stock, self.stock.lanes, self.stock.columns
-        cost, own, pool = stock.costs()[chosen], columns.use[chosen], int(columns.pool[wish])
-        saved = float(cost[pool] - stock.costs()[wish])
+        costs, own, pool = stock.costs(), columns.use[chosen], int(columns.pool[wish])
+        cost = costs[chosen]
+        saved = float(cost[pool] - costs[wish])
         left = lanes.caps - own.sum(0) + own[pool] - columns.use[wish]
         others = np.zeros(stock.pools, dtype=np.bool_)
         others[np.argsort(-cost, kind="stable")[:DEAREST]] = True

@@ -7,7 +7,8 @@ its prefill.  With d turns that decode, a step takes s(d) seconds and gives each
 n - d, one after another, have their prompts read in chunks: a chunk lengthens its step by e(d) and does
 c(d) = e(d) + idle(d) seconds of prefill, where idle is arithmetic that waits for memory anyway.  Runtimes bound e; here
 as Berth's engine does (its `engine/pacing.py`): a step with a chunk takes at most twice a step without, or 20 ms, and
-never more than the objective.
+never more than the objective.  vLLM reads until a step has B tokens, its token budget: c(d) is what B - d of them take,
+and e(d) = max(c - idle, 0).
 
     T(d) = S e/c + k s, k = S/c                     reading one prompt beside d others, in k steps, if the next one has
                                                     the rest of the last step; else, with all of idle in each,
@@ -53,6 +54,8 @@ exponential service times give it if answers are about equally long.  An arrival
                   those that decode by then; who has waited for a slot finds b - 1 others
     noise         steps that take longer than they should, as the profile's p99 between tokens says, and stay so for a
                 while (neighbours, caches): a share by which all of the above is stretched
+                where a step has room for several prompts (a token budget), all of them have it at its end, those that
+                came meanwhile, too
   decoding      O - 1 steps, stretched by the prompts that come meanwhile (delay busy period: mean 1/u, variance
                   rate E[S^2]/u^3, u = 1 - rate S; Kleinrock 1975), at a concurrency that starts at d(n) and goes back
                   to its mean within about a turn, the slower the more concurrency slows tokens; turns that come
