@@ -104,6 +104,8 @@ async def test_a_replica_that_loses_the_lease_stops_writing_and_goes_on_when_it_
 ) -> None:
     await running.until("it passes", lambda: running.passes("success") > 0)
     running.kube.may_write = lambda: False
+    asked = running.turns
+    await running.until("a pass that had begun is over", lambda: running.turns > asked)
     fleet.pool(namespace, "agents")
     await running.until("it has seen the pool", lambda: (namespace, "agents") in running.cluster.pools)
     before, turns = running.passes("success"), running.turns
