@@ -22,10 +22,11 @@ inline __m256i load(const int8_t* p) { return _mm256_load_si256(reinterpret_cast
 inline __m256i pairs(__m256i products) { return _mm256_madd_epi16(products, _mm256_set1_epi16(1)); }
 
 // Adds the products of `depth` values of each row with a panel to low (channels 0-7) and high (8-15).  Each step asks for one cache line
-// at `ahead`: spread like this, reading what comes next overlaps with computing; in bursts it would not.
+// at `ahead`: spread like this, reading what comes next overlaps with computing; in bursts it would not.  Always inline: as a function of
+// its own it would keep the sums in memory.
 template <int Rows, Kind kind, bool Prefetch>
-inline void accumulate(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride,
-                       const int8_t* ahead, __m256i (&low)[Rows], __m256i (&high)[Rows]) {
+inline __attribute__((always_inline)) void accumulate(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes,
+                                                      int64_t stride, const int8_t* ahead, __m256i (&low)[Rows], __m256i (&high)[Rows]) {
   if constexpr (kind == Kind::kNibbles) {
     const __m256i mask = _mm256_set1_epi8(15);
     for (int64_t k = 0; k < depth; k += 8) {
