@@ -154,6 +154,24 @@ def test_of_token_budgets_the_one_that_carries_most_is_told(speed: Speed, load: 
     assert speed.gap_p99_seconds[slots] * longest <= load.gap * (1 + 1e-6), "with a whole chunk no step is too late"
 
 
+PACES = [digits / decade for decade in (1, 10, 100, 1000) for digits in (7, 5, 3, 2, 1.5, 1)]
+
+
+@given(speeds, loads)
+@settings(max_examples=60, deadline=None)
+def test_of_the_promise_and_paces_below_it_the_one_that_carries_most_is_told(speed: Speed, load: Load) -> None:
+    speed = replace(speed, token_budgets=(0, 0))
+    found = replica_capacity(speed, load)
+    paces = [load.gap, *(pace for pace in PACES if pace < load.gap)]
+    alone = {pace: replica_capacity(replace(speed, pace_seconds=pace), load) for pace in paces}
+    carrying = {pace: one for pace, one in alone.items() if isinstance(one, ReplicaCapacity)}
+    if not isinstance(found, ReplicaCapacity):
+        assert not carrying
+        return
+    assert found == carrying[found.pace_seconds]
+    assert found.turns_per_second == max(one.turns_per_second for one in carrying.values())
+
+
 @given(speeds, loads, st.floats(1.01, 4))
 @settings(max_examples=100, deadline=None)
 def test_with_token_budgets_a_looser_promise_between_tokens_carries_no_less(

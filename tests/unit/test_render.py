@@ -172,13 +172,19 @@ def test_vllm_is_told_how_many_tokens_a_step_may_take(
     assert not any("batched" in a for a in _worker(children())["args"]), "ours keeps the promise itself"
 
 
-def test_our_worker_knows_what_was_promised_between_tokens(children: Render) -> None:
-    def promised(**spec: Any) -> str:
-        env = {e["name"]: e["value"] for e in _worker(children(**spec))["env"]}
+def test_our_worker_knows_what_was_promised_between_tokens(
+    children: Render, make_placement: Callable[..., Placement]
+) -> None:
+    def promised(placement: Placement | None = None, **spec: Any) -> str:
+        rendered = children(placement, **spec) if placement else children(**spec)
+        env = {e["name"]: e["value"] for e in _worker(rendered)["env"]}
         return str(env["BERTH_WORKER_INTER_TOKEN_LATENCY_P99_SECONDS"])
 
     assert promised(objectives={"interTokenLatencyP99": "45ms"}) == "0.045"
     assert promised(objectives=None) == "0.06", "the class's default"
+    placement = make_placement()
+    slower = replace(placement, capacity=replace(placement.capacity, pace_seconds=0.05))
+    assert promised(slower) == "0.05", "what the plan counts on"
 
 
 def test_workers_pass_the_restricted_pod_security_standard(children: Render) -> None:

@@ -50,6 +50,7 @@ def roofline_pairs(
         attention_seconds=np.full(len(loads), speeds.attention_seconds),
         kv_cache_tokens=np.full(len(loads), float(speeds.kv_cache_tokens)),
         budgets=np.tile(token_budgets(spec.runtime), (len(loads), 1)),
+        pace=np.zeros(len(loads)),
     )
     return Pairs(replicas, loads, [True] * len(loads))
 

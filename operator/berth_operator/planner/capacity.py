@@ -2,8 +2,9 @@
 
 The greatest rate at which, by `queueing`, at most one turn in a hundred has its first token or its end later than
 promised.  Slots are bounded so that no step, with a chunk of a prompt in it or without, takes longer than the promise
-between tokens; of the numbers of slots within that and within memory, the best one counts.  Berth's worker, which is
-told the promise, cuts chunks to it; vLLM is told how many tokens a step may take, the best of some numbers.
+between tokens; of the numbers of slots within that and within memory, the best one counts.  Berth's worker
+cuts chunks to the pace that it is told, the promise or less; vLLM is told how many tokens a step may take.  Of either
+the best of some numbers.
 """
 
 import math
@@ -163,6 +164,7 @@ def as_replicas(pairs: Sequence[tuple[Speed, Load]]) -> Replicas:
         attention_seconds=np.array([s.attention_seconds for s, _ in pairs]),
         kv_cache_tokens=kv,
         budgets=np.array([s.token_budgets for s, _ in pairs]),
+        pace=np.array([s.pace_seconds for s, _ in pairs]),
     )
 
 
@@ -174,12 +176,12 @@ def solve(replicas: Replicas, of: Sequence[Load], estimated: Sequence[bool]) -> 
     broken = dict(zip(slow.tolist(), _p99s_alone(replicas, loads, alone, slow).tolist(), strict=True))
     kv, unloaded = replicas.kv_cache_tokens.tolist(), alone[:, 2].tolist()
     found: list[Judged] = []
-    for i, (rate, slots, first, gap, turn, budget) in enumerate(carried.tolist()):
+    for i, (rate, slots, first, gap, turn, budget, pace) in enumerate(carried.tolist()):
         if i in broken:
             found.append((too_slow(of[i], *broken[i]), unloaded[i]))
         else:
-            p99s = first, gap, turn
-            capacity = ReplicaCapacity(rate, int(slots), *p99s, int(kv[i]), estimated[i], token_budget=int(budget))
+            told = int(budget), pace
+            capacity = ReplicaCapacity(rate, int(slots), first, gap, turn, int(kv[i]), estimated[i], *told)
             found.append((capacity, unloaded[i]))
     return found
 

@@ -7,8 +7,8 @@ its prefill.  With d turns that decode, a step takes s(d) seconds and gives each
 n - d, one after another, have their prompts read in chunks: a chunk lengthens its step by e(d) and does
 c(d) = e(d) + idle(d) seconds of prefill, where idle is arithmetic that waits for memory anyway.  Runtimes bound e; here
 as Berth's engine does (its `engine/pacing.py`): a step with a chunk takes at most twice a step without, or 20 ms, and
-never more than the objective.  vLLM reads until a step has B tokens, its token budget: c(d) is what B - d of them take,
-and e(d) = max(c - idle, 0).
+never more than its pace, the p99 between tokens that it is told to keep.  vLLM reads until a step has B tokens, its
+token budget: c(d) is what B - d of them take, and e(d) = max(c - idle, 0).
 
     T(d) = S e/c + k s, k = S/c                     reading one prompt beside d others, in k steps, if the next one has
                                                     the rest of the last step; else, with all of idle in each,
@@ -125,14 +125,16 @@ class Replicas:
     kv_cache_tokens: Array
     """[pair]"""
     budgets: Ints
-    """[pair, 2] least and most tokens a step that its runtime can be told; 0: none, it keeps the promise itself."""
+    """[pair, 2] least and most tokens a step that its runtime can be told; 0: none, it keeps a pace."""
+    pace: Array
+    """[pair] p99 between tokens, seconds, that it is told to keep; 0: the promise, or less where that carries more."""
 
     def alone(self, rows: Ints) -> "Replicas":
         """Some of the pairs, with one turn at most."""
         turns, step, gap_p99, idle = (x[rows, :2] for x in (self.turns, self.step, self.gap_p99, self.idle))
         prefill, attention, kv = self.prefill_tokens_per_second, self.attention_seconds, self.kv_cache_tokens
         fits = np.minimum(self.fits[rows], 2)
-        by_pair = prefill[rows], attention[rows], kv[rows], self.budgets[rows]
+        by_pair = prefill[rows], attention[rows], kv[rows], self.budgets[rows], self.pace[rows]
         return Replicas(turns, step, gap_p99, idle, fits, *by_pair)
 
 
@@ -152,22 +154,23 @@ class States:
     """e"""
 
 
-_PAIRS: Final = (*[FLOATS] * 4, INTS, *[FLOATS] * 3, INTS, np.ctypeslib.ndpointer(LOAD, flags="C_CONTIGUOUS"))
+_PAIRS: Final = (*[FLOATS] * 4, INTS, *[FLOATS] * 4, INTS, np.ctypeslib.ndpointer(LOAD, flags="C_CONTIGUOUS"))
 _greatest_rates: Final = function("berth_greatest_rates", LENGTH, LENGTH, *_PAIRS, FLOATS)
 _latencies: Final = function("berth_latencies", LENGTH, LENGTH, *_PAIRS, FLOATS, INTS, FLOATS)
 _states: Final = function("berth_states", LENGTH, LENGTH, *_PAIRS, FLOATS, FLOATS)
 
 
 def greatest_rates(replicas: Replicas, loads: Loads) -> Array:
-    """[pair, 6] the most turns/s within the promises, slots, p99s of first token, gap and turn, seconds, and the token
-    budget, 0 where there is none; all 0: nothing.
+    """[pair, 7] the most turns/s within the promises, slots, p99s of first token, gap and turn, seconds, the token
+    budget, 0 where there is none, and else the pace, seconds; all 0: nothing.
 
     At that rate at most one turn in a hundred has its first token or its end later than promised.  Of the numbers of
     slots at which the p99 between tokens is within the promise, in steps without a chunk, or where there is a budget
     in those that use it up, the best one counts; and of the budgets: the most, its halves, and three quarters of those
-    up to 1,024.
+    up to 1,024.  Of paces the promise, and where arithmetic waits for memory, so that small chunks ride along for free,
+    those below it of 1, 1.5, 2, 3, 5 and 7 in each decade.
     """
-    found = np.empty((len(loads), 6))
+    found = np.empty((len(loads), 7))
     _greatest_rates(*_arguments(replicas, loads), found)
     return found
 
@@ -175,7 +178,8 @@ def greatest_rates(replicas: Replicas, loads: Loads) -> Array:
 def latencies(replicas: Replicas, loads: Loads, rates: Array, slots: Ints) -> Array:
     """[pair, 3] p99s of first token, gap and turn, seconds, up to an hour, at `rates` turns/s; nan: it cannot keep up.
 
-    `slots`: as many as are in that column, for which memory has room.  Of budgets, the most is told.
+    `slots`: as many as are in that column, for which memory has room.  Of budgets, the most is told, and where no
+    pace is given what is promised.
     """
     if (slots < 1).any() or (slots >= replicas.fits).any():
         raise ValueError("no room for as many slots")
@@ -186,7 +190,7 @@ def latencies(replicas: Replicas, loads: Loads, rates: Array, slots: Ints) -> Ar
 
 
 def states(replicas: Replicas, loads: Loads, rates: Array) -> States:
-    """At `rates` turns/s, with as many slots as memory has room for, and the most that a budget may be."""
+    """At `rates` turns/s, with as many slots as memory has room for, and told as in `latencies`."""
     found = np.empty((5, *replicas.turns.shape))
     _states(*_arguments(replicas, loads), np.ascontiguousarray(rates, np.float64), found)
     return States(*found)
@@ -195,11 +199,11 @@ def states(replicas: Replicas, loads: Loads, rates: Array) -> States:
 def _arguments(replicas: Replicas, loads: Loads) -> list[Any]:
     pairs, columns = replicas.turns.shape
     by_column = replicas.turns, replicas.step, replicas.gap_p99, replicas.idle
-    by_pair = replicas.prefill_tokens_per_second, replicas.attention_seconds, replicas.kv_cache_tokens
+    by_pair = replicas.prefill_tokens_per_second, replicas.attention_seconds, replicas.kv_cache_tokens, replicas.pace
     if columns < 2 or any(x.shape != (pairs, columns) for x in by_column):
         raise ValueError("speeds are [pair, column], of 0 turns, 1, and more")
     if any(x.shape != (pairs,) for x in (replicas.fits, *by_pair, loads)):
-        raise ValueError("memory, prefill and load are [pair]")
+        raise ValueError("memory, prefill, pace and load are [pair]")
     if (replicas.fits < 1).any() or (replicas.fits > columns).any():
         raise ValueError("memory has room for 0 turns, and for no more than there are columns for")
     if replicas.budgets.shape != (pairs, 2) or (replicas.budgets[:, 0] > replicas.budgets[:, 1]).any():

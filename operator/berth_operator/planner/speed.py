@@ -49,6 +49,9 @@ class Speed:
     """By which reading a token of a prompt takes longer for each token before it."""
     token_budgets: tuple[int, int] = (0, 0)
     """As `token_budgets` has them of its runtime."""
+    pace_seconds: float = 0.0
+    """p99 between tokens that it is told to keep, where it has no token budgets; 0: the promise, or less where that
+    carries more."""
 
 
 @dataclass(frozen=True, slots=True)

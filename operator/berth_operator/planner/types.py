@@ -95,7 +95,9 @@ class ReplicaCapacity:
     estimated: bool
     """True: roofline estimate; False: from a serving profile."""
     token_budget: int = 0
-    """Tokens a step at most, as its runtime is told; 0: it is not, and keeps the promise between tokens itself."""
+    """Tokens a step at most, as its runtime is told; 0: it is not, and keeps a pace."""
+    pace_seconds: float = 0.0
+    """p99 between tokens that its runtime is told to keep: what is promised, or less; 0: it has a token budget."""
 
 
 @dataclass(frozen=True, slots=True)

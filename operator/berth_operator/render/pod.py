@@ -202,7 +202,7 @@ def _container(
                 {"name": "BERTH_WORKER_GRPC_PORT", "value": str(GRPC_PORT)},
                 {"name": "BERTH_WORKER_HTTP_PORT", "value": str(HTTP_PORT)},
                 {"name": "BERTH_WORKER_GRACE_SECONDS", "value": str(grace_seconds - 10)},
-                {"name": "BERTH_WORKER_INTER_TOKEN_LATENCY_P99_SECONDS", "value": _promised_gap(pool)},
+                {"name": "BERTH_WORKER_INTER_TOKEN_LATENCY_P99_SECONDS", "value": _gap(pool, placement)},
             ]
             ready, alive = "/readyz", "/healthz"
         case RuntimeName.VLLM:
@@ -239,9 +239,12 @@ def _source(pool: InferencePool) -> str:
     return pool.spec.model.source or EMBEDDED_MODEL
 
 
-def _promised_gap(pool: InferencePool) -> str:
-    """Seconds.  In the environment, not an argument: an older worker of the user's own image passes over it."""
-    return f"{resolve(pool.spec).inter_token_latency_p99.total_seconds():g}"
+def _gap(pool: InferencePool, placement: Placement) -> str:
+    """Seconds: what is promised, or less where the plan counts on that.
+
+    In the environment, not an argument: an older worker of the user's own image passes over it.
+    """
+    return f"{placement.capacity.pace_seconds or resolve(pool.spec).inter_token_latency_p99.total_seconds():g}"
 
 
 def _berth_args(pool: InferencePool, placement: Placement) -> list[str]:

@@ -39,6 +39,9 @@ constexpr double kLeastLeft = 16;
 // decides whether a step keeps the promise.
 constexpr double kFineBudget = 1024;
 
+// Paces below the promise, seconds of a decade.
+constexpr double kPaces[] = {7, 5, 3, 2, 1.5, 1};
+
 // Share of sessions, so small that it is none.
 constexpr double kForgotten = 1e-9;
 
@@ -75,11 +78,12 @@ class Pair {
   // Looks at the numbers of slots at which the gap holds, up to the one with the most turns/s.  `fits`: columns that
   // memory has room for.  False: not even one turn.
   bool choose_useful(int fits);
-  // The greatest rate that holds, with a token budget a step of those from `most` down to `least`; as set afterwards.
-  // False: none that counts.
+  // The greatest rate that holds, with a token budget a step of those from `most` down to `least`, or where there is
+  // none with the pace that is given, else the promise or a lower pace; as set afterwards.  False: none that counts.
   //
-  // What a replica carries with b slots and a budget does not depend on what it could have, and the best counts:
-  // whoever may have more, because memory is larger or the promise between tokens is looser, carries no less.
+  // What a replica carries with b slots and a budget or a pace does not depend on what it could have, and the best
+  // counts: whoever may have more, because memory is larger or the promise is looser, carries no less.  (But for a
+  // promise that is a pace itself: it may carry a little more than the paces below a looser one.)
   bool search(int fits, double least, double most);
   // At a rate, turns/s, with as many slots as a column says.
   void set(double rate, int slots);
@@ -104,6 +108,10 @@ class Pair {
   int64_t more(int64_t base);
   int64_t between(int64_t low, int64_t high, double under, double over);
   std::vector<int> worth_a_try(int64_t exponent, int64_t top);
+  template <typename Consider>
+  void each_budget(double least, double most, Consider consider) const;
+  template <typename Consider>
+  void each_lower_pace(Consider consider) const;
   template <typename Late>
   double p99(double most, int octaves, int per_octave, Late late);
 
@@ -132,7 +140,7 @@ bool Pair::smooth(int column) const {
 }
 
 bool Pair::choose_useful(int fits) {
-  if (given.token_budget > 0) added_seconds(given, load, given.step, added_);
+  if (given.token_budget > 0) added_seconds(given, given.step, added_);
   int columns = 1;
   while (columns < fits && smooth(columns)) ++columns;
   if (columns < 2) return false;
@@ -249,28 +257,56 @@ double Pair::most_read(double budget) const {
   return chunk / ((given.step[1] + longer) * work_);
 }
 
-bool Pair::search(int fits, double least, double most) {
-  struct Best {
-    double budget;
-    int slots;
-    int64_t exponent;
-  };
-  std::optional<Best> best;
-  const auto consider = [&](double budget) {
-    if (best && most_read(budget) <= rate(best->exponent)) return;
-    given.token_budget = budget;
-    if (!choose_useful(fits)) return;
-    const auto found = search_slots(best ? std::optional(best->exponent) : std::nullopt);
-    if (found) best = {budget, slots_, *found};
-  };
+template <typename Consider>
+void Pair::each_budget(double least, double most, Consider consider) const {
   consider(most);
   for (double budget = most; budget > least; budget /= 2) {
     if (budget <= kFineBudget && budget * 3 / 4 >= least) consider(budget * 3 / 4);
     if (budget / 2 >= least) consider(budget / 2);
   }
+}
+
+// Below the promise, and none that makes the same steps as a greater one.  Only where arithmetic waits for memory can a
+// lower pace carry more: what rides along in a small chunk is free.
+template <typename Consider>
+void Pair::each_lower_pace(Consider consider) const {
+  const auto [low, high] = pace_range(given);
+  if (low >= load.gap || *std::max_element(given.idle.begin(), given.idle.end()) <= 0) return;
+  for (double decade = 1e-3;; decade *= 10) {
+    for (const double digits : kPaces) {
+      const double pace = digits / decade;
+      if (pace >= std::min(load.gap, high)) continue;
+      consider(pace);
+      if (pace <= low) return;
+    }
+  }
+}
+
+bool Pair::search(int fits, double least, double most) {
+  struct Best {
+    double budget, pace;
+    int slots;
+    int64_t exponent;
+  };
+  std::optional<Best> best;
+  const auto consider = [&](double budget, double pace) {
+    if (best && budget > 0 && most_read(budget) <= rate(best->exponent)) return;
+    given.token_budget = budget, given.pace = pace;
+    if (!choose_useful(fits)) return;
+    const auto found = search_slots(best ? std::optional(best->exponent) : std::nullopt);
+    if (found) best = {budget, pace, slots_, *found};
+  };
+  if (most > 0) {
+    each_budget(least, most, [&](double budget) { consider(budget, 0.0); });
+  } else {
+    const bool told = given.pace > 0;
+    consider(0.0, told ? given.pace : load.gap);
+    // What carries nothing is too slow for turns that meet nobody, at any pace.
+    if (best && !told) each_lower_pace([&](double pace) { consider(0.0, pace); });
+  }
   if (!best) return false;
-  if (given.token_budget != best->budget) {
-    given.token_budget = best->budget;
+  if (given.token_budget != best->budget || given.pace != best->pace) {
+    given.token_budget = best->budget, given.pace = best->pace;
     choose_useful(fits);
   }
   slots_ = best->slots;
@@ -323,7 +359,7 @@ struct Pairs {
   int64_t columns;
   const double *turns, *step, *gap_p99, *idle;
   const int64_t* fits;
-  const double *prefill, *attention, *kv;
+  const double *prefill, *attention, *kv, *pace;
   const int64_t* budgets;  // least and most
   const Load* loads;
 
@@ -341,12 +377,14 @@ struct Pairs {
     speed.attention_seconds = attention[row];
     speed.kv_cache_tokens = kv[row];
     speed.token_budget = static_cast<double>(budgets[2 * row + 1]);
+    speed.pace = pace[row];
     pair.load = loads[row];
   }
 
   // The same, to be looked at as far as memory has room.
   void read_fitting(int64_t row, Pair& pair) const {
     read(row, pair);
+    if (pair.given.pace == 0) pair.given.pace = pair.load.gap;
     pair.choose(fits[row]);
   }
 };
@@ -361,14 +399,14 @@ using berth::Pairs;
 // What each of these finds is told by the function that calls it in ../../queueing.py; `fits` is at least 1.
 #define BERTH_PAIRS                                                                                                  \
   int64_t pairs, int64_t columns, const double *turns, const double *step, const double *gap_p99, const double *idle, \
-      const int64_t *fits, const double *prefill, const double *attention, const double *kv, const int64_t *budgets,   \
-      const Load *loads
+      const int64_t *fits, const double *prefill, const double *attention, const double *kv, const double *pace,       \
+      const int64_t *budgets, const Load *loads
 
 BERTH_API void berth_greatest_rates(BERTH_PAIRS, double* out) {
-  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, budgets, loads};
+  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, pace, budgets, loads};
   Pair pair;
-  for (int64_t row = 0; row < pairs; ++row, out += 6) {
-    std::fill(out, out + 6, 0.0);
+  for (int64_t row = 0; row < pairs; ++row, out += 7) {
+    std::fill(out, out + 7, 0.0);
     all.read(row, pair);
     const auto least = static_cast<double>(budgets[2 * row]), most = static_cast<double>(budgets[2 * row + 1]);
     if (!pair.search(static_cast<int>(fits[row]), least, most)) continue;
@@ -379,11 +417,12 @@ BERTH_API void berth_greatest_rates(BERTH_PAIRS, double* out) {
     out[3] = std::min(pair.queue().gap_p99(pair.slots()), pair.load.gap);
     out[4] = turn;
     out[5] = pair.given.token_budget;
+    out[6] = pair.given.pace;
   }
 }
 
 BERTH_API void berth_latencies(BERTH_PAIRS, const double* rates, const int64_t* slots, double* out) {
-  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, budgets, loads};
+  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, pace, budgets, loads};
   Pair pair;
   for (int64_t row = 0; row < pairs; ++row, out += 3) {
     all.read_fitting(row, pair);
@@ -399,14 +438,14 @@ BERTH_API void berth_latencies(BERTH_PAIRS, const double* rates, const int64_t* 
 }
 
 BERTH_API void berth_states(BERTH_PAIRS, const double* rates, double* out) {
-  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, budgets, loads};
+  const Pairs all{columns, turns, step, gap_p99, idle, fits, prefill, attention, kv, pace, budgets, loads};
   std::fill(out, out + 5 * pairs * columns, 0.0);
   Pair pair;
   berth::Column added;
   for (int64_t row = 0; row < pairs; ++row) {
     all.read_fitting(row, pair);
     pair.set(rates[row], pair.slots());
-    berth::added_seconds(pair.speed(), pair.load, pair.speed().step, added);
+    berth::added_seconds(pair.speed(), pair.speed().step, added);
     const auto& station = pair.station();
     const berth::Column* found[] = {&pair.queue().found(), &station.took, &station.reading, &station.own[0], &added};
     for (int64_t kind = 0; kind < 5; ++kind)

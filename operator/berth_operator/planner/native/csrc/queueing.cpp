@@ -344,7 +344,7 @@ BERTH_CLONES double Queue::gap_p99(int column) const {
   double work = 0;
   for (int k = 0; k < station.kinds; ++k) work += station.shares[k] * station.works[k].mean;
   Column most;
-  added_seconds(speed, *ahead_->load, station.step, most);
+  added_seconds(speed, station.step, most);
   // tokens that come in steps of a kind, mean and deviation of these steps, seconds
   Column tokens, seconds, deviations;
   double all = 0, low = 0, high = 0;

@@ -2,8 +2,6 @@
 
 #include "station.hpp"
 
-#include <utility>
-
 #include "clones.hpp"
 
 namespace berth {
@@ -64,14 +62,14 @@ Work work_cold(const Speed& speed, const Load& load) {
   return work_of(prompt * at_middle + g / 2 * variance, slope * slope * variance, load);
 }
 
-// What Berth's engine takes of a prompt in a step by itself, within what the promise leaves, but always the least.
+// What Berth's engine takes of a prompt in a step by itself, within what its pace leaves, but always the least.
 struct Paced {
   double added;   // e
   double varies;  // by what share chunks differ from that
 
-  BERTH_INLINE Paced(double gap_p99, double own_step, double step, double promise, double prefill) {
+  BERTH_INLINE Paced(double gap_p99, double own_step, double step, double pace, double prefill) {
     const double lateness = clip(kOff * exp(kBeyondP99 * log(gap_p99 / own_step)), kLeastLateness, kMostLateness);
-    const double most = std::min(std::max(kStepFactor * step, kLeastPace), promise) / lateness - step;
+    const double most = std::min(std::max(kStepFactor * step, kLeastPace), pace) / lateness - step;
     added = std::max(most, kLeastChunk / prefill);
     varies = std::min(kVaries * (lateness - 1) * (1 + step / added), 0.9);
   }
@@ -154,7 +152,7 @@ Work mixed(int kinds, const double* shares, const Work* works) {
   return {mean, std::max(second - mean * mean, 0.0), third - 3 * second * mean + 2 * mean * mean * mean};
 }
 
-BERTH_CLONES void added_seconds(const Speed& speed, const Load& load, const Column& step, Column& added) {
+BERTH_CLONES void added_seconds(const Speed& speed, const Column& step, Column& added) {
   const int columns = speed.columns();
   const double prefill = speed.prefill_tokens_per_second;
   added.resize(columns);
@@ -164,8 +162,13 @@ BERTH_CLONES void added_seconds(const Speed& speed, const Load& load, const Colu
   } else {
 #pragma GCC ivdep
     for (int i = 0; i < columns; ++i)
-      added[i] = Paced(speed.gap_p99[i], speed.step[i], step[i], load.gap, prefill).added;
+      added[i] = Paced(speed.gap_p99[i], speed.step[i], step[i], speed.pace, prefill).added;
   }
+}
+
+std::pair<double, double> pace_range(const Speed& speed) {
+  const auto [least, most] = std::minmax_element(speed.step.begin(), speed.step.end());
+  return {kLeastLateness * *least, std::max(kStepFactor * *most, kLeastPace)};
 }
 
 void Station::solve(const Speed& speed, const Load& load, int columns, double kept) {
@@ -192,7 +195,7 @@ BERTH_CLONES void Station::solve(const Speed& speed, const Load& load, int colum
     values->resize(columns);
   for (int k = 0; k < kinds; ++k) own[k].resize(columns);
   every.resize(columns);
-  bound(speed, load, columns);
+  bound(speed, columns);
   const Column &turns = speed.turns, &alone_step = speed.step, &idle = speed.idle;
   const bool paced = speed.token_budget == 0;  // which leaves a prompt that is beside nobody whole
 
@@ -240,7 +243,7 @@ BERTH_CLONES void Station::solve(const Speed& speed, const Load& load, int colum
   }
 }
 
-BERTH_CLONES void Station::bound(const Speed& speed, const Load& load, int columns) {
+BERTH_CLONES void Station::bound(const Speed& speed, int columns) {
   for (Column* values : {&added_, &chunk_, &varies_}) values->resize(columns);
   const Column& idle = speed.idle;
   if (speed.token_budget > 0) {
@@ -253,7 +256,7 @@ BERTH_CLONES void Station::bound(const Speed& speed, const Load& load, int colum
   } else {
 #pragma GCC ivdep
     for (int i = 0; i < columns; ++i) {
-      const Paced of(speed.gap_p99[i], speed.step[i], speed.step[i], load.gap, speed.prefill_tokens_per_second);
+      const Paced of(speed.gap_p99[i], speed.step[i], speed.step[i], speed.pace, speed.prefill_tokens_per_second);
       added_[i] = of.added;
       chunk_[i] = std::max(of.added + idle[i], kTiny);
       varies_[i] = of.varies;

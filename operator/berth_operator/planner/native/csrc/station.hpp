@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "arithmetic.hpp"
@@ -41,7 +42,8 @@ struct Speed {
   double prefill_tokens_per_second;  // at the load's mean context
   double attention_seconds;          // that reading a token of a prompt takes longer for each token before it
   double kv_cache_tokens;
-  double token_budget;  // of a step, streams' tokens among them; 0: chunks are kept within the promise
+  double token_budget;  // of a step, streams' tokens among them; 0: a pace bounds its chunks
+  double pace;          // p99 between tokens, seconds, that it is told to keep
 
   int columns() const { return static_cast<int>(turns.size()); }
 };
@@ -62,7 +64,9 @@ struct Cumulants {
 double kept_sessions(const Speed& speed, const Load& load, double rate);
 
 // Seconds by which a chunk lengthens a step of that many seconds: e.
-void added_seconds(const Speed& speed, const Load& load, const Column& step, Column& added);
+void added_seconds(const Speed& speed, const Column& step, Column& added);
+// Seconds: a lower pace than the first is as good as that, and a higher one than the second.
+std::pair<double, double> pace_range(const Speed& speed);
 
 // n turns in a replica, by column; but for forgotten sessions, no matter how many come.
 struct Station {
@@ -92,7 +96,7 @@ struct Station {
 
  private:
   void solve(const Speed& speed, const Load& load, int columns);
-  void bound(const Speed& speed, const Load& load, int columns);
+  void bound(const Speed& speed, int columns);
   void chain(const Speed& speed, const Load& load, int columns);
 
   Column added_, chunk_, varies_, rest_read_, rest_step_, last_read_, last_step_;
