@@ -1,6 +1,9 @@
 """How do many pools judge many classes at once?  What `candidates` does for one pair, a class and a model at a time."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
 
 from berth_operator.api import HardwareClass, Quantization, ServingProfile
 from berth_operator.planner.architectures import ARCHITECTURES
@@ -23,6 +26,8 @@ Judgements = dict[tuple[str, Quantization], Judgement]
 _Key = tuple[str, Quantization]
 _Asked = list[tuple[int, _Key, "ServingProfile | int"]]
 """Of each pair: context, what it is judged for, and by which profile, or over how many nodes."""
+_THREADS: Final = 2
+"""That judge at once: the compiled model does not hold Python's lock, and what is around it, a third, does."""
 
 
 def judge_all(contexts: Sequence[PoolContext], classes: Iterable[HardwareClass]) -> list[Judgements]:
@@ -30,8 +35,8 @@ def judge_all(contexts: Sequence[PoolContext], classes: Iterable[HardwareClass])
     by_name = {c.metadata.name: c for c in classes}
     found: list[Judgements] = [{} for _ in contexts]
     over: dict[tuple[int, _Key], dict[int, Judged]] = {}
-    for asked, pairs in _pairs(contexts, by_name.values(), found):
-        for (i, key, by), (capacity, unloaded) in zip(asked, pairs.judged(), strict=True):
+    for asked, judged in _judged(_pairs(contexts, by_name.values(), found)):
+        for (i, key, by), (capacity, unloaded) in zip(asked, judged, strict=True):
             if isinstance(by, ServingProfile):
                 found[i][key] = profile_fit(by, key[1], capacity, unloaded)
             elif by > 1:
@@ -46,6 +51,19 @@ def judge_all(contexts: Sequence[PoolContext], classes: Iterable[HardwareClass])
         arithmetic = too_large(hardware.spec, model, key[1], tokens) or ""
         found[i][key] = span_fit(hardware, model, key[1], context, arithmetic, by_nodes)
     return found
+
+
+def _judged(batches: Iterable[tuple[_Asked, Pairs]]) -> Iterator[tuple[_Asked, list[Judged]]]:
+    """What each batch carries, in their order; the next ones are judged meanwhile."""
+    ahead: deque[tuple[_Asked, Future[list[Judged]]]] = deque()
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for asked, pairs in batches:
+            ahead.append((asked, threads.submit(pairs.judged)))
+            if len(ahead) > _THREADS:
+                first, judged = ahead.popleft()
+                yield first, judged.result()
+        for asked, judged in ahead:
+            yield asked, judged.result()
 
 
 def _pairs(
