@@ -1,9 +1,12 @@
-"""Do the Arm kernels give the scalar set's bits, and is the right set picked?  Cross-compiled, run by qemu-aarch64."""
+"""Do the Arm kernels give the scalar set's bits, and is the right set picked?  Cross-compiled, run by qemu-aarch64.
+
+And do those of x86, natively?"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -95,6 +98,19 @@ def arm(request: pytest.FixtureRequest) -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def here(request: pytest.FixtureRequest) -> Path:
+    if platform.machine() != "x86_64":
+        return _built(request, "g++", {}, ["-O1"])
+    part = CMAKE[CMAKE.index('MATCHES "x86_64') : CMAKE.index('MATCHES "aarch64')]
+    flags = dict(re.findall(r"set\((AVX\w*) ([^)]*)\)", part))
+    options = re.findall(r'SOURCES}/(\w+)\.cpp PROPERTIES COMPILE_OPTIONS "([^"]+)"', part)
+    for name in ("AVX512", "AVX2"):
+        options = [(source, text.replace(f"${{{name}}}", flags[name])) for source, text in options]
+    sets = {source: ["-DBERTH_X86", *text.replace(";", " ").split()] for source, text in options}
+    return _built(request, "g++", sets, ["-O1", "-DBERTH_X86"])
+
+
 def run(program: Path, cpu: str, *command: str, isa: str = "") -> subprocess.CompletedProcess[str]:
     env = {"BERTH_ISA": isa} if isa else {}
     return subprocess.run(
@@ -137,7 +153,16 @@ def test_the_emulator_stops_instructions_that_a_processor_lacks(arm: Path, cpu: 
     assert "Illegal instruction" in run(arm, cpu, "unchecked", name).stderr
 
 
-def test_scalar_set_gives_the_same_bits_on_arm_and_here(arm: Path, request: pytest.FixtureRequest) -> None:
-    here = _built(request, "g++", {}, ["-O1"])
+@pytest.mark.parametrize("name", ["avx2", "avx512vnni", "amx"])
+def test_x86_set_gives_the_bits_of_the_scalar_one(here: Path, name: str) -> None:
+    if name not in subprocess.run([here, "sets"], capture_output=True, text=True, check=True).stdout.split():
+        pytest.skip(f"this machine has no {name}")
+    done = subprocess.run([here, "compare", name], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (found := re.fullmatch(rf"{name}: (\d+) results compared, 0 differ", done.stdout.strip())), done.stdout
+    assert int(found[1]) > 1500
+
+
+def test_scalar_set_gives_the_same_bits_on_arm_and_here(arm: Path, here: Path) -> None:
     native = subprocess.run([here, "digest"], capture_output=True, text=True, check=True, timeout=120).stdout
     assert run(arm, N1, "digest").stdout == native

@@ -1,6 +1,9 @@
-// AVX2.  vpmaddubsw multiplies unsigned by signed bytes and saturates at 16 bits; with |a| <= 127 and w carrying the sign of a, the
-// largest sum of two products is 2 * 127 * 127 = 32258, so nothing saturates and the result is exact ("the sign trick").  Where one side
-// is not negative anyway (4-bit weights, attention weights), it is the unsigned operand and needs no trick.
+// AVX2.  vpmaddubsw multiplies unsigned by signed bytes and saturates at 16 bits.  Three ways round that, all exact:
+// - Where one side is not negative anyway (4-bit weights, attention weights), it is the unsigned operand and below 128.
+// - With |a| <= 127 and w carrying the sign of a, the largest sum of two products is 2 * 127 * 127 = 32258 ("the sign trick").
+// - Matrices of 8 bits by rows with one scale: the unsigned operand is w + 128, up to 255, so that two values whose sum is within +-128
+//   are safe: 128 * 255 = 32640.  Four values with a pair beyond that are heavy, 2 to 3 in 100 of them; those are halved, and their other
+//   halves multiplied after the unit.  The unit's bias, -128 times its sum, is where sums start.  A third fewer instructions.
 #include <immintrin.h>
 
 #include "isa.h"
@@ -63,6 +66,36 @@ inline __attribute__((always_inline)) void accumulate(const int8_t* panel, int64
   }
 }
 
+// The same for unit u of rows with one scale, from their biases on.
+template <int Rows, bool Prefetch>
+inline __attribute__((always_inline)) void accumulate_eased(const int8_t* panel, const Activations& a, int64_t row, int64_t u, int64_t depth,
+                                                            __m256i (&low)[Rows], __m256i (&high)[Rows]) {
+  const __m256i bias = _mm256_set1_epi8(-128);
+  const int64_t units = a.units(), stride = a.depth;
+  const int8_t *values = a.values + row * stride + u * a.unit, *eased = a.eased + row * stride + u * a.unit;
+  const auto add = [&](int r, __m256i x, __m256i w0, __m256i w1) __attribute__((always_inline)) {
+    low[r] = _mm256_add_epi32(low[r], pairs(_mm256_maddubs_epi16(w0, x)));
+    high[r] = _mm256_add_epi32(high[r], pairs(_mm256_maddubs_epi16(w1, x)));
+  };
+  for (int r = 0; r < Rows; ++r) low[r] = high[r] = _mm256_set1_epi32(a.biases[(row + r) * units + u]);
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < depth; k += 4) {
+    const int8_t* w = panel + k * kPanel;
+    const __m256i w0 = _mm256_xor_si256(load(w), bias), w1 = _mm256_xor_si256(load(w + 32), bias);
+    if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetchBytes), _MM_HINT_T0);
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) add(r, broadcast4(eased + r * stride + k), w0, w1);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r)
+    for (uint64_t heavy = a.heavy[(row + r) * units + u]; heavy != 0; heavy &= heavy - 1) {
+      const int64_t k = 4 * __builtin_ctzll(heavy);
+      const int8_t* w = panel + k * kPanel;
+      add(r, _mm256_sub_epi8(broadcast4(values + r * stride + k), broadcast4(eased + r * stride + k)),
+          _mm256_xor_si256(load(w), bias), _mm256_xor_si256(load(w + 32), bias));
+    }
+}
+
 template <int Rows, Kind kind, bool Prefetch>
 void dot_rows(const int8_t* panel, int64_t depth, const int8_t* values, const uint8_t* magnitudes, int64_t stride, const int8_t* ahead,
               int32_t* out) {
@@ -107,18 +140,20 @@ void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row
   const int64_t units = a.units();
   const int8_t* weights = m.weights + panel * m.panel_bytes();
   const uint16_t* scales = m.scales + panel * m.panel_scales();
-  const int8_t* values = a.values + row * a.depth;
-  const uint8_t* magnitudes = a.magnitudes + row * a.depth;
   const float* row_scales = a.scales + row * units;
   __m256 low[Rows], high[Rows];
   for (int r = 0; r < Rows; ++r) low[r] = high[r] = _mm256_setzero_ps();
   for (int64_t u = 0, start = 0; u < units; ++u, start += a.unit) {
     const int64_t depth = a.depth - start < a.unit ? a.depth - start : a.unit, group = start / m.group;
     __m256i low_dots[Rows], high_dots[Rows];
-    for (int r = 0; r < Rows; ++r) low_dots[r] = high_dots[r] = _mm256_setzero_si256();
     const int8_t* w = weights + start * kPanel * Bits / 8;
-    accumulate<Rows, Bits == 4 ? Kind::kNibbles : Kind::kSigned, Prefetch>(w, depth, values + start, magnitudes + start, a.depth,
-                                                                            w + kPrefetchBytes, low_dots, high_dots);
+    if constexpr (Bits == 8 && RowScale) {
+      accumulate_eased<Rows, Prefetch>(w, a, row, u, depth, low_dots, high_dots);
+    } else {
+      for (int r = 0; r < Rows; ++r) low_dots[r] = high_dots[r] = _mm256_setzero_si256();
+      accumulate<Rows, Bits == 4 ? Kind::kNibbles : Kind::kSigned, Prefetch>(
+          w, depth, a.values + row * a.depth + start, a.magnitudes + row * a.depth + start, a.depth, w + kPrefetchBytes, low_dots, high_dots);
+    }
     __m256 w0, w1, m0, m1;
     if constexpr (Bits == 8) {
       w0 = bf16_scales(scales + group * kPanel), w1 = bf16_scales(scales + group * kPanel + 8);
@@ -220,6 +255,33 @@ inline float largest_of(__m256 x) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
+// Eases row r of a, whose values are there (the file's head): all heavy fours at once, each half of them within the bound.
+inline void ease(const Activations& a, int64_t r) {
+  const __m256i top = _mm256_set1_epi8(-128), zero = _mm256_setzero_si256();
+  for (int64_t u = 0, start = 0; start < a.depth; ++u, start += a.unit) {
+    const int64_t depth = a.depth - start < a.unit ? a.depth - start : a.unit;
+    const int8_t* values = a.values + r * a.depth + start;
+    int8_t* eased = a.eased + r * a.depth + start;
+    __m256i sums = zero;
+    uint64_t heavy = 0;
+    for (int64_t k = 0; k < depth; k += 32) {
+      const int64_t fours = depth - k < 32 ? (depth - k) / 4 : 8;
+      const __m256i some = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(fours)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+      const __m256i x = _mm256_maskload_epi32(reinterpret_cast<const int*>(values + k), some);
+      const __m256i two = _mm256_maddubs_epi16(_mm256_set1_epi8(1), x), beyond = _mm256_cmpgt_epi16(_mm256_abs_epi16(two), _mm256_set1_epi16(128));
+      const __m256i four = _mm256_xor_si256(_mm256_cmpeq_epi32(beyond, zero), _mm256_set1_epi8(-1));
+      const __m256i half = _mm256_xor_si256(_mm256_avg_epu8(_mm256_xor_si256(x, top), top), top);  // (x + 1) / 2, rounded down
+      _mm256_maskstore_epi32(reinterpret_cast<int*>(eased + k), some, _mm256_blendv_epi8(x, half, four));
+      heavy |= static_cast<uint64_t>(_mm256_movemask_ps(_mm256_castsi256_ps(four))) << (k / 4);
+      sums = _mm256_add_epi32(sums, pairs(two));
+    }
+    a.heavy[r * a.units() + u] = heavy;
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    a.biases[r * a.units() + u] = -128 * (_mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1));
+  }
+}
+
 // The products of a chunk's attention weights with 16 dims of its values; see blend_blocks in attend.h.
 template <int Rows, bool Prefetch>
 inline void blend_rows(const int8_t* const* values, int64_t blocks, const int8_t* weights, int64_t stride, const int8_t* const* ahead,
@@ -251,6 +313,7 @@ inline void blend_blocks(const int8_t* const* values, int64_t blocks, const int8
 #define BERTH_OWN_BLEND
 #define BERTH_OWN_ROUNDING
 #define BERTH_OWN_TILE
+#define BERTH_OWN_EASE
 #include "body.h"
 
 namespace berth {

@@ -1,5 +1,6 @@
 // The arithmetic of every instruction set, written once.  Included by scalar.cpp and by each set's unit, after kRows, `dot` and
-// `dot_positive` are defined there; a unit may bring its own rounding, `tile` or `matmul` too, and says which by BERTH_OWN_*.
+// `dot_positive` are defined there; a unit may bring its own rounding, `tile` or `matmul` too, and says which by BERTH_OWN_*; one whose
+// `tile` reads magnitudes, biases or eased values says that, too.
 //
 // Vectors are GCC's and clang's own (vector_size): 8 floats, which the compiler maps to whatever the set has, or 16 where a unit says so
 // by BERTH_LANES.  Every operation is IEEE's on each lane and sums run in a fixed order, 16 partial sums of which the second 8 are added to
@@ -211,8 +212,12 @@ void quantize(const float* row, float scale, const float* gain, const Activation
     const float top = largest_magnitude(row, a.depth);
     a.scales[r] = top * step;
     round_row(row, a.depth, top > 0.0f ? 127.0f / top : 0.0f, values);
+#if defined(BERTH_OWN_EASE)
+    ease(a, r);
+#else
     for (int64_t start = 0; start < a.depth; start += a.unit)
       *biases++ = bias_of(values + start, a.depth - start < a.unit ? a.depth - start : a.unit);
+#endif
   } else {
     float *scales = a.scales + r * a.units(), *sums = a.weighted_sums + r * a.units();
     for (int64_t start = 0; start < a.depth; start += a.unit) {
@@ -229,8 +234,8 @@ void quantize(const float* row, float scale, const float* gain, const Activation
       *sums++ = static_cast<float>(sum) * *scales++;
       *biases++ = -128 * sum;
     }
+    magnitudes_of(values, a.depth, a.magnitudes + r * a.depth);
   }
-  magnitudes_of(values, a.depth, a.magnitudes + r * a.depth);
 }
 
 float quantize_head(const float* x, int64_t n, int8_t* values, uint8_t* magnitudes, int32_t* bias) {
@@ -362,7 +367,7 @@ inline void tile(const Matrix& m, int64_t panel, const Activations& a, int64_t r
     int32_t biases[kRows];
     for (int r = 0; r < rows; ++r) biases[r] = a.biases[(row + r) * units + u];
     alignas(64) int32_t dots[kRows * kPanel];
-    dot(w, depth, {a.values + row * a.depth + start, a.magnitudes + row * a.depth + start, biases, a.depth}, rows, nullptr, dots);
+    dot(w, depth, {a.values + row * a.depth + start, nullptr, biases, a.depth}, rows, nullptr, dots);
     for (int r = 0; r < rows; ++r) {
       const float scale = a.row_scale ? 1.0f : a.scales[(row + r) * units + u];
       for (int c = 0; c < kPanel; ++c) {

@@ -34,10 +34,12 @@ struct Matrix {
 };
 
 // Rows of activations, quantized to int8.  `unit` values along the depth are summed as integers (the last unit may be shorter).  Rotated
-// models have one scale a row, others one a unit.
+// models have one scale a row and units of at most 256, others one scale a unit.
 struct Activations {
   int8_t* values;        // [rows][depth] in [-127, 127]
-  uint8_t* magnitudes;   // [rows][depth] absolute values; written only by sets that use them
+  uint8_t* magnitudes;   // [rows][depth] absolute values; written only by sets that use them, without row_scale
+  int8_t* eased;         // [rows][depth] values, but those of heavy fours halved; written only by sets that use them, with row_scale
+  uint64_t* heavy;       // [rows][units] bit i: the unit's values 4i..4i+3 are heavy (avx2.cpp); as eased
   int32_t* biases;       // [rows][units] -128 times the sum of the unit's values, which a set adds that reads weights as weight + 128; others: 0
   float* scales;         // [rows][row_scale ? 1 : units]
   float* weighted_sums;  // [rows][units] scale times the sum of the unit's values; only without row_scale

@@ -127,9 +127,14 @@ class Step {
   }
 
   Activations activations(Arena& arena, int64_t rows, int64_t depth) const {
-    Activations a{nullptr, nullptr, nullptr, nullptr, nullptr, depth, m_.unit, m_.rotated};
+    Activations a{nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, depth, m_.unit, m_.rotated};
     a.values = arena.take<int8_t>(rows * depth);
-    a.magnitudes = arena.take<uint8_t>(rows * depth);
+    if (a.row_scale) {
+      a.eased = arena.take<int8_t>(rows * depth);
+      a.heavy = arena.take<uint64_t>(rows * a.units());
+    } else {
+      a.magnitudes = arena.take<uint8_t>(rows * depth);
+    }
     a.biases = arena.take<int32_t>(rows * a.units());
     a.scales = arena.take<float>(rows * (a.row_scale ? 1 : a.units()));
     a.weighted_sums = a.row_scale ? nullptr : arena.take<float>(rows * a.units());
@@ -476,10 +481,15 @@ class Step {
   static Activations from(const Activations& a, int64_t row) {
     Activations b = a;
     b.values += row * a.depth;
-    b.magnitudes += row * a.depth;
     b.biases += row * a.units();
     b.scales += row * (a.row_scale ? 1 : a.units());
-    if (!a.row_scale) b.weighted_sums += row * a.units();
+    if (a.row_scale) {
+      b.eased += row * a.depth;
+      b.heavy += row * a.units();
+    } else {
+      b.magnitudes += row * a.depth;
+      b.weighted_sums += row * a.units();
+    }
     return b;
   }
 
