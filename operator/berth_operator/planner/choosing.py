@@ -4,23 +4,21 @@ What a dive in the master comes to is mended (`rounding`).  Then the pools that 
 at the duals answer the others: the best that each could do with what these leave becomes a pattern as well.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from berth_operator.planner.effort import ANSWERS, Effort
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes
-from berth_operator.planner.master import BRANCHING, ROOT, Master, divided, total_use, whole_choice
+from berth_operator.planner.master import Master, divided, total_use, whole_choice
 from berth_operator.planner.patterns import EXACT, cheapest
+from berth_operator.planner.reseating import reseated
 from berth_operator.planner.rounding import Patterns, exchange, make_room, relieved
-from berth_operator.planner.stock import AROUND, UNITS, WHOLE, Stock
+from berth_operator.planner.stock import AROUND, UNITS, Stock
 
 CLOSE: Final = 1.5e-3
 """Relative distance to the master at which a choice is good enough."""
-STAGE_CLOSE: Final = 2e-4
-"""The same in a stage."""
 STARTS: Final = (0.8, 1.0, 1.25)
 """Times the duals at which every pool's cheapest pattern is where a choice may start from."""
 MOST_DIVES: Final = 12
@@ -29,8 +27,6 @@ AT_ONCE: Final = 4
 """One in so many divided pools is given its heaviest column in a step,"""
 AGAIN: Final = (4, 8)
 """and in later dives, which price them as they go."""
-HEAVY: Final = 100.0
-"""Times what a stage weighs that what it holds weighs while choices are mended."""
 WITHIN_ROWS: Final = 1e-7
 """By which a choice may take more of a row, of nodes or of shares."""
 ANSWER_UNITS: Final = 120
@@ -56,34 +52,26 @@ REPAIRED: Final = 100
 """Undivided pools that it may change, at least."""
 NEAR: Final = 12
 """Columns of a pool that it may choose from."""
-FEWER: Final = 4
-"""The same in a stage."""
-REPAIRS: Final = (0, 4)
-"""Answers of pools after which a stage looks for choices so, however far it is."""
 
 
 def whole(stock: Stock, master: Master, effort: Effort) -> Ints:
     """[pool] columns of `stock` within all rows, near what its `master` comes to; more are added to both."""
+    if stock.stage.start is not None:
+        return reseated(stock, stock.stage.start, master.solve()[1])
     near = _Near(stock, master)
-    start = stock.stage.start
     if not near.open.any():
-        return near.heaviest if start is None else min(start, near.heaviest, key=near.total)
+        return near.heaviest
     if effort is Effort.PROVE:
         near.widen(near.farthest(near.heaviest, REPAIRED))
         stock.feed(master)
         near = _Near(stock, master)
     chosen = near.settled(near.dived(master))
     others = [] if effort is Effort.COMPARE else [near.cheapest(factor) for factor in STARTS]
-    if start is not None:
-        chosen = min(start, chosen, key=near.total)
-        others.append(start)
     for other in [near.heaviest, *others]:
         if near.close(chosen):
             break
         chosen = min(chosen, near.settled(other), key=near.total)
     for turn in range(1 + ANSWERS[effort]):
-        if stock.stage is not WHOLE and turn in REPAIRS and not near.close(chosen):
-            chosen = near.repaired(chosen, FEWER, ROOT)
         if near.close(chosen) or turn == ANSWERS[effort]:
             break
         if not near.answer(chosen, near.farthest(chosen)):
@@ -109,8 +97,7 @@ class _Near:
 
     def close(self, chosen: Ints) -> bool:
         """Whether a choice is good enough."""
-        close = CLOSE if self.stock.stage is WHOLE else STAGE_CLOSE
-        return self.total(chosen) <= self.target * (1 + close)
+        return self.total(chosen) <= self.target * (1 + CLOSE)
 
     def cheapest(self, factor: float) -> Ints:
         """[pool] the column that is cheapest at `factor` times the duals."""
@@ -181,15 +168,11 @@ class _Near:
         return exchange(patterns, chosen, gain)
 
     def _patterns(self) -> Patterns:
-        """Of nodes alone: what is held has a price, as pools that have to make room may go short of it on the way."""
         stock = self.stock
-        cost = stock.costs()
-        if len(stock.stage.most):
-            dear = HEAVY * max(float(stock.unserved.max(initial=0.0)), stock.worth())
-            cost = cost + dear * stock.use()[:, len(stock.lanes.rows) :].sum(1)
-        return Patterns(stock.columns.pool, cost, stock.reduced(self.duals), stock.columns.use, stock.lanes.caps)
+        reduced = stock.reduced(self.duals)
+        return Patterns(stock.columns.pool, stock.costs(), reduced, stock.columns.use, stock.lanes.caps)
 
-    def repaired(self, chosen: Ints, most: int, how: Mapping[str, Any] = BRANCHING) -> Ints:
+    def repaired(self, chosen: Ints, most: int) -> Ints:
         """The best that some pools could choose together of their `most` best columns: a small integer program."""
         stock, open_ = self.stock, self.farthest(chosen, REPAIRED)
         reduced, use, pool = stock.reduced(self.duals), stock.use(), stock.columns.pool
@@ -198,7 +181,7 @@ class _Near:
         columns = np.flatnonzero(open_[pool] & wanted)
         left = stock.caps - use[chosen[~open_]].sum(0)
         start = np.flatnonzero(np.isin(columns, chosen))
-        picked = whole_choice(pool[columns], stock.costs()[columns], use[columns], left, start, how)
+        picked = whole_choice(pool[columns], stock.costs()[columns], use[columns], left, start)
         other = chosen.copy()
         if picked is not None:
             other[pool[columns[picked]]] = columns[picked]
@@ -228,7 +211,7 @@ class _Near:
 
     def mended(self, chosen: Ints, master: Master, effort: Effort) -> Ints:
         """[pool] columns no dearer than `chosen`, where that is far from the `master`."""
-        if self.stock.stage is WHOLE and self._beyond(chosen, WANTED[effort]):
+        if self._beyond(chosen, WANTED[effort]):
             chosen = self.traded(chosen)
             for part in AGAIN:
                 if self._beyond(chosen, WANTED[effort]):

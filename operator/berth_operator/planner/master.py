@@ -19,7 +19,7 @@ from berth_operator.planner.solver import SolverError
 WHOLE: Final = 0.999
 """Weight of a pattern in the linear master from which the pool is not divided."""
 REPAIR_WORK: Final = 30_000
-"""Branch-and-bound nodes x binaries of a whole choice that branches."""
+"""Branch-and-bound nodes x binaries of a whole choice."""
 BRANCHING: Final[Mapping[str, Any]] = {
     "mip_rel_gap": 3e-3,
     "mip_heuristic_run_rins": False,
@@ -27,9 +27,6 @@ BRANCHING: Final[Mapping[str, Any]] = {
     "presolve": "off",
 }
 """Of a whole choice: a search among few columns near the linear program's."""
-ROOT: Final[Mapping[str, Any]] = {"mip_rel_gap": 1e-6, "mip_max_nodes": 1, "mip_heuristic_effort": 0.3}
-"""Of one: what HiGHS finds without branching, by programs over the columns that the linear one weighs (RENS) or that
-its point and the best known one share (RINS)."""
 _GROWTH: Final = 2
 _ARRAYS: Final = ("_mark", "_lane", "_nodes", "_cost", "_unserved", "_missing", "_use")
 """Of columns; [column, ...]"""
@@ -77,7 +74,7 @@ class Columns:
 
     def add(self, lane: Ints, nodes: Ints, cost: Floats, unserved: Floats, missing: Ints) -> Ints:
         """Add those that are new; returns which columns they became."""
-        mark = (nodes.astype(np.uint64) * self._marks[:-1]).sum(1) + lane.astype(np.uint64) * self._marks[-1]
+        mark = self._marked(lane, nodes)
         rows = self._fresh(mark)
         nodes, lane = nodes[rows], lane[rows]
         pattern, option = np.nonzero(nodes)
@@ -91,6 +88,22 @@ class Columns:
         """Add some of another's, of the same lanes and rows."""
         which = which[self._fresh(other._mark[which])]
         self._append(*(getattr(other, name)[which] for name in _ARRAYS))
+
+    def find(self, lane: Ints, nodes: Ints) -> Ints:
+        """[pattern] which columns these are; KeyError for one that is not known."""
+        mark = self._marked(lane, nodes)
+        order = np.argsort(self._mark[: self.count], kind="stable")
+        at = np.searchsorted(self._mark[: self.count], mark, sorter=order)
+        found: Ints = order[np.minimum(at, self.count - 1)]
+        if (self._mark[found] != mark).any():
+            raise KeyError("a pattern that was never added")
+        return found
+
+    def _marked(self, lane: Ints, nodes: Ints) -> npt.NDArray[np.uint64]:
+        """[pattern]"""
+        nodes_, lane_ = nodes.astype(np.uint64), lane.astype(np.uint64)
+        mark: npt.NDArray[np.uint64] = (nodes_ * self._marks[:-1]).sum(1) + lane_ * self._marks[-1]
+        return mark
 
     def _fresh(self, mark: npt.NDArray[np.uint64]) -> Ints:
         """Of patterns with these marks, those that are not known, each once."""
@@ -211,11 +224,10 @@ def whole_choice(
     use: Ints | Floats,
     caps: Floats,
     start: Ints | None = None,
-    how: Mapping[str, Any] = BRANCHING,
 ) -> Ints | None:
     """Columns, one for each pool that occurs in `pool`, of least cost within `caps`; None where there are none.
 
-    `start`: columns to begin from.  `how`: HiGHS's options.
+    `start`: columns to begin from.
     """
     highs = _highs()
     pools, number = np.unique(pool, return_inverse=True)
@@ -240,7 +252,7 @@ def whole_choice(
         "mip_detect_symmetry": False,
         "mip_allow_restart": False,
         "mip_heuristic_run_zi_round": False,
-        **how,
+        **BRANCHING,
     }.items():
         highs.setOptionValue(name, value)
     if start is not None:

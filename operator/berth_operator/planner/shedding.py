@@ -60,24 +60,23 @@ def least_shortage(search: Decomposition, chosen: Ints) -> Shed:
     held, most, bounds = np.zeros((0, search.pools)), np.zeros(0), []
     dollars = SHARE * DOLLARS / max(float(columns.cost[chosen].sum()), 1.0)
     floors = max(sum(p.effective.min_replicas for p in lanes.problems), 1)
-    for priority in np.unique(priorities)[::-1]:
+    order = np.unique(priorities)[::-1]
+    rank = np.searchsorted(-order, -priorities)
+    for priority in order:
         mine = (priorities == priority).astype(np.float64)
         short, bound = float(columns.unserved[chosen] @ mine), 0.0
         if short > TOLERANCE:
-            stage = Stage(dollars, 0.0, held, most, SHARE * min(short, FEW), chosen)
+            stage = Stage(dollars, 0.0, held, most, SHARE * min(short, FEW), chosen, rank)
             found = search.staged(SHARE * mine[lanes.pool], SHARE * MISSING / floors, stage).run(Effort.PROVE)
             chosen, bound = found.chosen, found.bound / SHARE
         bounds.append(max(bound - DOLLARS - MISSING, 0.0))
         held, most = np.vstack([held, mine]), np.append(most, float(columns.unserved[chosen] @ mine) + _HELD)
     nothing = np.zeros(lanes.count)
     missing = float(columns.missing[chosen].sum())
-    stage = Stage(1.0, 0.0, held, np.append(most, missing + _HELD), None, chosen)
+    stage = Stage(1.0, 0.0, held, np.append(most, missing + _HELD), None, chosen, rank)
     last = search.staged(nothing, 0.0, stage)
     found = last.run(Effort.PROVE)
     chosen = found.chosen
     left = held @ columns.unserved[chosen]
-    shortages = tuple(
-        Shortage(int(p), float(u), min(b, float(u)))
-        for p, u, b in zip(np.unique(priorities)[::-1], left, bounds, strict=True)
-    )
+    shortages = tuple(Shortage(int(p), float(u), min(b, float(u))) for p, u, b in zip(order, left, bounds, strict=True))
     return Shed(chosen, shortages, found.bound, found.duals[: len(lanes.rows)], last.bounds)

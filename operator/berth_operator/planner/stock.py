@@ -37,6 +37,8 @@ class Stage:
     """Of all, that tolerances are parts of; None: the dollars of all."""
     start: Ints | None = None
     """[pool] columns of a choice within all rows."""
+    rank: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """[pool] 0 for those whose shortage counts first."""
 
 
 WHOLE: Final = Stage()
@@ -84,6 +86,11 @@ class Stock:
         ok = served.allowed
         cost = (nodes * self.lanes.price[lane]).sum(1)
         return self.columns.add(lane[ok], nodes[ok], cost[ok], served.unserved[ok], served.missing[ok])
+
+    def find(self, lane: Ints, nodes: Ints) -> Ints:
+        """[pattern] the columns that these are, added where they are new; all of them keep their pool's rules."""
+        self.add(lane, nodes)
+        return self.columns.find(lane, nodes)
 
     def feed(self, master: Master) -> bool:
         """Give the master what is new; whether anything is."""

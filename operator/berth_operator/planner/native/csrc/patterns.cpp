@@ -1,94 +1,9 @@
-// Which neighbour of a pattern is cheaper?
+// Which neighbours of patterns are cheaper?
 
 #include <cmath>
 
 #include "api.hpp"
-#include "lanes.hpp"
-#include "serving.hpp"
-
-namespace berth {
-namespace {
-
-constexpr double kGain = 1e-9;       // USD/h that a step has to gain
-constexpr double kTolerance = 1e-6;  // pricing.TOLERANCE
-constexpr int64_t kNone = -1;
-
-struct Prices {
-  const double* node;  // [option]
-  double unserved, missing, least;
-
-  double shortage(double share) const {
-    return share > kTolerance ? std::max(share, least) * unserved : 0.0;
-  }
-};
-
-class Neighbours {
- public:
-  // Nodes added, and with `exchange` also taken away or exchanged one for one, the best each time, while that makes
-  // the pattern cheaper.
-  void better(const Lane& lane, const Prices& prices, int64_t* nodes, double* cost, int64_t most, bool exchange) {
-    for (int64_t step = 0; step < most; ++step) {
-      pattern_of(nodes, lane.options, pattern_);
-      double base = 0.0;
-      for (const auto& [k, count] : pattern_) base += count * prices.node[k];
-      if (!exchange && *cost <= base + kGain) return;
-      best_ = *cost - kGain, add_ = take_ = kNone;
-      look(lane, prices, base, *cost - base, nodes, exchange);
-      if (add_ == kNone && take_ == kNone) return;
-      if (add_ != kNone) ++nodes[add_];
-      if (take_ != kNone) --nodes[take_];
-      *cost = best_;
-    }
-  }
-
- private:
-  // `lacking`: what goes for shortage, which is the most that a neighbour may cost more in nodes.
-  void look(const Lane& lane, const Prices& prices, double base, double lacking, const int64_t* nodes, bool exchange) {
-    double carried = 0.0;
-    for (const auto& [k, count] : pattern_) carried += count * lane.share[k];
-    for (int64_t i = 0; i <= lane.options; ++i) {
-      const int64_t add = i < lane.options ? i : kNone;
-      if (add != kNone && (nodes[add] >= lane.most[add] || (lane.spot[add] && lane.spot_share <= 0))) continue;
-      for (size_t j = exchange ? 0 : pattern_.size(); j <= pattern_.size(); ++j) {
-        const int64_t take = j < pattern_.size() ? pattern_[j].option : kNone;
-        if (add == take) continue;
-        const double dearer = (add == kNone ? 0.0 : prices.node[add]) - (take == kNone ? 0.0 : prices.node[take]);
-        const double more = (add == kNone ? 0.0 : lane.share[add]) - (take == kNone ? 0.0 : lane.share[take]);
-        // Nobody serves more than nodes can carry; most neighbours are no better even so.
-        const double least = dearer + prices.shortage(1 - (carried + more));
-        if (least >= lacking - kGain || base + least > best_ + kGain) continue;
-        consider(lane, prices, add, take);
-      }
-    }
-  }
-
-  void consider(const Lane& lane, const Prices& prices, int64_t add, int64_t take) {
-    tried_.clear();
-    bool added = add == kNone;
-    for (const auto& [k, count] : pattern_) {
-      if (!added && k >= add) {
-        added = true;
-        if (k > add) tried_.push_back({add, 1});
-      }
-      if (const int64_t now = count + (k == add) - (k == take); now > 0) tried_.push_back({k, now});
-    }
-    if (!added) tried_.push_back({add, 1});
-    double cost = 0.0;
-    for (const auto& [k, count] : tried_) cost += count * prices.node[k];
-    const Served served = serving_.served(lane, tried_);
-    if (!served.allowed) return;
-    cost += prices.shortage(served.unserved) + served.missing * prices.missing;
-    if (cost < best_) best_ = cost, add_ = add, take_ = take;
-  }
-
-  Serving serving_;
-  Pattern pattern_, tried_;
-  double best_ = 0.0;
-  int64_t add_ = kNone, take_ = kNone;
-};
-
-}  // namespace
-}  // namespace berth
+#include "neighbours.hpp"
 
 // Better `nodes` [pattern, option] of lanes `lane` [pattern] and their `cost` [pattern], nodes at `node_price` [pattern,
 // option], `unserved` [pattern] for leaving all unserved; patterns that break a rule, whose cost is infinite, stay.

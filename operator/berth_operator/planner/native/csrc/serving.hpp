@@ -8,6 +8,8 @@
 
 namespace berth {
 
+constexpr double kTolerance = 1e-6;  // pricing.TOLERANCE
+
 // So many nodes, or replicas, of an option.
 struct Taken {
   int64_t option, count;

@@ -1,0 +1,288 @@
+// How do pools that compete for too few nodes come to a better plan?  reseating.py says it.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "api.hpp"
+#include "lanes.hpp"
+#include "neighbours.hpp"
+#include "pricing.hpp"
+#include "serving.hpp"
+
+namespace berth {
+
+// reseating.py fills it in.
+struct Seats {
+  int64_t pools, lanes, rows, ranks, columns;
+  const Lanes* of;
+  const int64_t *pool, *row, *weight;  // [lane], [lane, option]
+  const double* price;                 // [lane, option]
+  const bool* priced;                  // [lane] whether pricing knows its rules
+  const int64_t* caps;                 // [row]
+  const int64_t* rank;                 // [pool] 0: the most important
+  const int64_t *column_lane, *column_nodes, *start;  // [column], [column, option], [pool] column
+  const double *dual, *unserved;                      // [row], [lane]
+  double dollars, missing;
+};
+
+namespace {
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr double kGain = 1e-9;
+constexpr double kShares = 1e7;     // parts of a pool's demand that are counted
+constexpr double kCents = 1e-6;     // USD/h that count
+constexpr double kTimes[] = {0.0, 0.5, 0.8, 1.0, 1.25};  // the duals, at which whoever is not the last is priced
+constexpr int64_t kOthers = 4;      // pools that are taken out beside one, at most
+constexpr int64_t kTries = 12;      // pools that are looked at for them
+constexpr int64_t kAll = 16;        // one move in so many takes out all who stand in the way
+constexpr int64_t kUnits = 60;      // of demand in pricing
+constexpr int64_t kMends = 8;       // steps from what it finds
+constexpr size_t kHistory = 100;    // moves ago: what was good enough then is so now
+
+// What a plan comes to, in order of weight.
+struct Worth {
+  std::vector<int64_t> short_of;  // [rank] parts of demand unserved, then replicas missing
+  double dollars = 0.0;
+
+  bool operator<(const Worth& other) const {
+    return short_of != other.short_of ? short_of < other.short_of : dollars < other.dollars - kCents;
+  }
+};
+
+class Reseating {
+ public:
+  Reseating(const Seats& seats)
+      : s_(seats), patterns_(s_.pools), lanes_(s_.pools), now_(s_.pools), least_(s_.pools, kNever),
+        left_(s_.caps, s_.caps + s_.rows), most_(s_.of->options), nodes_(s_.of->options), node_(s_.of->options) {
+    for (int64_t lane = 0; lane < s_.lanes; ++lane)
+      if (s_.priced[lane]) lanes_[s_.pool[lane]].push_back(lane);
+    std::vector<size_t> where(s_.columns);
+    for (int64_t c = 0; c < s_.columns; ++c) {
+      pattern_of(s_.column_nodes + c * s_.of->options, s_.of->options, pattern_);
+      where[c] = add(s_.column_lane[c], pattern_);
+    }
+    worth_.short_of.assign(s_.ranks + 1, 0);
+    for (int64_t i = 0; i < s_.pools; ++i) seat(i, where[s_.start[i]]);
+  }
+
+  void run(int64_t moves) {
+    std::vector<size_t> best = now_, before, known;
+    std::vector<Worth> history(kHistory, worth_);
+    Worth least = worth_;
+    for (int64_t move = 0; move < moves; ++move) {
+      const Worth worth = worth_;
+      take_out();
+      before.clear(), known.clear();
+      for (const int64_t i : out_) before.push_back(now_[i]), known.push_back(patterns_[i].size());
+      const double times = kTimes[below(std::size(kTimes))];
+      const bool pricing = below(2) == 0;
+      for (const int64_t i : out_) seat(i, best_for(i, i == out_.back() ? 0.0 : times, pricing));
+      Worth& earlier = history[move % kHistory];
+      if (worth_ < earlier || !(worth < worth_)) {
+        if (worth_ < least) least = worth_, best = now_;
+      } else {
+        for (const int64_t i : out_) leave(i);
+        for (size_t i = 0; i < out_.size(); ++i) patterns_[out_[i]].resize(known[i]), seat(out_[i], before[i]);
+        worth_ = worth;
+      }
+      if (worth_ < earlier) earlier = worth_;
+    }
+    now_ = best;
+  }
+
+  void read(int64_t* lane, int64_t* nodes) const {
+    for (int64_t i = 0; i < s_.pools; ++i, nodes += s_.of->options) {
+      const Seat& seat = patterns_[i][now_[i]];
+      lane[i] = seat.lane;
+      for (const auto& [k, taken] : seat.nodes) nodes[k] = taken;
+    }
+  }
+
+ private:
+  // A pattern.
+  struct Seat {
+    int64_t lane;
+    Pattern nodes, use;  // of options, of rows
+    double dollars, cost, paid;  // USD/h; as the stage counts it; for what it uses at the duals
+    int64_t unserved, missing;
+    double reduced() const { return cost + paid; }
+  };
+
+  // splitmix64 (Steele et al. 2014): a number below `most`.
+  int64_t below(int64_t most) {
+    uint64_t z = state_ += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u, z = (z ^ (z >> 27)) * 0x94D049BB133111EBu, z ^= z >> 31;
+    return static_cast<int64_t>((z >> 32) * static_cast<uint64_t>(most) >> 32);
+  }
+
+  const Seat& of(int64_t pool) const { return patterns_[pool][now_[pool]]; }
+
+  void count(int64_t pool, int64_t times) {
+    const Seat& mine = of(pool);
+    worth_.short_of[s_.rank[pool]] += times * mine.unserved;
+    worth_.short_of[s_.ranks] += times * mine.missing;
+    worth_.dollars += static_cast<double>(times) * mine.dollars;
+  }
+
+  void leave(int64_t pool) {
+    count(pool, -1);
+    for (const auto& [row, units] : of(pool).use) left_[row] += units;
+  }
+
+  void seat(int64_t pool, size_t pattern) {
+    now_[pool] = pattern;
+    count(pool, 1);
+    for (const auto& [row, units] : of(pool).use) left_[row] -= units;
+  }
+
+  bool fits(const Seat& one) const {
+    return std::all_of(one.use.begin(), one.use.end(), [&](const Taken& of) { return of.count <= left_[of.option]; });
+  }
+
+  // What a pool's patterns cost that serves so much, in nodes at their own price.
+  double shortage(int64_t lane, const Served& served) const {
+    const double unserved = served.unserved > kTolerance ? served.unserved : 0.0;
+    return unserved * s_.unserved[lane] + static_cast<double>(served.missing) * s_.missing;
+  }
+
+  // A pattern that keeps its lane's rules becomes one of its pool's; returns which.
+  size_t add(int64_t lane, const Pattern& nodes) {
+    const Served served = serving_.served(Lane(*s_.of, lane), nodes);
+    Seat one{lane, nodes, {}, 0.0, 0.0, 0.0, 0, served.missing};
+    for (const auto& [k, taken] : nodes) {
+      const int64_t at = lane * s_.of->options + k, row = s_.row[at];
+      one.dollars += static_cast<double>(taken) * s_.price[at];
+      if (row >= s_.rows) continue;
+      const auto same = std::find_if(one.use.begin(), one.use.end(), [&](const Taken& u) { return u.option == row; });
+      if (same == one.use.end())
+        one.use.push_back({row, taken * s_.weight[at]});
+      else
+        same->count += taken * s_.weight[at];
+      one.paid += static_cast<double>(taken * s_.weight[at]) * s_.dual[row];
+    }
+    one.unserved = served.unserved > kTolerance ? std::llround(served.unserved * kShares) : 0;
+    one.cost = s_.dollars * one.dollars + shortage(lane, served);
+    std::vector<Seat>& mine = patterns_[s_.pool[lane]];
+    least_[s_.pool[lane]] = std::min(least_[s_.pool[lane]], one.reduced());
+    mine.push_back(std::move(one));
+    return mine.size() - 1;
+  }
+
+  double excess(int64_t pool) const { return of(pool).reduced() - least_[pool]; }
+
+  // Into `out_`: of two pools the one that is farther from its best at the duals, and such as stand in its way.
+  void take_out() {
+    const int64_t one = below(s_.pools), other = below(s_.pools), first = excess(other) > excess(one) ? other : one;
+    const std::vector<Seat>& mine = patterns_[first];
+    const auto better = [](const Seat& a, const Seat& b) { return a.reduced() < b.reduced(); };
+    const auto wish = below(4) == 0 ? mine.begin() + below(static_cast<int64_t>(mine.size()))
+                                    : std::min_element(mine.begin(), mine.end(), better);
+    out_.assign(1, first), leave(first);
+    if (below(kAll) == 0) {
+      const int64_t begin = below(s_.pools);
+      for (int64_t i = 0; i < s_.pools; ++i)
+        if (const int64_t pool = (begin + i) % s_.pools; pool != first && in_the_way(pool, wish->use))
+          out_.push_back(pool), leave(pool);
+    } else {
+      const size_t most = 2 + below(kOthers);
+      for (int64_t i = 0; i < kTries && out_.size() < most; ++i) {
+        const int64_t pool = below(s_.pools);
+        if (std::find(out_.begin(), out_.end(), pool) != out_.end()) continue;
+        if (i < kTries - 1 && !in_the_way(pool, wish->use)) continue;
+        out_.push_back(pool), leave(pool);
+      }
+    }
+    for (size_t i = out_.size() - 1; i > 1; --i) std::swap(out_[i], out_[1 + below(static_cast<int64_t>(i))]);
+    if (below(4) == 0) std::swap(out_[0], out_[below(static_cast<int64_t>(out_.size()))]);
+  }
+
+  bool in_the_way(int64_t pool, const Pattern& wanted) const {
+    for (const auto& [row, units] : wanted)
+      for (const Taken& mine : of(pool).use)
+        if (mine.option == row && units > left_[row]) return true;
+    return false;
+  }
+
+  // The pool's cheapest pattern within what is left, at so many times the duals; with `pricing` perhaps a new one.
+  size_t best_for(int64_t pool, double times, bool pricing) {
+    std::vector<Seat>& mine = patterns_[pool];
+    size_t best = 0;
+    double least = kNever;
+    for (size_t i = 0; i < mine.size(); ++i)
+      if (const double cost = mine[i].cost + times * mine[i].paid; cost < least && fits(mine[i])) least = cost, best = i;
+    if (!pricing) return best;
+    for (const int64_t lane : lanes_[pool]) {
+      if (!price(lane, times, &least)) continue;
+      const size_t found = add(lane, pattern_);
+      if (fits(mine[found]))  // several options may be of one row
+        best = found;
+      else
+        least = mine[best].cost + times * mine[best].paid;
+    }
+    return best;
+  }
+
+  // Into `pattern_`: the lane's cheapest below `least`, which becomes what it costs; whether there is one.
+  bool price(int64_t lane, double times, double* least) {
+    Lane mine(*s_.of, lane);
+    for (int64_t k = 0; k < mine.options; ++k) {
+      const int64_t at = lane * mine.options + k, row = s_.row[at];
+      most_[k] = row < s_.rows ? std::min(mine.most[k], left_[row] / s_.weight[at]) : mine.most[k];
+      node_[k] = s_.dollars * s_.price[at];
+      if (row < s_.rows) node_[k] += times * s_.dual[row] * static_cast<double>(s_.weight[at]);
+    }
+    mine.most = most_.data();
+    std::fill(nodes_.begin(), nodes_.end(), 0);
+    double bound;
+    if (!pricer_.price(mine, {node_.data(), s_.unserved[lane], s_.missing, *least, 0.0, kUnits}, &bound, nodes_.data()))
+      return false;
+    const Served served = kept_to_rules(mine);
+    double cost = shortage(lane, served);
+    for (const auto& [k, count] : pattern_) cost += static_cast<double>(count) * node_[k];
+    neighbours_.better(mine, {node_.data(), s_.unserved[lane], s_.missing, 0.0}, nodes_.data(), &cost, kMends, true);
+    if (cost >= *least - kGain) return false;
+    *least = cost;
+    pattern_of(nodes_.data(), mine.options, pattern_);
+    return true;
+  }
+
+  // What `nodes_` serve, without those that carry least where they break a budget or maxReplicas; also in `pattern_`.
+  Served kept_to_rules(const Lane& lane) {
+    while (true) {
+      pattern_of(nodes_.data(), lane.options, pattern_);
+      const Served served = serving_.served(lane, pattern_);
+      if (served.allowed) return served;
+      const auto less = [&](const Taken& a, const Taken& b) { return lane.share[a.option] < lane.share[b.option]; };
+      --nodes_[std::min_element(pattern_.begin(), pattern_.end(), less)->option];
+    }
+  }
+
+  const Seats& s_;
+  std::vector<std::vector<Seat>> patterns_;  // [pool]
+  std::vector<std::vector<int64_t>> lanes_;  // [pool] that are priced
+  std::vector<size_t> now_;                  // [pool] pattern
+  std::vector<double> least_;                // [pool] reduced cost of the best
+  std::vector<int64_t> left_;                // [row] units
+  Worth worth_;
+  std::vector<int64_t> out_, most_, nodes_;  // pools that are taken out, in the order in which they come back
+  std::vector<double> node_;
+  Pattern pattern_;
+  Pricer pricer_;
+  Neighbours neighbours_;
+  Serving serving_;
+  uint64_t state_ = 1;
+};
+
+}  // namespace
+}  // namespace berth
+
+// `lane` [pool] and `nodes` [pool, option], zero before, after so many moves.
+BERTH_API void berth_reseat(const berth::Seats* seats, int64_t moves, int64_t* lane, int64_t* nodes) {
+  berth::Reseating reseating(*seats);
+  reseating.run(moves);
+  reseating.read(lane, nodes);
+}
