@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from berth_operator.api import HardwareClass, InferencePool, Quantization
-from berth_operator.planner import Plan, PoolPlan, RunningPlacement, churn
+from berth_operator.planner import Plan, PoolPlan, RunningPlacement, churn, fleet
 from berth_operator.planner.effort import Effort
 from berth_operator.planner.fleet import FleetSolver
 from berth_operator.planner.program import PoolProblem
@@ -184,6 +184,29 @@ def test_a_low_priority_pool_gives_way_on_shared_hardware_even_in_its_cooldown(
     assert _on(plan.pools["demo/low"]) == {"new"}
 
 
+def test_in_a_shortage_of_a_large_fleet_who_would_free_nothing_for_others_stays(
+    plan_for: Make, settled: Make, hardware: Make, profile: Make, running: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pools need the one node of a class; a third saves too little by moving, a fourth stands in their way."""
+    monkeypatch.setattr(fleet, "FLAT", 0)
+    classes = [
+        hardware("old", prices={"OnDemand": "1"}),
+        hardware("new", prices={"OnDemand": "0.95"}),
+        hardware("scarce", prices={"OnDemand": "0.90"}, max_nodes={"OnDemand": 1}),
+    ]
+    only = {"hardware": {"allow": {"names": ["scarce"]}}}
+    pools = [settled("sits"), settled("gives"), settled("one", placement=only), settled("two", placement=only)]
+    plan = plan_for(
+        pools,
+        classes,
+        serving_profiles=tuple(profile(c.metadata.name) for c in classes),
+        running=(running("demo/sits", "old"), running("demo/gives", "scarce")),
+    )
+    assert sorted(bool(plan.pools[f"demo/{name}"].placements) for name in ("one", "two")) == [False, True]
+    assert _on(plan.pools["demo/sits"]) == {"old"}
+    assert _on(plan.pools["demo/gives"]) == {"new"}
+
+
 @pytest.fixture
 def replan_two(plan_for: Make, settled: Make, hardware: Make, profile: Make, running: Make) -> Callable[[], Plan]:
     """The plan of `sits`, on a scarce node that would save `wants` much; anything else saves `wants` little."""
@@ -221,8 +244,10 @@ class _WorseAtLast(FleetSolver):
 
     asked = 0
 
-    def solve(self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE) -> Solution:
-        found = super().solve(problems, effort)
+    def solve(
+        self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE, *, shed: bool | None = None
+    ) -> Solution:
+        found = super().solve(problems, effort, shed=shed)
         self.asked += 1
         if self.asked < 4:
             return found

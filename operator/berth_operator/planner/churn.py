@@ -61,11 +61,15 @@ def decide(
 
     `standing`: replicas of pools that are not planned, whose nodes `limits` count, too.
 
-    What a move is worth shows in a plan whose gap nobody knows yet; the plan that is taken is proven.
+    What a move is worth shows in a plan whose gap nobody knows yet; the plan that is taken is proven.  Where nodes are
+    too few, the free plan is proven first: others have to serve as much, which is tried before they are proven.
     """
     solver = FleetSolver(problems, limits, standing=standing)
     search = bool(incumbents) and solver.large
     free = solver.solve(problems, Effort.SEARCH if search else Effort.PROVE)
+    scarce = free.scarce
+    if search and scarce:
+        search, free = False, solver.solve(problems)
     moves = _weighed(problems, incumbents, solver, free, now)
     if search and not moves.stays:
         search, free = False, solver.solve(problems)
@@ -77,6 +81,8 @@ def decide(
     while True:
         going = moves.wanted - stays.keys()
         held = [p if p.key in going else _hold(p, incumbents) for p in problems]
+        if scarce and _shortage(problems, solver.solve(held, Effort.COMPARE, shed=True)) > _shortage(problems, free):
+            return best or Decision(free, {}, free, problems)
         final = solver.solve(held)
         if best and _shortage(problems, final) > _shortage(problems, best.solution):
             return best

@@ -214,7 +214,8 @@ class Decomposition(Stock):
         if effort is Effort.SEARCH:
             at = self.duals = master.solve()[1]
         chosen = whole(self, master, effort)
-        if effort is Effort.PROVE and best > 0.0 and self.costs()[chosen].sum() > best * (1 + WANTED):
+        far = self.stage is WHOLE and self.costs()[chosen].sum() > best * (1 + WANTED)  # in a stage it is the choice
+        if effort is Effort.PROVE and best > 0.0 and far:
             _, duals, _ = self._solved(master, at)
             best, at = self._proven(master, TOWARDS * at + (1 - TOWARDS) * duals, best, RIGHT_AT_LAST)
         return Outcome(chosen, float(self.costs()[chosen].sum()), best, at, rounds)

@@ -30,7 +30,7 @@ from berth_operator.planner.sharing import (
     in_parts,
     less,
 )
-from berth_operator.planner.shedding import MOST_POOLS, Shed, least_shortage
+from berth_operator.planner.shedding import MOST_POOLS, Shed, least_shortage, less_shortage
 from berth_operator.planner.solution import Assignment, PoolSolution, Solution, nodes_used
 from berth_operator.planner.solver import TOLERANCE, SolverError, solve
 from berth_operator.planner.types import Shortage
@@ -73,26 +73,32 @@ class FleetSolver:
         self._shared = groups_of(self.problems) if shared is None else shared
         self._first: Decomposition | None = None
 
-    def solve(self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE) -> Solution:
+    def solve(
+        self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE, *, shed: bool | None = None
+    ) -> Solution:
         """The plan of `problems`: those of the beginning, some of them with fewer options.
 
-        `effort` is of a decomposition; small fleets are always solved to the end.
+        `effort` is of a decomposition; small fleets are always solved to the end.  `shed`: whether its shortage is
+        bettered; None: where it is proven.
         """
         if not self.large:
             return solve(problems, self.limits, self.standing)
-        return self.decomposed(problems, effort)
+        return self.decomposed(problems, effort, shed=shed)
 
     @property
     def large(self) -> bool:
         """Whether fleets of this size are decomposed."""
         return sum(len(p.options) for p in self.problems) > FLAT
 
-    def decomposed(self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE) -> Solution:
+    def decomposed(
+        self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE, *, shed: bool | None = None
+    ) -> Solution:
         """The same by column generation, whatever the size."""
         if not any(p.options for p in self.problems):
             return solve(problems, self.limits)
         try:
-            pools, short, part, outcome, shed = self._search(problems, effort)
+            better = effort is Effort.PROVE if shed is None else shed
+            pools, short, part, outcome, least = self._search(problems, effort, shed=better)
         except SolverError as error:
             return Solution({}, 0.0, 0.0, {p.key: str(error) for p in problems})
         for p in self.problems:
@@ -101,17 +107,19 @@ class FleetSolver:
         duals = {r: float(v * u) for r, v, u in zip(part.lanes.rows, outcome.duals, part.lanes.unit, strict=True)}
         bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, part.bounds, strict=True)}
         # The distance to the bound is told of dollars alone: beside the price of shortage it would look like nothing.
-        bound, shortages = outcome.bound - short, _shortages(pools, part, shed)
-        if shed and all(
-            mine.unserved <= its.unserved + TOLERANCE for mine, its in zip(shortages, shed.shortages, strict=True)
+        bound, shortages = outcome.bound - short, _shortages(pools, part, least)
+        if least and all(
+            mine.unserved <= its.unserved + TOLERANCE for mine, its in zip(shortages, least.shortages, strict=True)
         ):
-            bound = shed.bound
-            duals = {r: float(v * u) for r, v, u in zip(part.lanes.rows, shed.duals, part.lanes.unit, strict=True)}
-            bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, shed.pool_bounds, strict=True)}
-        return Solution(pools, sum(_costs(pools)), bound, {}, duals, bounds, shortages)
+            bound = least.bound
+            duals = {r: float(v * u) for r, v, u in zip(part.lanes.rows, least.duals, part.lanes.unit, strict=True)}
+            bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, least.pool_bounds, strict=True)}
+        weight = np.bincount(outcome.chosen, minlength=part.columns.count).astype(np.float64)
+        scarce = part.pools <= MOST_POOLS and part.short(weight)
+        return Solution(pools, sum(_costs(pools)), bound, {}, duals, bounds, shortages, scarce)
 
     def _search(
-        self, problems: Sequence[PoolProblem], effort: Effort
+        self, problems: Sequence[PoolProblem], effort: Effort, *, shed: bool = False
     ) -> tuple[dict[str, PoolSolution], float, Decomposition, Outcome, Shed | None]:
         """Pools, the price of what they are short of, and where the bounds come from.  Raises SolverError.
 
@@ -124,23 +132,25 @@ class FleetSolver:
             self._first = Decomposition(lanes, len(served), *penalties(lanes))
         options = {p.key: p.options for p in problems}
         part = self._first.restricted(_allowed(self._first.lanes, options))
-        staged = effort is Effort.PROVE and part.pools <= MOST_POOLS
-        outcome, shed = part.run(effort, shed=staged), None
+        staged, least = shed and part.pools <= MOST_POOLS, None
+        outcome = part.run(effort, shed=staged)
         if staged and float(part.columns.unserved[outcome.chosen].sum()) > TOLERANCE:
-            shed = least_shortage(part, outcome.chosen)
-            outcome = replace(outcome, chosen=shed.chosen, cost=float(part.costs()[shed.chosen].sum()))
+            if effort is Effort.PROVE:
+                least = least_shortage(part, outcome.chosen)
+            chosen = least.chosen if least else less_shortage(part, outcome.chosen, outcome.duals)
+            outcome = replace(outcome, chosen=chosen, cost=float(part.costs()[chosen].sum()))
         self._first.learn(part)
         found = self._packed(part, outcome)
         less = Effort.SEARCH if effort is Effort.PROVE else effort
         pools, short = found or FleetSolver(self.problems, self.limits, frozenset())._search(problems, less)[:2]
-        weighed = effort is not Effort.COMPARE and shed is None  # who goes short is not a matter of weights
+        weighed = effort is not Effort.COMPARE and least is None  # who goes short is not a matter of weights
         wasted = _wasted(problems, pools, self._shared) if weighed else frozenset()
         if wasted:
             others = FleetSolver(self.problems, self.limits, self._shared - wasted)._search(problems, less)
             if sum(_costs(others[0])) + others[1] < sum(_costs(pools)) + short:
                 pools, short = others[:2]
             pools = self._together(problems, pools)
-        return pools, short, part, outcome, shed
+        return pools, short, part, outcome, least
 
     def _together(self, problems: Sequence[PoolProblem], pools: dict[str, PoolSolution]) -> dict[str, PoolSolution]:
         """Pools solved together by the flat program, each with what it has and the few options that would cost least,

@@ -21,7 +21,7 @@ from berth_operator.planner.lanes import LANES, Floats, Ints, compiled
 from berth_operator.planner.native import INTS, LENGTH, function
 from berth_operator.planner.stock import Stock
 
-MOVES: Final = 300
+MOVES: Final = 600
 """For each pool."""
 ABOVE: Final = 3.0
 """Times that the demand of more important pools weighs more than what weighs most in a stage, at least."""

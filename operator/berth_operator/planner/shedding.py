@@ -20,7 +20,8 @@ import numpy as np
 
 from berth_operator.planner.decomposition import Decomposition
 from berth_operator.planner.effort import Effort
-from berth_operator.planner.lanes import Floats, Ints
+from berth_operator.planner.lanes import Floats, Ints, Lanes
+from berth_operator.planner.reseating import reseated
 from berth_operator.planner.solver import TOLERANCE
 from berth_operator.planner.stock import Stage
 from berth_operator.planner.types import Shortage
@@ -56,12 +57,10 @@ class Shed:
 def least_shortage(search: Decomposition, chosen: Ints) -> Shed:
     """Better [pool] `chosen` columns of `search`, stage by stage; more columns are added to it."""
     lanes, columns = search.lanes, search.columns
-    priorities = np.array([p.effective.priority for p in lanes.problems])
+    priorities, order, rank = _ranks(lanes)
     held, most, bounds = np.zeros((0, search.pools)), np.zeros(0), []
     dollars = SHARE * DOLLARS / max(float(columns.cost[chosen].sum()), 1.0)
     floors = max(sum(p.effective.min_replicas for p in lanes.problems), 1)
-    order = np.unique(priorities)[::-1]
-    rank = np.searchsorted(-order, -priorities)
     for priority in order:
         mine = (priorities == priority).astype(np.float64)
         short, bound = float(columns.unserved[chosen] @ mine), 0.0
@@ -80,3 +79,17 @@ def least_shortage(search: Decomposition, chosen: Ints) -> Shed:
     left = held @ columns.unserved[chosen]
     shortages = tuple(Shortage(int(p), float(u), min(b, float(u))) for p, u, b in zip(order, left, bounds, strict=True))
     return Shed(chosen, shortages, found.bound, found.duals[: len(lanes.rows)], last.bounds)
+
+
+def less_shortage(search: Decomposition, chosen: Ints, duals: Floats) -> Ints:
+    """[pool] columns of `search` that leave no more unserved than `chosen`, at its `duals`; without stages."""
+    stage = Stage(least=0.0, start=chosen, rank=_ranks(search.lanes)[2])
+    part = search.staged(search.unserved, search.missing, stage)
+    return reseated(part, chosen, duals)
+
+
+def _ranks(lanes: Lanes) -> tuple[Ints, Ints, Ints]:
+    """([pool] priority, all priorities from the highest, [pool] which of these)."""
+    priorities = np.array([p.effective.priority for p in lanes.problems])
+    order = np.unique(priorities)[::-1]
+    return priorities, order, np.searchsorted(-order, -priorities)

@@ -65,6 +65,8 @@ class Solution:
     """By pool, what its part costs at the least with nodes at their duals, where the solver knows."""
     shortages: tuple[Shortage, ...] = ()
     """By falling priority, where a decomposed plan leaves demand unserved."""
+    scarce: bool = False
+    """Whether pools of a decomposed plan go short of nodes that others have."""
 
 
 def nodes_used(solution: Mapping[str, PoolSolution]) -> dict[Resource, int]:
