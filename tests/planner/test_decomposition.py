@@ -19,7 +19,8 @@ from berth_operator.planner.lanes import Lanes, lanes_of, most_replicas_on, serv
 from berth_operator.planner.master import Columns
 from berth_operator.planner.patterns import Prices, cheapest
 from berth_operator.planner.program import PoolProblem
-from berth_operator.planner.solution import Solution, nodes_used
+from berth_operator.planner.shedding import least_shortage
+from berth_operator.planner.solution import PoolSolution, Solution, nodes_used
 from berth_operator.planner.solver import solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,6 +195,28 @@ def test_shortage_is_least_priority_by_priority_or_its_bound_says_that_it_may_no
                 worse.append(seed)
             before.append(best[level] if abs(mine - best[level]) <= 1e-5 else mine)
     assert len(worse) <= 4, worse
+
+
+def test_no_plan_that_serves_less_costs_less_than_the_bound_for_as_much(option: Make) -> None:
+    """Plans of the same pools with a node of each class less, and the one that serves nobody."""
+    checked = 0
+    for seed in range(24):
+        problems, limits = _scarce(seed, option)
+        lanes = lanes_of(problems, limits)
+        search = Decomposition(lanes, len(problems), *penalties(lanes))
+        outcome = search.run(shed=True)
+        if search.columns.unserved[outcome.chosen].sum() <= 1e-6:
+            continue
+        shed = least_shortage(search, outcome.chosen)
+        missing = float(search.columns.missing[shed.chosen].sum())
+        fewer = solve(problems, {r: max(most - 1, 0) for r, most in limits.items()})
+        nothing = {p.key: PoolSolution((), 1.0, 0.0, float(p.effective.min_replicas)) for p in problems}
+        for other in (fewer, Solution(nothing, 0.0, 0.0, {})):
+            more = np.array(_shortage(problems, other)) - np.array([s.unserved for s in shed.shortages])
+            lacking = sum(one.missing_replicas for one in other.pools.values()) - missing
+            assert shed.bound_of(more, lacking) <= other.cost + 1e-3, seed
+            checked += 1
+    assert checked > 24
 
 
 def test_no_number_of_unimportant_pools_outweighs_an_important_one(option: Make) -> None:

@@ -108,14 +108,13 @@ class FleetSolver:
         bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, part.bounds, strict=True)}
         # The distance to the bound is told of dollars alone: beside the price of shortage it would look like nothing.
         bound, shortages = outcome.bound - short, _shortages(pools, part, least)
-        if least and all(
-            mine.unserved <= its.unserved + TOLERANCE for mine, its in zip(shortages, least.shortages, strict=True)
-        ):
-            bound = least.bound
+        if least:
+            more = [mine.unserved - its.unserved for mine, its in zip(shortages, least.shortages, strict=True)]
+            missing = sum(pools[p.key].missing_replicas for p in part.lanes.problems)
+            bound = least.bound_of(np.array(more), missing - float(part.columns.missing[least.chosen].sum()))
             duals = {r: float(v * u) for r, v, u in zip(part.lanes.rows, least.duals, part.lanes.unit, strict=True)}
             bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, least.pool_bounds, strict=True)}
-        weight = np.bincount(outcome.chosen, minlength=part.columns.count).astype(np.float64)
-        scarce = part.pools <= MOST_POOLS and part.short(weight)
+        scarce = part.pools <= MOST_POOLS and _scarce(part, outcome)
         return Solution(pools, sum(_costs(pools)), bound, {}, duals, bounds, shortages, scarce)
 
     def _search(
@@ -134,13 +133,13 @@ class FleetSolver:
         part = self._first.restricted(_allowed(self._first.lanes, options))
         staged, least = shed and part.pools <= MOST_POOLS, None
         outcome = part.run(effort, shed=staged)
-        if staged and float(part.columns.unserved[outcome.chosen].sum()) > TOLERANCE:
-            if effort is Effort.PROVE:
-                least = least_shortage(part, outcome.chosen)
-            chosen = least.chosen if least else less_shortage(part, outcome.chosen, outcome.duals)
-            outcome = replace(outcome, chosen=chosen, cost=float(part.costs()[chosen].sum()))
+        if staged and effort is Effort.PROVE and _scarce(part, outcome):
+            least = least_shortage(part, outcome.chosen)
+            outcome = _chosen(part, outcome, least.chosen)
+        elif staged:
+            outcome = _shortened(part, outcome)
         self._first.learn(part)
-        found = self._packed(part, outcome)
+        found = self._packed(part, outcome, shed=staged)
         less = Effort.SEARCH if effort is Effort.PROVE else effort
         pools, short = found or FleetSolver(self.problems, self.limits, frozenset())._search(problems, less)[:2]
         weighed = effort is not Effort.COMPARE and least is None  # who goes short is not a matter of weights
@@ -166,9 +165,11 @@ class FleetSolver:
             return pools
         return dict(found.pools)
 
-    def _packed(self, part: Decomposition, outcome: Outcome) -> tuple[dict[str, PoolSolution], float] | None:
+    def _packed(
+        self, part: Decomposition, outcome: Outcome, *, shed: bool
+    ) -> tuple[dict[str, PoolSolution], float] | None:
         """Pools, and the price of what they are short of; solved again with as many nodes fewer as packing takes too
-        many.  None where it still does."""
+        many, and with `shed` its shortage bettered.  None where it still does."""
         for _ in range(MOST_REPACKS):
             pools = consolidated(self.problems, _read(part, outcome.chosen))
             used = nodes_used(pools)
@@ -177,7 +178,25 @@ class FleetSolver:
                 return pools, outcome.cost - float(part.columns.cost[outcome.chosen].sum())
             part = part.restricted(part.lanes.most, np.maximum(part.lanes.caps - over, 0.0))
             outcome = part.run(Effort.SEARCH)
+            if shed:
+                outcome = _shortened(part, outcome)
         return None
+
+
+def _scarce(part: Decomposition, outcome: Outcome) -> bool:
+    """Whether pools go short of nodes that others have, and not of their own budgets alone."""
+    return part.short(np.bincount(outcome.chosen, minlength=part.columns.count).astype(np.float64))
+
+
+def _chosen(part: Decomposition, outcome: Outcome, chosen: Ints) -> Outcome:
+    return replace(outcome, chosen=chosen, cost=float(part.costs()[chosen].sum()))
+
+
+def _shortened(part: Decomposition, outcome: Outcome) -> Outcome:
+    """With a choice that leaves less unserved, if there is anything."""
+    if not _scarce(part, outcome):
+        return outcome
+    return _chosen(part, outcome, less_shortage(part, outcome.chosen, outcome.duals))
 
 
 def _likely(problem: PoolProblem, solution: PoolSolution, most: int) -> tuple[Option, ...]:

@@ -22,7 +22,9 @@ from berth_operator.planner.native import INTS, LENGTH, function
 from berth_operator.planner.stock import Stock
 
 MOVES: Final = 600
-"""For each pool."""
+"""For each pool,"""
+MOST_MOVES: Final = 60_000
+"""but no more for all of them."""
 ABOVE: Final = 3.0
 """Times that the demand of more important pools weighs more than what weighs most in a stage, at least."""
 LEAST: Final = 1e-3
@@ -90,5 +92,5 @@ def reseated(stock: Stock, chosen: Ints, duals: Floats, moves: int = MOVES) -> I
         **{name: array.ctypes.data for name, array in kept.items()},
     )
     lane, nodes = np.zeros(stock.pools, dtype=np.int64), np.zeros((stock.pools, lanes.share.shape[1]), dtype=np.int64)
-    _reseat(seats, moves * stock.pools, lane, nodes)
+    _reseat(seats, min(moves * stock.pools, MOST_MOVES), lane, nodes)
     return stock.find(lane, nodes)
