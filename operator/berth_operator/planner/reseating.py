@@ -1,9 +1,10 @@
 """How do pools that compete for too few nodes come to a better plan?  Some are taken out and put back, again and again.
 
 Ruin and recreate (Schrimpf et al. 2000).  A move takes out a pool that is far from what it would have at the duals, and
-one to four that use rows which it lacks.  They are put back one after the other, each with its cheapest pattern within
-the nodes that are left: of those known, and in every second move of those that pricing finds (`pricing`).  All but the
-last pay for shared nodes, by the stage's duals times a factor drawn anew, so that they leave room for the next.
+one to four that use rows which it lacks, or, one move in sixteen, all who stand in its way.  They are put back one
+after the other, each with its cheapest pattern within the nodes that are left: of those known, and in every second move
+of those that pricing finds (`pricing`).  All but the last pay for shared nodes, by the stage's duals times a factor
+drawn anew, so that they leave room for the next.
 
 Plans are compared in the order that counts: unserved shares of each priority, the highest first, then missing replicas,
 then dollars.  A plan is taken if it is no worse than the one before the move, or better than the one of a hundred moves
