@@ -5,7 +5,7 @@ given their heaviest one by one, and the program is solved again for the others,
 HiGHS solves it, one thread, fixed seed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import highspy
@@ -18,15 +18,6 @@ from berth_operator.planner.solver import SolverError
 
 WHOLE: Final = 0.999
 """Weight of a pattern in the linear master from which the pool is not divided."""
-REPAIR_WORK: Final = 30_000
-"""Branch-and-bound nodes x binaries of a whole choice."""
-BRANCHING: Final[Mapping[str, Any]] = {
-    "mip_rel_gap": 3e-3,
-    "mip_heuristic_run_rins": False,
-    "mip_heuristic_run_rens": False,
-    "presolve": "off",
-}
-"""Of a whole choice: a search among few columns near the linear program's."""
 _GROWTH: Final = 2
 _ARRAYS: Final = ("_mark", "_lane", "_nodes", "_cost", "_unserved", "_missing", "_use")
 """Of columns; [column, ...]"""
@@ -216,57 +207,6 @@ class Master:
         value, more = np.array(solution.col_value), len(self.caps)
         objective = float(self.highs.getInfo().objective_function_value)
         return objective, np.maximum(dual, 0.0), value[more:], float(value[:more].sum())
-
-
-def whole_choice(
-    pool: Ints,
-    cost: Floats,
-    use: Ints | Floats,
-    caps: Floats,
-    start: Ints | None = None,
-) -> Ints | None:
-    """Columns, one for each pool that occurs in `pool`, of least cost within `caps`; None where there are none.
-
-    `start`: columns to begin from.
-    """
-    highs = _highs()
-    pools, number = np.unique(pool, return_inverse=True)
-    rows = len(caps) + len(pools)
-    lower = np.concatenate([np.full(len(caps), -highspy.kHighsInf), np.ones(len(pools))])
-    highs.addRows(
-        rows,
-        lower,
-        np.concatenate([caps, np.ones(len(pools))]),
-        0,
-        np.zeros(rows, dtype=np.int32),
-        np.zeros(0, dtype=np.int32),
-        np.zeros(0),
-    )
-    _add_columns(highs, number, cost, use, len(caps), upper=1.0)
-    columns = len(pool)
-    kinds = np.full(columns, int(highspy.HighsVarType.kInteger.value), dtype=np.uint8)
-    highs.changeColsIntegrality(columns, np.arange(columns, dtype=np.int32), kinds)
-    for name, value in {
-        "mip_max_nodes": max(1, REPAIR_WORK // max(columns, 1)),
-        "mip_heuristic_run_feasibility_jump": False,
-        "mip_detect_symmetry": False,
-        "mip_allow_restart": False,
-        "mip_heuristic_run_zi_round": False,
-        **BRANCHING,
-    }.items():
-        highs.setOptionValue(name, value)
-    if start is not None:
-        point = highspy.HighsSolution()
-        values = np.zeros(columns)
-        values[start] = 1.0
-        point.col_value = list(values)
-        highs.setSolution(point)
-    highs.run()
-    if highs.getInfo().primal_solution_status != 2:  # 2: a feasible point
-        return start
-    values = np.array(highs.getSolution().col_value)
-    best: Ints = np.flatnonzero(values > 0.5)
-    return best
 
 
 def divided(pool: Ints, weight: Floats, pools: int) -> tuple[Ints, Flags]:

@@ -1,10 +1,10 @@
 """How do pools that compete for too few nodes come to a better plan?  Some are taken out and put back, again and again.
 
-Ruin and recreate (Schrimpf et al. 2000).  A move takes out a pool that is far from what it would have at the duals, and
-one to four that use rows which it lacks, or, one move in sixteen, all who stand in its way.  They are put back one
-after the other, each with its cheapest pattern within the nodes that are left: of those known, and in every second move
-of those that pricing finds (`pricing`).  All but the last pay for shared nodes, by the stage's duals times a factor
-drawn anew, so that they leave room for the next.
+Ruin and recreate (Schrimpf et al. 2000).  A move takes out a pool, of four the one that is farthest from what it would
+have at the duals, and one to four that use rows which it lacks, or, one move in sixteen, all who stand in its way.
+They are put back one after the other, each with its cheapest pattern within the nodes that are left: of those known,
+and in every second move of those that pricing finds (`pricing`).  All but the last pay for shared nodes, by the duals
+times a factor drawn anew, so that they leave room for the next.
 
 Plans are compared in the order that counts: unserved shares of each priority, the highest first, then missing replicas,
 then dollars.  A plan is taken if it is no worse than the one before the move, or better than the one of a hundred moves
@@ -52,17 +52,18 @@ _reseat: Final = function("berth_reseat", ctypes.POINTER(_Seats), LENGTH, INTS, 
 
 
 def reseated(stock: Stock, chosen: Ints, duals: Floats, moves: int = MOVES) -> Ints:
-    """[pool] columns of a `stock` of a stage, no worse than `chosen`, a choice within all rows; new ones are added.
+    """[pool] columns of a `stock`, no worse than `chosen`, a choice within all rows; new ones are added.
 
     `duals`: of the stage's rows.  `moves`: for each pool.
     Raises ValueError for shapes that do not fit, and where a pool's column is not its own.
     """
     lanes, columns, stage = stock.lanes, stock.columns, stock.stage
-    if not np.array_equal(columns.pool[chosen], np.arange(stock.pools)) or stage.rank.shape != (stock.pools,):
+    rank = stage.rank if len(stage.rank) else np.zeros(stock.pools, dtype=np.int64)
+    if not np.array_equal(columns.pool[chosen], np.arange(stock.pools)) or rank.shape != (stock.pools,):
         raise ValueError("every pool has a rank, and one of its own columns")
     prices = stock.prices(duals)
-    last = int(stage.rank.max(initial=0))
-    important = stage.rank[lanes.pool] < min(len(stage.held), last)
+    last = int(rank.max(initial=0))
+    important = rank[lanes.pool] < min(len(stage.held), last)
     dearest = max(float(prices.unserved.max(initial=0.0)), 1.0)
     arrays: dict[str, tuple[npt.NDArray[Any], type[np.generic]]] = {
         "pool": (lanes.pool, np.int64),
@@ -71,7 +72,7 @@ def reseated(stock: Stock, chosen: Ints, duals: Floats, moves: int = MOVES) -> I
         "price": (lanes.price, np.float64),
         "priced": (~lanes.odd, np.bool_),
         "caps": (lanes.caps, np.int64),
-        "rank": (stage.rank, np.int64),
+        "rank": (rank, np.int64),
         "column_lane": (columns.lane, np.int64),
         "column_nodes": (columns.nodes, np.int64),
         "start": (chosen, np.int64),

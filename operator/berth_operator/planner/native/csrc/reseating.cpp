@@ -36,6 +36,7 @@ constexpr double kGain = 1e-9;
 constexpr double kShares = 1e7;     // parts of a pool's demand that are counted
 constexpr double kCents = 1e-6;     // USD/h that count
 constexpr double kTimes[] = {0.0, 0.5, 0.8, 1.0, 1.25};  // the duals, at which whoever is not the last is priced
+constexpr int64_t kContest = 4;     // pools, of which the one that has least of what it would have is taken out
 constexpr int64_t kOthers = 4;      // pools that are taken out beside one, at most
 constexpr int64_t kTries = 12;      // pools that are looked at for them
 constexpr int64_t kAll = 16;        // one move in so many takes out all who stand in the way
@@ -174,9 +175,11 @@ class Reseating {
 
   double excess(int64_t pool) const { return of(pool).reduced() - least_[pool]; }
 
-  // Into `out_`: of two pools the one that is farther from its best at the duals, and such as stand in its way.
+  // Into `out_`: of some pools the one that is farthest from its best at the duals, and such as stand in its way.
   void take_out() {
-    const int64_t one = below(s_.pools), other = below(s_.pools), first = excess(other) > excess(one) ? other : one;
+    int64_t first = below(s_.pools);
+    for (int64_t i = 1; i < kContest; ++i)
+      if (const int64_t other = below(s_.pools); excess(other) > excess(first)) first = other;
     const std::vector<Seat>& mine = patterns_[first];
     const auto better = [](const Seat& a, const Seat& b) { return a.reduced() < b.reduced(); };
     const auto wish = below(4) == 0 ? mine.begin() + below(static_cast<int64_t>(mine.size()))
