@@ -138,6 +138,29 @@ def test_memory_that_nobody_holds_is_not_filled_in_to_its_end(monkeypatch: pytes
     assert len(calls) == 1
 
 
+ENDING = """
+import threading, time
+from types import SimpleNamespace
+from berth_worker.kernels import memory
+def madvise(*_):
+    while threading.main_thread().is_alive():
+        time.sleep(0.001)
+    print("called")
+    return 0
+memory.ctypes.CDLL = lambda _: SimpleNamespace(madvise=madvise)
+class Holder:
+    data = memory.huge_zeros(32 << 21)
+holder = Holder()
+memory.fill_in(holder)
+"""
+
+
+def test_a_process_that_ends_waits_for_one_call_that_fills_memory_in() -> None:
+    command = [sys.executable, "-c", ENDING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "called\n", "")
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_any_number_of_threads_and_any_instruction_set_give_the_same_bits(

@@ -44,10 +44,13 @@ def fill_in(holder: _Holder) -> threading.Thread:
     """Have the system give the memory of `holder.data` now, in a thread of its own, which this returns.
 
     data: contiguous, of `huge_zeros`; what is written to it meanwhile stays.  The thread ends early once nobody else
-    holds the holder, or where the system cannot do so: then memory is given when it is first written.
+    holds the holder, when the process ends, or where the system cannot do so: then memory is given when it is first
+    written.
     """
     start, size, held = holder.data.data_ptr(), holder.data.nbytes, weakref.ref(holder)
-    thread = threading.Thread(target=_fill_in, args=(held, start, size), name="berth-memory", daemon=True)
+    # No daemon: the process waits for it (one call).  It may be the last to hold the tensor, and to let go of that
+    # while the interpreter is taken down ends in std::terminate.
+    thread = threading.Thread(target=_fill_in, args=(held, start, size), name="berth-memory")
     thread.start()
     return thread
 
@@ -56,7 +59,7 @@ def _fill_in(held: weakref.ref[_Holder], start: int, size: int) -> None:
     madvise = getattr(ctypes.CDLL(None), "madvise", None)  # not mmap's: that one keeps Python's lock
     for at in range(start, start + size, _AT_ONCE):
         holder = held()  # for as long as the call takes
-        if madvise is None or holder is None:
+        if madvise is None or holder is None or not threading.main_thread().is_alive():
             return
         if madvise(ctypes.c_void_p(at), ctypes.c_size_t(min(_AT_ONCE, start + size - at)), _POPULATE_WRITE) != 0:
             return
