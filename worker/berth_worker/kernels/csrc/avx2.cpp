@@ -12,8 +12,7 @@ namespace berth {
 namespace {
 
 constexpr int kRows = 4;
-// How far ahead weights are asked for, in the order of reading: those of 8 bits into L2, nibbles into L1, as was fastest for each.
-constexpr int64_t kPrefetchBytes = 8192, kPrefetchNibbles = 4096;
+constexpr int64_t kPrefetchNibbles = 4096;  // how far ahead nibbles are asked for, into L1: into L2, or farther, was slower
 
 enum class Kind { kSigned, kPositive, kNibbles };  // 8-bit weights, 8-bit weights by values that are not negative, 4-bit weights
 
@@ -72,7 +71,7 @@ template <int Rows, bool Prefetch>
 inline __attribute__((always_inline)) void accumulate_eased(const int8_t* panel, const Activations& a, int64_t row, int64_t u, int64_t depth,
                                                             __m256i (&low)[Rows], __m256i (&high)[Rows]) {
   const __m256i bias = _mm256_set1_epi8(-128);
-  const int64_t units = a.units(), stride = a.depth;
+  const int64_t units = a.units(), stride = a.depth, ahead = bytes_ahead(a.depth, 8);
   const int8_t *values = a.values + row * stride + u * a.unit, *eased = a.eased + row * stride + u * a.unit;
   const auto add = [&](int r, __m256i x, __m256i w0, __m256i w1) __attribute__((always_inline)) {
     low[r] = _mm256_add_epi32(low[r], pairs(_mm256_maddubs_epi16(w0, x)));
@@ -83,7 +82,7 @@ inline __attribute__((always_inline)) void accumulate_eased(const int8_t* panel,
   for (int64_t k = 0; k < depth; k += 4) {
     const int8_t* w = panel + k * kPanel;
     const __m256i w0 = _mm256_xor_si256(load(w), bias), w1 = _mm256_xor_si256(load(w + 32), bias);
-    if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetchBytes), _MM_HINT_T1);
+    if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(w + ahead), _MM_HINT_T1);
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) add(r, broadcast4(eased + r * stride + k), w0, w1);
   }
@@ -154,7 +153,7 @@ void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row
       for (int r = 0; r < Rows; ++r) low_dots[r] = high_dots[r] = _mm256_setzero_si256();
       accumulate<Rows, Bits == 4 ? Kind::kNibbles : Kind::kSigned, Prefetch>(
           w, depth, a.values + row * a.depth + start, a.magnitudes + row * a.depth + start, a.depth,
-          w + (Bits == 4 ? kPrefetchNibbles : kPrefetchBytes), low_dots, high_dots);
+          w + (Bits == 4 ? kPrefetchNibbles : bytes_ahead(a.depth, 8)), low_dots, high_dots);
     }
     __m256 w0, w1, m0, m1;
     if constexpr (Bits == 8) {

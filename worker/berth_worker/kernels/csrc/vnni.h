@@ -7,9 +7,8 @@
 namespace berth {
 namespace {
 
-constexpr int kRows = 8;                  // of a dot product: attention
-constexpr int kTileRows = 12;             // of a product with a matrix: two registers a row, of 32
-constexpr int64_t kPrefetchBytes = 4096;  // of weights, in the order of reading
+constexpr int kRows = 8;       // of a dot product: attention
+constexpr int kTileRows = 12;  // of a product with a matrix: two registers a row, of 32
 
 enum class Kind { kSigned, kPositive, kNibbles };  // 8-bit weights, 8-bit weights by values that are not negative, 4-bit weights
 
@@ -95,7 +94,7 @@ void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row
   const int64_t units = a.units();
   const int8_t* weights = m.weights + panel * m.panel_bytes();
   const uint16_t* scales = m.scales + panel * m.panel_scales();
-  const int64_t group_scales = kPanel * (m.minima ? 2 : 1);
+  const int64_t group_scales = kPanel * (m.minima ? 2 : 1), ahead = bytes_ahead(a.depth, Bits);
   const int8_t* values = a.values + row * a.depth;
   const int32_t* biases = a.biases + row * units;
   __m512 sums[Rows];
@@ -106,10 +105,10 @@ void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) acc[r] = Bits == 8 ? _mm512_set1_epi32(biases[r * units + u]) : _mm512_setzero_si512();
     const int8_t* w = weights + start * kPanel * Bits / 8;
-    accumulate<Rows, Bits == 4 ? Kind::kNibbles : Kind::kSigned, Prefetch>(w, depth, values + start, a.depth, w + kPrefetchBytes, acc);
+    accumulate<Rows, Bits == 4 ? Kind::kNibbles : Kind::kSigned, Prefetch>(w, depth, values + start, a.depth, w + ahead, acc);
     const uint16_t* own = scales + group * group_scales;
     if constexpr (Prefetch && Bits == 4)  // a line of scales and minima for each four of weights
-      _mm_prefetch(reinterpret_cast<const char*>(own) + kPrefetchBytes / 4, _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(own) + ahead / 4, _MM_HINT_T1);
     const __m512 scale = Bits == 8 ? bf16_scales(own) : fp16_scales(own);
     __m512 minimum = _mm512_setzero_ps();
     if constexpr (Bits == 4) minimum = m.minima ? fp16_scales(own + kPanel) : _mm512_mul_ps(scale, _mm512_set1_ps(-8.0f));
