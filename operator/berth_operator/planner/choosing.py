@@ -28,7 +28,7 @@ MOST_DIVES: Final = 12
 AT_ONCE: Final = 4
 """One in so many divided pools is given its heaviest column in a step."""
 WITHIN_ROWS: Final = 1e-7
-"""By which a choice may take more of a row, of nodes or of shares."""
+"""By which a choice may take more of a row."""
 ANSWER_UNITS: Final = 120
 ANSWERING: Final = 12
 """Undivided pools that answer, at least."""
@@ -69,7 +69,7 @@ def whole(stock: Stock, master: Master, effort: Effort) -> Ints:
 
 
 class _Near:
-    """Choices near one solution of the master."""
+    """Choices near one solution of the master of a whole solve, whose rows are nodes alone."""
 
     def __init__(self, stock: Stock, master: Master) -> None:
         self.stock = stock
@@ -123,21 +123,18 @@ class _Near:
 
     def settled(self, chosen: Ints) -> Ints:
         """Whole columns within all rows: pools have given way, made room, and exchanged patterns by ones and twos."""
-        patterns, worth = self._patterns(), self.duals[: len(self.stock.lanes.rows)]
+        stock, worth = self.stock, self.duals
+        reduced = stock.reduced(worth)
+        patterns = Patterns(stock.columns.pool, stock.costs(), reduced, stock.columns.use, stock.lanes.caps)
         chosen = make_room(patterns, relieved(patterns, chosen, worth), worth)
         gain = float(patterns.cost[chosen].sum()) - self.target
         return exchange(patterns, chosen, gain)
-
-    def _patterns(self) -> Patterns:
-        stock = self.stock
-        reduced = stock.reduced(self.duals)
-        return Patterns(stock.columns.pool, stock.costs(), reduced, stock.columns.use, stock.lanes.caps)
 
     def widen(self, open_: Flags) -> None:
         """Add what some pools would take were shared nodes cheaper or dearer: whole choices need such patterns."""
         stock, which = self.stock, self._plain(open_)
         for factor in WIDENED:
-            at = self._times(factor)
+            at = factor * self.duals
             ceiling = AROUND * stock.ceilings(at)[stock.lanes.pool[which]]
             found = cheapest(stock.lanes, which, stock.prices(at), ceiling, UNITS, again=0)
             stock.add(found.lane, found.nodes)
@@ -149,7 +146,7 @@ class _Near:
         room = columns.use[chosen] + (lanes.caps - total_use(columns.use, chosen))
         within = self._limited(which, room)
         for factor in (0.0, 0.5):
-            at = self._times(factor)
+            at = factor * self.duals
             ceiling = stock.reduced(at)[chosen][lanes.pool[which]]
             found = cheapest(within, which, stock.prices(at), ceiling, ANSWER_UNITS, 10 * EXACT)
             stock.add(found.lane, found.nodes)
@@ -176,8 +173,3 @@ class _Near:
         active, lanes = self.stock.active, self.stock.lanes
         found: Ints = active[(open_[lanes.pool] & ~lanes.odd)[active]]
         return found
-
-    def _times(self, factor: float) -> Floats:
-        """Duals with those of nodes multiplied."""
-        rows = len(self.stock.lanes.rows)
-        return np.append(factor * self.duals[:rows], self.duals[rows:])
