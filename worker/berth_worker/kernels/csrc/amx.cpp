@@ -12,7 +12,7 @@ constexpr int kFewestRows = 4;
 constexpr int kAmxRows = 16;
 constexpr int64_t kDeep = 64;                            // of a tile of weights
 constexpr int64_t kTileBytes = kDeep * kPanel;           // which lie one after the other
-constexpr int64_t kAhead = 8 * kTileBytes;               // of weights that are read in order
+constexpr int64_t kTilesAhead = 8;                       // of weights that are read in order
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -36,23 +36,27 @@ inline void configure(const int (&rows)[8]) {
   asm volatile("ldtilecfg %0" ::"m"(config));  // GCC 12's _tile_loadconfig says that it reads 8 bytes, and loses the rest
 }
 
-// Rows x panels.  Tiles 0 to 3 are sums [rows][16 channels] of four products in flight: a product's result comes 52 cycles later, the next
-// one starts after 16.  Of the others some are activations [rows][64 deep], some weights [64 deep][16 channels].
+// Rows x panels.  Some tiles are sums [rows][16 channels], as many products in flight: a product's result comes 52 cycles later, the next one
+// starts after 16.  Of the others some are activations [rows][64 deep], some weights [64 deep][16 channels].
 struct Block {
   const Matrix& m;
   const Activations& a;
-  int64_t panel, row;
-  int rows;  // of each row tile
+  int64_t panel, row, rows;
   float* out;
   int64_t stride;
   bool add;
-  const int8_t* ahead;  // weights that will be read later
-  int64_t ahead_each;   // bytes of them to ask for with each tile of depth
+};
+
+// What a block of two panels asks for after each of four products of a tile of depth.
+struct Asks {
+  const int8_t* ahead;  // weights that will be read later, in their order; or null: those that this block reads some tiles later
+  int64_t bytes;        // of `ahead`
 };
 
 // Adds the sums of a unit, integers `dots` [rows][16 channels], to the floats before them, or writes the result after the last unit.
 // The order of operations is that of tile in body.h: integers over a unit, then floats unit by unit.
 inline void settle(const Block& b, int64_t panel, int64_t row_tile, int64_t unit, bool last, const int32_t* dots, float* sums) {
+  const int rows = static_cast<int>(b.rows - row_tile * kAmxRows < kAmxRows ? b.rows - row_tile * kAmxRows : kAmxRows);
   const uint16_t* scales = b.m.scales + (b.panel + panel) * b.m.panel_scales() + unit * b.a.unit / b.m.group * kPanel;
   const __m512 scale = bf16_scales(scales);
   const auto sum = [&](int r) {
@@ -60,51 +64,124 @@ inline void settle(const Block& b, int64_t panel, int64_t row_tile, int64_t unit
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(dots + r * kPanel)), scale, before);
   };
   if (!last) {
-    for (int r = 0; r < b.rows; ++r) _mm512_store_ps(sums + r * kPanel, sum(r));
+    for (int r = 0; r < rows; ++r) _mm512_store_ps(sums + r * kPanel, sum(r));
     return;
   }
   float* to = b.out + row_tile * kAmxRows * b.stride + panel * kPanel;
   const float* row_scales = b.a.scales + b.row + row_tile * kAmxRows;
-  for (int r = 0; r < b.rows; ++r, to += b.stride) {
+  for (int r = 0; r < rows; ++r, to += b.stride) {
     const __m512 scaled = _mm512_mul_ps(sum(r), _mm512_set1_ps(row_scales[r]));
     _mm512_storeu_ps(to, b.add ? _mm512_add_ps(_mm512_loadu_ps(to), scaled) : scaled);
   }
 }
 
+// Where it stands among tiles' instructions: GCC moves a plain prefetch past them.
 inline void ask_for(const int8_t* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T1);
+  for (int64_t i = 0; i < bytes; i += 64) asm volatile("prefetcht1 %0" ::"m"(from[i]));
 }
 
-// 32 rows by two panels: each tile that is loaded is used twice.  Tiles 4 and 5 are activations, 6 and 7 weights.
-void square_block(const Block& b) {
+// Asks for weights after products, a part each: in one go they would keep the loads of tiles waiting.
+class Asking {
+ public:
+  Asking(const Block& b, const Asks& asks) : asks_(asks), panel_bytes_(b.m.panel_bytes()), tiles_(b.a.depth / kDeep) {}
+  // Where this tile of depth begins, whose weights these are.
+  void tile(int64_t t, const int8_t* weights) {
+    const int8_t* later = weights + kTilesAhead * kTileBytes;  // past the end of its panel: of the one after the next
+    next_ = asks_.ahead != nullptr ? asks_.ahead + t * 4 * asks_.bytes : t + kTilesAhead < tiles_ ? later : later + panel_bytes_;
+  }
+  void quarter(int i) const {
+    if (asks_.ahead != nullptr)
+      ask_for(next_ + i * asks_.bytes, asks_.bytes);
+    else
+      ask_for(next_ + i / 2 * panel_bytes_ + i % 2 * kTileBytes / 2, kTileBytes / 2);
+  }
+
+ private:
+  const Asks asks_;
+  const int64_t panel_bytes_, tiles_;
+  const int8_t* next_ = nullptr;
+};
+
+// 17 to 32 rows by two panels: each tile that is loaded is used twice.  Tiles 4 and 5 are activations, 6 and 7 weights.
+void square_block(const Block& b, const Asks& asks) {
   alignas(64) int32_t dots[4][kAmxRows * kPanel];
   alignas(64) float sums[4][kAmxRows * kPanel];
   const int64_t depth = b.a.depth, panel_bytes = b.m.panel_bytes(), tiles = depth / kDeep, unit_tiles = b.a.unit / kDeep;
-  const int8_t* weights = b.m.weights + b.panel * panel_bytes;
-  const int8_t *values = b.a.values + b.row * depth, *ahead = b.ahead;
+  const int8_t *weights = b.m.weights + b.panel * panel_bytes, *values = b.a.values + b.row * depth;
+  Asking asking(b, asks);
   for (int64_t first = 0, unit = 0; first < tiles; first += unit_tiles, ++unit) {
     const int64_t end = first + unit_tiles < tiles ? first + unit_tiles : tiles;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t t = first; t < end; ++t, ahead += b.ahead_each) {
+    for (int64_t t = first; t < end; ++t) {
       const int8_t *w = weights + t * kTileBytes, *x = values + t * kDeep;
-      ask_for(ahead, b.ahead_each);
+      asking.tile(t, w);
       _tile_loadd(4, x, depth);
       _tile_loadd(6, w, 64);
       _tile_dpbssd(0, 4, 6);
+      asking.quarter(0);
       _tile_loadd(7, w + panel_bytes, 64);
       _tile_dpbssd(1, 4, 7);
+      asking.quarter(1);
       _tile_loadd(5, x + kAmxRows * depth, depth);
       _tile_dpbssd(2, 5, 6);
+      asking.quarter(2);
       _tile_dpbssd(3, 5, 7);
+      asking.quarter(3);
     }
     _tile_stored(0, dots[0], 64);
     _tile_stored(1, dots[1], 64);
     _tile_stored(2, dots[2], 64);
     _tile_stored(3, dots[3], 64);
     for (int i = 0; i < 4; ++i) settle(b, i % 2, i / 2, unit, end == tiles, dots[i], sums[i]);
+  }
+}
+
+// 33 to 48 rows by two panels: six products in flight.  Tile 6 is weights, 7 activations.
+void tall_block(const Block& b, const Asks& asks) {
+  alignas(64) int32_t dots[6][kAmxRows * kPanel];
+  alignas(64) float sums[6][kAmxRows * kPanel];
+  const int64_t depth = b.a.depth, panel_bytes = b.m.panel_bytes(), tiles = depth / kDeep, unit_tiles = b.a.unit / kDeep;
+  const int8_t *weights = b.m.weights + b.panel * panel_bytes, *values = b.a.values + b.row * depth;
+  Asking asking(b, asks);
+  for (int64_t first = 0, unit = 0; first < tiles; first += unit_tiles, ++unit) {
+    const int64_t end = first + unit_tiles < tiles ? first + unit_tiles : tiles;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    for (int64_t t = first; t < end; ++t) {
+      const int8_t *w = weights + t * kTileBytes, *x = values + t * kDeep;
+      asking.tile(t, w);
+      _tile_loadd(6, w, 64);
+      _tile_loadd(7, x, depth);
+      _tile_dpbssd(0, 7, 6);
+      asking.quarter(0);
+      _tile_loadd(7, x + kAmxRows * depth, depth);
+      _tile_dpbssd(2, 7, 6);
+      asking.quarter(1);
+      _tile_loadd(7, x + 2 * kAmxRows * depth, depth);
+      _tile_dpbssd(4, 7, 6);
+      _tile_loadd(6, w + panel_bytes, 64);
+      asking.quarter(2);
+      _tile_dpbssd(5, 7, 6);
+      _tile_loadd(7, x + kAmxRows * depth, depth);
+      _tile_dpbssd(3, 7, 6);
+      asking.quarter(3);
+      _tile_loadd(7, x, depth);
+      _tile_dpbssd(1, 7, 6);
+    }
+    _tile_stored(0, dots[0], 64);
+    _tile_stored(1, dots[1], 64);
+    _tile_stored(2, dots[2], 64);
+    _tile_stored(3, dots[3], 64);
+    _tile_stored(4, dots[4], 64);
+    _tile_stored(5, dots[5], 64);
+    for (int i = 0; i < 6; ++i) settle(b, i % 2, i / 2, unit, end == tiles, dots[i], sums[i]);
   }
 }
 
@@ -121,7 +198,7 @@ void stream_block(const Block& b) {
       _tile_loadd(4, values + t * kDeep, depth);
       _tile_loadd(6, weights + t * kTileBytes, 64);
       _tile_dpbssd(0, 4, 6);
-      ask_for(weights + t * kTileBytes + kAhead, kTileBytes);
+      ask_for(weights + (t + kTilesAhead) * kTileBytes, kTileBytes);
     }
     _tile_stored(0, dots, 64);
     settle(b, 0, 0, unit, end == tiles, dots, sums);
@@ -131,30 +208,30 @@ void stream_block(const Block& b) {
 void matmul(const Matrix& m, int64_t first, int64_t last, const Activations& a, int64_t rows, float* out, int64_t stride, bool add) {
   if (rows < kFewestRows || m.bits != 8 || !a.row_scale || a.unit % kDeep != 0 || a.depth % kDeep != 0)
     return vnni_matmul(m, first, last, a, rows, out, stride, add);
-  const int64_t pairs = last - first < 2 ? 0 : rows / (2 * kAmxRows) * (2 * kAmxRows), blocks = pairs / (2 * kAmxRows);
-  const int64_t panel_bytes = m.panel_bytes();
+  const int64_t tiles = (rows + kAmxRows - 1) / kAmxRows, blocks = tiles / 2;
   const auto block = [&](int64_t panel, int64_t row, int64_t n) {
-    return Block{m, a, panel, row, static_cast<int>(n), out + row * stride + (panel - first) * kPanel, stride, add, nullptr, 0};
+    return Block{m, a, panel, row, n, out + row * stride + (panel - first) * kPanel, stride, add};
   };
-  if (pairs > 0) {
+  int64_t panel = first;
+  if (blocks > 0) {
     configure({16, 16, 16, 16, 16, 16, 16, 16});
-    // each block asks for its part of the next two panels, so that they are there when they are wanted
-    const int64_t each = (2 * kTileBytes / blocks + 63) / 64 * 64, bytes = each * (a.depth / kDeep);
-    for (int64_t panel = first; panel + 2 <= last; panel += 2)
-      for (int64_t i = 0; i < blocks; ++i) {
-        Block b = block(panel, i * 2 * kAmxRows, kAmxRows);
-        b.ahead = m.weights + (panel + 2) * panel_bytes + i * bytes;
-        b.ahead_each = (panel + 4) * kPanel <= m.channels && i * bytes < 2 * panel_bytes ? each : 0;
-        square_block(b);
+    // several blocks each ask for their part of the next two panels, so that they are there when they are wanted
+    const int64_t each = (kTileBytes / 2 / blocks + 63) / 64 * 64, part = 4 * each * (a.depth / kDeep), both = 2 * m.panel_bytes();
+    for (; panel + 2 <= last; panel += 2)
+      for (int64_t i = 0, row = 0; i < blocks; ++i) {
+        const bool tall = i == 0 && tiles % 2 != 0, more = (panel + 4) * kPanel <= m.channels && i * part < both;
+        const int64_t most = (tall ? 3 : 2) * kAmxRows, n = rows - row < most ? rows - row : most;
+        const Asks asks{blocks == 1 ? nullptr : m.weights + (panel + 2) * m.panel_bytes() + i * part, more ? each : 0};
+        tall ? tall_block(block(panel, row, n), asks) : square_block(block(panel, row, n), asks);
+        row += n;
       }
   }
-  for (int64_t row = 0; row < rows; row += kAmxRows) {  // the rows and the panel that are left
+  if (panel == last) return;
+  for (int64_t row = 0; row < rows; row += kAmxRows) {  // few rows, or the panel that is left
     const int64_t n = rows - row < kAmxRows ? rows - row : kAmxRows;
     const int some = static_cast<int>(n);
-    const int64_t from = row < pairs ? last - (last - first) % 2 : first;
-    if (from == last) continue;
     configure({some, some, some, some, some, 16, 16, 16});
-    for (int64_t panel = from; panel < last; ++panel) stream_block(block(panel, row, n));
+    for (int64_t i = panel; i < last; ++i) stream_block(block(i, row, n));
   }
 }
 

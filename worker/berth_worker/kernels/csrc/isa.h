@@ -41,7 +41,7 @@ inline int64_t bytes_ahead(int64_t depth, int bits) { return depth >= 2048 ? 409
 // Rows of activations, quantized to int8.  `unit` values along the depth are summed as integers (the last unit may be shorter).  Rotated
 // models have one scale a row and units of at most 256, others one scale a unit.
 struct Activations {
-  int8_t* values;        // [rows][depth] in [-127, 127]
+  int8_t* values;        // [rows][depth] in [-127, 127]; with room for a multiple of 16 rows, which a set may read whole
   uint8_t* magnitudes;   // [rows][depth] absolute values; written only by sets that use them, without row_scale
   int8_t* eased;         // [rows][depth] values, but those of heavy fours halved; written only by sets that use them, with row_scale
   uint64_t* heavy;       // [rows][units] bit i: the unit's values 4i..4i+3 are heavy (avx2.cpp); as eased

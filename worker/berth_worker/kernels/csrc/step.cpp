@@ -128,7 +128,7 @@ class Step {
 
   Activations activations(Arena& arena, int64_t rows, int64_t depth) const {
     Activations a{nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, depth, m_.unit, m_.rotated};
-    a.values = arena.take<int8_t>(rows * depth);
+    a.values = arena.take<int8_t>((rows + kMostRows - 1) / kMostRows * kMostRows * depth);
     if (a.row_scale) {
       a.eased = arena.take<int8_t>(rows * depth);
       a.heavy = arena.take<uint64_t>(rows * a.units());
