@@ -200,11 +200,11 @@ class Step {
     int64_t own;  // which of the matrix's heads
     bool query, value;
   };
-  // The heads of q, then those of k, then those of v.
+  // The heads of k, then those of v, then those of q: what takes longest begins first, so that threads end together.
   Head head_of(const Layer& layer, int64_t head) const {
-    if (head < m_.heads) return {layer.q, head, true, false};
-    head -= m_.heads;
-    return head < m_.kv_heads ? Head{layer.k, head, false, false} : Head{layer.v, head - m_.kv_heads, false, true};
+    if (head < m_.kv_heads) return {layer.k, head, false, false};
+    head -= m_.kv_heads;
+    return head < m_.kv_heads ? Head{layer.v, head, false, true} : Head{layer.q, head - m_.kv_heads, true, false};
   }
 
   // One head of q, k or v for all rows: project, rotate, quantize; keys and values go into the cache.
@@ -239,7 +239,7 @@ class Step {
         turn(x, d, value ? m_.value_block : m_.head_block);
         if (query) {
           // [kv head][token][query head of the group]: the rows of an attention tile are consecutive
-          const int64_t place = (head / shared * b_.total + t) * shared + head % shared;
+          const int64_t place = (own / shared * b_.total + t) * shared + own % shared;
           query_scales_[place] =
               isa_.quantize_head(x, d, queries_ + place * d, query_magnitudes_ + place * d, query_biases_ + place) / softmax_divisor;
         } else {
