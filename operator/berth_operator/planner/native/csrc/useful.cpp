@@ -9,7 +9,7 @@
 namespace berth {
 namespace {
 
-constexpr double kHuge = 1e30, kHair = 1e-9, kNothing = 1e-12;
+constexpr double kHair = 1e-9, kNothing = 1e-12;
 constexpr double kRounds = 4;  // zones.ROUNDS
 
 // Nodes from which more carry no more: where they lie in several zones, as many in each as may be lost of one.
