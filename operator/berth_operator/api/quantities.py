@@ -44,15 +44,17 @@ def parse_duration(value: object) -> timedelta:
 
 
 def format_duration(value: timedelta) -> str:
-    """Write a duration the way a person would: the largest units first, milliseconds below a second."""
-    rest = round(value / timedelta(milliseconds=1))
+    """Write a duration the way a person would, to the microsecond: the largest units first, ms below a second."""
+    rest = value // timedelta(microseconds=1)
     if rest == 0:
         return "0s"
     out = []
-    for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+    for unit, size in (("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000)):
         count, rest = divmod(rest, size)
         if count:
             out.append(f"{count}{unit}")
+    if rest:
+        out.append(f"{rest / 1000:g}ms")
     return "".join(out)
 
 
