@@ -25,9 +25,6 @@ from berth_operator.planner.types import ReplicaCapacity
 _SELDOM: Final = 1e-9
 """Turns/s that never meet each other."""
 
-_FINE_BUDGET: Final = 1024
-"""Up to which three quarters of token budgets are budgets, too: as `csrc/capacity.cpp` has it."""
-
 Judged = tuple["ReplicaCapacity | TooSlow", float]
 """What a replica carries, and its turn latency with nothing else to do, seconds."""
 
@@ -173,15 +170,16 @@ def solve(replicas: Replicas, of: Sequence[Load], estimated: Sequence[bool]) -> 
     loads = as_loads(of)
     carried, alone = queueing.greatest_rates(replicas, loads), _alone(replicas, loads)
     slow = np.flatnonzero(carried[:, 0] == 0)
-    broken = dict(zip(slow.tolist(), _p99s_alone(replicas, loads, alone, slow).tolist(), strict=True))
+    told = replace(replicas, budgets=np.repeat(carried[:, 5:6].astype(np.int64), 2, axis=1))
+    broken = dict(zip(slow.tolist(), _p99s_alone(told, loads, alone, slow).tolist(), strict=True))
     kv, unloaded = replicas.kv_cache_tokens.tolist(), alone[:, 2].tolist()
     found: list[Judged] = []
     for i, (rate, slots, first, gap, turn, budget, pace) in enumerate(carried.tolist()):
         if i in broken:
             found.append((too_slow(of[i], *broken[i]), unloaded[i]))
         else:
-            told = int(budget), pace
-            capacity = ReplicaCapacity(rate, int(slots), first, gap, turn, int(kv[i]), estimated[i], *told)
+            room = int(kv[i]), estimated[i]
+            capacity = ReplicaCapacity(rate, int(slots), first, gap, turn, *room, int(budget), pace)
             found.append((capacity, unloaded[i]))
     return found
 
@@ -197,26 +195,13 @@ def _p99s_alone(replicas: Replicas, loads: Loads, alone: Array, rows: Ints) -> A
     if not len(held):
         return found
     some, once = rows[held], np.full(len(held), 1)
-    told = replace(replicas.alone(some), budgets=_budgets_alone(replicas, loads)[some])
-    p99s = queueing.latencies(told, loads[some], _SELDOM * once, once)[:, [0, 2]]
+    p99s = queueing.latencies(replicas.alone(some), loads[some], _SELDOM * once, once)[:, [0, 2]]
     used = p99s / promised[held, 1:]
     just = np.flatnonzero(used.max(axis=1) <= 1)
     nearest = just, used[just].argmax(axis=1)
     p99s[nearest] = np.nextafter(promised[held, 1:][nearest], math.inf)
     found[held, 1:3] = p99s
     return found
-
-
-def _budgets_alone(replicas: Replicas, loads: Loads) -> Ints:
-    """[pair, 2] the greatest budget that keeps the promise between tokens with one stream, else the least; 0: none."""
-    step, idle, speed = replicas.step[:, 1], replicas.idle[:, 1], replicas.prefill_tokens_per_second
-    longest = (loads["gap"] / replicas.gap_p99[:, 1] - 1) * step  # that a chunk may make a step
-    fitting = np.maximum((longest + idle) * speed + 1, 1.0)
-    least, most = replicas.budgets[:, 0], replicas.budgets[:, 1]
-    told = most >> np.ceil(np.log2(np.maximum(most / fitting, 1.0))).astype(np.int64)
-    finer = told + told // 2  # three quarters of the next one
-    told = np.where((finer <= fitting) & (2 * told <= np.minimum(_FINE_BUDGET, most)), finer, told)
-    return np.repeat(np.maximum(told, least)[:, None], 2, axis=1)
 
 
 def _alone(replicas: Replicas, loads: Loads) -> Array:

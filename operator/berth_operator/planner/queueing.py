@@ -162,7 +162,8 @@ _states: Final = function("berth_states", LENGTH, LENGTH, *_PAIRS, FLOATS, FLOAT
 
 def greatest_rates(replicas: Replicas, loads: Loads) -> Array:
     """[pair, 7] the most turns/s within the promises, slots, p99s of first token, gap and turn, seconds, the token
-    budget, 0 where there is none, and else the pace, seconds; all 0: nothing.
+    budget, 0 where there is none, and else the pace, seconds.  0 turns/s: nothing; then all are 0 but the budget, the
+    greatest with which a turn alone keeps the promise between tokens, else the least.
 
     At that rate at most one turn in a hundred has its first token or its end later than promised.  Of the numbers of
     slots at which the p99 between tokens is within the promise, in steps without a chunk, or where there is a budget

@@ -79,7 +79,8 @@ class Pair {
   // memory has room for.  False: not even one turn.
   bool choose_useful(int fits);
   // The greatest rate that holds, with a token budget a step of those from `most` down to `least`, or where there is
-  // none with the pace that is given, else the promise or a lower pace; as set afterwards.  False: none that counts.
+  // none with the pace that is given, else the promise or a lower pace; as set afterwards.  False: none that counts;
+  // then the budget is the greatest with which a turn alone keeps the gap, else the least.
   //
   // What a replica carries with b slots and a budget or a pace does not depend on what it could have, and the best
   // counts: whoever may have more, because memory is larger or the promise is looser, carries no less.  (But for a
@@ -289,10 +290,12 @@ bool Pair::search(int fits, double least, double most) {
     int64_t exponent;
   };
   std::optional<Best> best;
+  double alone = least;
   const auto consider = [&](double budget, double pace) {
     if (best && budget > 0 && most_read(budget) <= rate(best->exponent)) return;
     given.token_budget = budget, given.pace = pace;
     if (!choose_useful(fits)) return;
+    alone = std::max(alone, budget);
     const auto found = search_slots(best ? std::optional(best->exponent) : std::nullopt);
     if (found) best = {budget, pace, slots_, *found};
   };
@@ -304,7 +307,10 @@ bool Pair::search(int fits, double least, double most) {
     // What carries nothing is too slow for turns that meet nobody, at any pace.
     if (best && !told) each_lower_pace([&](double pace) { consider(0.0, pace); });
   }
-  if (!best) return false;
+  if (!best) {
+    given.token_budget = alone;
+    return false;
+  }
   if (given.token_budget != best->budget || given.pace != best->pace) {
     given.token_budget = best->budget, given.pace = best->pace;
     choose_useful(fits);
@@ -409,14 +415,15 @@ BERTH_API void berth_greatest_rates(BERTH_PAIRS, double* out) {
     std::fill(out, out + 7, 0.0);
     all.read(row, pair);
     const auto least = static_cast<double>(budgets[2 * row]), most = static_cast<double>(budgets[2 * row + 1]);
-    if (!pair.search(static_cast<int>(fits[row]), least, most)) continue;
+    const bool carries = pair.search(static_cast<int>(fits[row]), least, most);
+    out[5] = pair.given.token_budget;
+    if (!carries) continue;
     const auto [first, turn] = pair.p99s(pair.slots(), {pair.load.first_token, pair.load.turn}, 4, 1);
     out[0] = pair.queue().rate();
     out[1] = pair.speed().turns[pair.slots()];
     out[2] = first;
     out[3] = std::min(pair.queue().gap_p99(pair.slots()), pair.load.gap);
     out[4] = turn;
-    out[5] = pair.given.token_budget;
     out[6] = pair.given.pace;
   }
 }
