@@ -1,6 +1,6 @@
 """Does a pool stay where it runs unless moving is worth it?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -245,9 +245,9 @@ class _WorseAtLast(FleetSolver):
     asked = 0
 
     def solve(
-        self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE, *, shed: bool | None = None
+        self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE, *, settled: Set[str] | None = None
     ) -> Solution:
-        found = super().solve(problems, effort, shed=shed)
+        found = super().solve(problems, effort, settled=settled)
         self.asked += 1
         if self.asked < 4:
             return found

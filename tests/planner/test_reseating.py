@@ -120,14 +120,19 @@ def test_few_pools_come_to_the_best_of_all_plans(option: Make) -> None:
         assert mine == pytest.approx(best, abs=1e-5), seed
 
 
-@given(seed=st.integers(0, 10_000), moves=st.integers(0, 40))
+@given(seed=st.integers(0, 10_000), moves=st.integers(0, 40), kept=st.lists(st.booleans(), min_size=4, max_size=4))
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_what_comes_out_fits_and_is_no_worse_than_what_went_in(option: Make, seed: int, moves: int) -> None:
+def test_what_comes_out_fits_and_is_no_worse_than_what_went_in(
+    option: Make, seed: int, moves: int, kept: list[bool]
+) -> None:
+    """Whoever is settled, the second time, keeps what it had."""
     fleet = _fleet(seed, option)
     stock, rank = fleet.stock, fleet.stock.stage.rank
     before = fleet.nothing
-    for _ in range(2):
+    for settled in (np.zeros(POOLS, dtype=np.bool_), np.array(kept)):
+        stock.stage = replace(stock.stage, settled=settled)
         after = reseated(stock, before, fleet.duals, moves)
+        assert (after[settled] == before[settled]).all()
         assert (stock.columns.use[after].sum(0) <= stock.lanes.caps).all()
         assert (stock.columns.pool[after] == np.arange(POOLS)).all()
         worths = [

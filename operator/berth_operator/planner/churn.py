@@ -66,13 +66,13 @@ def decide(
     """
     solver = FleetSolver(problems, limits, standing=standing)
     search = bool(incumbents) and solver.large
-    free = solver.solve(problems, Effort.SEARCH if search else Effort.PROVE)
+    free = solver.solve(problems, Effort.SEARCH) if search else solver.solve(problems, settled=incumbents.keys())
     scarce = free.scarce
     if search and scarce:
         search, free = False, solver.solve(problems)
     moves = _weighed(problems, incumbents, solver, free, now)
     if search and not moves.stays:
-        search, free = False, solver.solve(problems)
+        search, free = False, solver.solve(problems, settled=incumbents.keys())
         moves = _weighed(problems, incumbents, solver, free, now)
     stays = dict(moves.stays)
     if not stays:
@@ -81,13 +81,15 @@ def decide(
     while True:
         going = moves.wanted - stays.keys()
         held = [p if p.key in going else _hold(p, incumbents) for p in problems]
-        if scarce and _shortage(problems, solver.solve(held, Effort.COMPARE, shed=True)) > _shortage(problems, free):
+        tried = solver.solve(held, Effort.COMPARE, settled=frozenset()) if scarce else free
+        if _shortage(problems, tried) > _shortage(problems, free):
             return best or Decision(free, {}, free, problems)
-        final = solver.solve(held)
+        final = solver.solve(held, settled=going - moves.needed)  # whose moves have to save what they do
         if best and _shortage(problems, final) > _shortage(problems, best.solution):
             return best
         if _shortage(problems, final) > _shortage(problems, free):
-            return Decision(solver.solve(problems) if search else free, {}, free, problems)
+            served = solver.solve(problems, settled=incumbents.keys()) if search else free
+            return Decision(served, {}, free, problems)
         disappointed = {
             p.key: reason
             for p in problems

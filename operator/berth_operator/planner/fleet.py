@@ -6,7 +6,7 @@ costs and `LEVEL` times higher a priority, then one for a missing replica, then 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from fractions import Fraction
 from typing import Final
@@ -74,16 +74,16 @@ class FleetSolver:
         self._first: Decomposition | None = None
 
     def solve(
-        self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE, *, shed: bool | None = None
+        self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE, *, settled: Set[str] | None = None
     ) -> Solution:
         """The plan of `problems`: those of the beginning, some of them with fewer options.
 
-        `effort` is of a decomposition; small fleets are always solved to the end.  `shed`: whether its shortage is
-        bettered; None: where it is proven.
+        `effort` is of a decomposition; small fleets are always solved to the end.  `settled`: pools that keep what they
+        have while its shortage is bettered; None: it is only where stages do that.
         """
         if not self.large:
             return solve(problems, self.limits, self.standing)
-        return self.decomposed(problems, effort, shed=shed)
+        return self.decomposed(problems, effort, settled=settled)
 
     @property
     def large(self) -> bool:
@@ -91,14 +91,13 @@ class FleetSolver:
         return sum(len(p.options) for p in self.problems) > FLAT
 
     def decomposed(
-        self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE, *, shed: bool | None = None
+        self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE, *, settled: Set[str] | None = None
     ) -> Solution:
         """The same by column generation, whatever the size."""
         if not any(p.options for p in self.problems):
             return solve(problems, self.limits)
         try:
-            better = effort is Effort.PROVE if shed is None else shed
-            pools, short, part, outcome, least = self._search(problems, effort, shed=better)
+            pools, short, part, outcome, least = self._search(problems, effort, settled=settled, staged=True)
         except SolverError as error:
             return Solution({}, 0.0, 0.0, {p.key: str(error) for p in problems})
         for p in self.problems:
@@ -118,7 +117,7 @@ class FleetSolver:
         return Solution(pools, sum(_costs(pools)), bound, {}, duals, bounds, shortages, scarce)
 
     def _search(
-        self, problems: Sequence[PoolProblem], effort: Effort, *, shed: bool = False
+        self, problems: Sequence[PoolProblem], effort: Effort, *, settled: Set[str] | None = None, staged: bool = False
     ) -> tuple[dict[str, PoolSolution], float, Decomposition, Outcome, Shed | None]:
         """Pools, the price of what they are short of, and where the bounds come from.  Raises SolverError.
 
@@ -131,15 +130,16 @@ class FleetSolver:
             self._first = Decomposition(lanes, len(served), *penalties(lanes))
         options = {p.key: p.options for p in problems}
         part = self._first.restricted(_allowed(self._first.lanes, options))
-        staged, least = shed and part.pools <= MOST_POOLS, None
+        staged, least = staged and effort is Effort.PROVE and part.pools <= MOST_POOLS, None
+        settled = frozenset() if staged else settled
         outcome = part.run(effort, shed=staged)
-        if staged and effort is Effort.PROVE and _scarce(part, outcome):
+        if staged and _scarce(part, outcome):
             least = least_shortage(part, outcome.chosen)
             outcome = _chosen(part, outcome, least.chosen)
-        elif staged:
-            outcome = _shortened(part, outcome)
+        else:
+            outcome = _shortened(part, outcome, settled)
         self._first.learn(part)
-        found = self._packed(part, outcome, shed=staged)
+        found = self._packed(part, outcome, settled)
         less = Effort.SEARCH if effort is Effort.PROVE else effort
         pools, short = found or FleetSolver(self.problems, self.limits, frozenset())._search(problems, less)[:2]
         weighed = effort is not Effort.COMPARE and least is None  # who goes short is not a matter of weights
@@ -166,10 +166,10 @@ class FleetSolver:
         return dict(found.pools)
 
     def _packed(
-        self, part: Decomposition, outcome: Outcome, *, shed: bool
+        self, part: Decomposition, outcome: Outcome, settled: Set[str] | None
     ) -> tuple[dict[str, PoolSolution], float] | None:
         """Pools, and the price of what they are short of; solved again with as many nodes fewer as packing takes too
-        many, and with `shed` its shortage bettered.  None where it still does."""
+        many, and its shortage bettered as `solve` says.  None where it still does."""
         for _ in range(MOST_REPACKS):
             pools = consolidated(self.problems, _read(part, outcome.chosen))
             used = nodes_used(pools)
@@ -177,9 +177,7 @@ class FleetSolver:
             if not over.any():
                 return pools, outcome.cost - float(part.columns.cost[outcome.chosen].sum())
             part = part.restricted(part.lanes.most, np.maximum(part.lanes.caps - over, 0.0))
-            outcome = part.run(Effort.SEARCH)
-            if shed:
-                outcome = _shortened(part, outcome)
+            outcome = _shortened(part, part.run(Effort.SEARCH), settled)
         return None
 
 
@@ -192,11 +190,12 @@ def _chosen(part: Decomposition, outcome: Outcome, chosen: Ints) -> Outcome:
     return replace(outcome, chosen=chosen, cost=float(part.costs()[chosen].sum()))
 
 
-def _shortened(part: Decomposition, outcome: Outcome) -> Outcome:
-    """With a choice that leaves less unserved, if there is anything."""
-    if not _scarce(part, outcome):
+def _shortened(part: Decomposition, outcome: Outcome, settled: Set[str] | None) -> Outcome:
+    """With a choice that leaves less unserved, if there is anything, in which `settled` pools keep what they have."""
+    if settled is None or not _scarce(part, outcome):
         return outcome
-    return _chosen(part, outcome, less_shortage(part, outcome.chosen, outcome.duals))
+    kept = np.array([p.key in settled for p in part.lanes.problems])
+    return _chosen(part, outcome, less_shortage(part, outcome.chosen, outcome.duals, kept))
 
 
 def _likely(problem: PoolProblem, solution: PoolSolution, most: int) -> tuple[Option, ...]:

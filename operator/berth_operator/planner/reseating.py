@@ -8,8 +8,8 @@ times a factor drawn anew, so that they leave room for the next.
 
 Plans are compared in the order that counts: unserved shares of each priority, the highest first, then missing replicas,
 then dollars.  A plan is taken if it is no worse than the one before the move, or better than the one of a hundred moves
-ago (late acceptance, Burke & Bykov 2017); the best of all is what comes out.  The moves are drawn by a generator of a
-fixed seed.
+ago (late acceptance, Burke & Bykov 2017); the best of all is what comes out.  Pools that are settled keep what they
+have.  The moves are drawn by a generator of a fixed seed.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ LEAST: Final = 1e-3
 _LENGTHS: Final = ("pools", "lanes", "rows", "ranks", "columns")
 _ARRAYS: Final = (
     *("pool", "row", "weight", "price", "priced", "caps", "rank", "column_lane", "column_nodes", "start"),
-    *("dual", "unserved"),
+    *("settled", "dual", "unserved"),
 )
 
 
@@ -59,8 +59,10 @@ def reseated(stock: Stock, chosen: Ints, duals: Floats, moves: int = MOVES) -> I
     """
     lanes, columns, stage = stock.lanes, stock.columns, stock.stage
     rank = stage.rank if len(stage.rank) else np.zeros(stock.pools, dtype=np.int64)
-    if not np.array_equal(columns.pool[chosen], np.arange(stock.pools)) or rank.shape != (stock.pools,):
-        raise ValueError("every pool has a rank, and one of its own columns")
+    settled = stage.settled if len(stage.settled) else np.zeros(stock.pools, dtype=np.bool_)
+    shapes = rank.shape, settled.shape
+    if not np.array_equal(columns.pool[chosen], np.arange(stock.pools)) or shapes != ((stock.pools,),) * 2:
+        raise ValueError("every pool has a rank, is settled or not, and has one of its own columns")
     prices = stock.prices(duals)
     last = int(rank.max(initial=0))
     important = rank[lanes.pool] < min(len(stage.held), last)
@@ -76,6 +78,7 @@ def reseated(stock: Stock, chosen: Ints, duals: Floats, moves: int = MOVES) -> I
         "column_lane": (columns.lane, np.int64),
         "column_nodes": (columns.nodes, np.int64),
         "start": (chosen, np.int64),
+        "settled": (settled, np.bool_),
         "dual": (duals[: len(lanes.rows)], np.float64),
         "unserved": (np.where(important, np.maximum(prices.unserved, ABOVE * dearest), prices.unserved), np.float64),
     }

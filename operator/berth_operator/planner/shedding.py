@@ -20,7 +20,7 @@ import numpy as np
 
 from berth_operator.planner.decomposition import Decomposition
 from berth_operator.planner.effort import Effort
-from berth_operator.planner.lanes import Floats, Ints, Lanes
+from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes
 from berth_operator.planner.reseating import reseated
 from berth_operator.planner.solver import TOLERANCE
 from berth_operator.planner.stock import Stage
@@ -88,9 +88,12 @@ def least_shortage(search: Decomposition, chosen: Ints) -> Shed:
     return Shed(chosen, shortages, found.bound, duals, last.bounds, prices)
 
 
-def less_shortage(search: Decomposition, chosen: Ints, duals: Floats) -> Ints:
-    """[pool] columns of `search` that leave no more unserved than `chosen`, at its `duals`; without stages."""
-    stage = Stage(least=0.0, start=chosen, rank=_ranks(search.lanes)[2])
+def less_shortage(search: Decomposition, chosen: Ints, duals: Floats, settled: Flags) -> Ints:
+    """[pool] columns of `search` that leave no more unserved than `chosen`, at its `duals`; without stages.
+
+    `settled` [pool]: those that keep what is chosen for them.
+    """
+    stage = Stage(least=0.0, start=chosen, rank=_ranks(search.lanes)[2], settled=settled)
     part = search.staged(search.unserved, search.missing, stage)
     return reseated(part, chosen, duals)
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from berth_operator.planner.lanes import Floats, Ints, Lanes, served_by
+from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes, served_by
 from berth_operator.planner.master import Columns, Master, paid
 from berth_operator.planner.patterns import Prices, counted
 from berth_operator.planner.pricing import LEAST
@@ -39,6 +39,8 @@ class Stage:
     """[pool] columns of a choice within all rows."""
     rank: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """[pool] 0 for those whose shortage counts first."""
+    settled: Flags = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    """[pool] who keeps its column of `start`; none of them: nobody."""
 
 
 WHOLE: Final = Stage()

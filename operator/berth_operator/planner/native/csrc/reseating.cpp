@@ -25,6 +25,7 @@ struct Seats {
   const int64_t* caps;                 // [row]
   const int64_t* rank;                 // [pool] 0: the most important
   const int64_t *column_lane, *column_nodes, *start;  // [column], [column, option], [pool] column
+  const bool* settled;                                // [pool] is never taken out
   const double *dual, *unserved;                      // [row], [lane]
   double dollars, missing;
 };
@@ -68,13 +69,15 @@ class Reseating {
     }
     worth_.short_of.assign(s_.ranks + 1, 0);
     for (int64_t i = 0; i < s_.pools; ++i) seat(i, where[s_.start[i]]);
+    for (int64_t i = 0; i < s_.pools; ++i)
+      if (!s_.settled[i]) open_.push_back(i);
   }
 
   void run(int64_t moves) {
     std::vector<size_t> best = now_, before, known;
     std::vector<Worth> history(kHistory, worth_);
     Worth least = worth_;
-    for (int64_t move = 0; move < moves; ++move) {
+    for (int64_t move = 0; move < moves && !open_.empty(); ++move) {
       const Worth worth = worth_;
       take_out();
       before.clear(), known.clear();
@@ -119,6 +122,8 @@ class Reseating {
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u, z = (z ^ (z >> 27)) * 0x94D049BB133111EBu, z ^= z >> 31;
     return static_cast<int64_t>((z >> 32) * static_cast<uint64_t>(most) >> 32);
   }
+
+  int64_t any() { return open_[below(static_cast<int64_t>(open_.size()))]; }
 
   const Seat& of(int64_t pool) const { return patterns_[pool][now_[pool]]; }
 
@@ -177,23 +182,23 @@ class Reseating {
 
   // Into `out_`: of some pools the one that is farthest from its best at the duals, and such as stand in its way.
   void take_out() {
-    int64_t first = below(s_.pools);
+    int64_t first = any();
     for (int64_t i = 1; i < kContest; ++i)
-      if (const int64_t other = below(s_.pools); excess(other) > excess(first)) first = other;
+      if (const int64_t other = any(); excess(other) > excess(first)) first = other;
     const std::vector<Seat>& mine = patterns_[first];
     const auto better = [](const Seat& a, const Seat& b) { return a.reduced() < b.reduced(); };
     const auto wish = below(4) == 0 ? mine.begin() + below(static_cast<int64_t>(mine.size()))
                                     : std::min_element(mine.begin(), mine.end(), better);
     out_.assign(1, first), leave(first);
     if (below(kAll) == 0) {
-      const int64_t begin = below(s_.pools);
-      for (int64_t i = 0; i < s_.pools; ++i)
-        if (const int64_t pool = (begin + i) % s_.pools; pool != first && in_the_way(pool, wish->use))
+      const size_t begin = below(static_cast<int64_t>(open_.size()));
+      for (size_t i = 0; i < open_.size(); ++i)
+        if (const int64_t pool = open_[(begin + i) % open_.size()]; pool != first && in_the_way(pool, wish->use))
           out_.push_back(pool), leave(pool);
     } else {
       const size_t most = 2 + below(kOthers);
       for (int64_t i = 0; i < kTries && out_.size() < most; ++i) {
-        const int64_t pool = below(s_.pools);
+        const int64_t pool = any();
         if (std::find(out_.begin(), out_.end(), pool) != out_.end()) continue;
         if (i < kTries - 1 && !in_the_way(pool, wish->use)) continue;
         out_.push_back(pool), leave(pool);
@@ -271,6 +276,7 @@ class Reseating {
   std::vector<double> least_;                // [pool] reduced cost of the best
   std::vector<int64_t> left_;                // [row] units
   Worth worth_;
+  std::vector<int64_t> open_;                // pools that are not settled
   std::vector<int64_t> out_, most_, nodes_;  // pools that are taken out, in the order in which they come back
   std::vector<double> node_;
   Pattern pattern_;
