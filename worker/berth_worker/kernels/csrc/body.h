@@ -128,17 +128,26 @@ inline Floats exponential(Floats x) {
   return p * (Floats)(((Ints)shifted - (kRoundBits - 127)) << 23);
 }
 
-// 2^x for x <= 0: 2^n 2^f, f in [-1/2, 1/2], by the polynomial of degree 4 that begins with 1 and has the least relative error there,
-// 2.8e-6; below -100, 2^-100.
-inline Floats power_of_two(Floats x) {
-  x = larger(x, all(-100.0f));
-  const Floats shifted = x + kRound, f = x - (shifted - kRound);
+// 2^f for f in [-1/2, 1/2]: the polynomial of degree 4 that begins with 1 and has the least relative error there, 2.8e-6.
+inline Floats power_of_fraction(Floats f) {
   Floats p = fused(f, all(0.009582816f), all(0.05590682f));
   p = fused(p, f, all(0.24024102f));
   p = fused(p, f, all(0.6931242f));
-  p = fused(p, f, all(1.0f));
-  return (Floats)((Ints)p + ((Ints)shifted << 23));  // kRound's own bits are shifted out
+  return fused(p, f, all(1.0f));
 }
+// 2^x for x <= 0: 2^n 2^f.  Below -100 it is some number up to 2^-100, and of minus infinity anything: neither changes a sum that has a 1.
+#if defined(BERTH_OWN_POWER)
+inline Floats power_of_two(Floats x) {
+  const Floats f = fraction(x);
+  return scaled(power_of_fraction(f), x - f);
+}
+#else
+inline Floats power_of_two(Floats x) {
+  x = larger(x, all(-100.0f));
+  const Floats shifted = x + kRound, f = x - (shifted - kRound);
+  return (Floats)((Ints)power_of_fraction(f) + ((Ints)shifted << 23));  // kRound's own bits are shifted out
+}
+#endif
 
 inline float largest_magnitude(const float* x, int64_t n) {
   Floats most = all(0.0f);

@@ -233,6 +233,8 @@ inline __m512 choose(__m512 x, __m512 y, __m512 u, __m512 v) {
 }
 inline __m512 larger(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }  // the second where they are equal or not numbers
 inline __m512 to_float(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
+inline __m512 fraction(__m512 x) { return _mm512_reduce_ps(x, 0); }  // x less the nearest whole number, of two the even one: exact
+inline __m512 scaled(__m512 x, __m512 whole) { return _mm512_scalef_ps(x, whole); }  // x 2^whole
 inline __m512 fused(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 inline float sum_of(__m512 x) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
@@ -253,6 +255,7 @@ inline float largest_of(__m512 x) {
 #define BERTH_LANES 16
 #define BERTH_READS_BIASES
 #define BERTH_OWN_LANES
+#define BERTH_OWN_POWER
 #define BERTH_OWN_ROUNDING
 #define BERTH_OWN_FOUR_PLANES
 #define BERTH_OWN_BLEND
