@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 import secrets
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -56,7 +57,8 @@ class Request:
     prompt_tokens: int = field(init=False)
     computed: int = 0
     """Leading tokens whose keys and values are in `blocks`."""
-    blocks: list[int] = field(default_factory=list)
+    blocks: array[int] = field(default_factory=lambda: array("i"))
+    """An array, so that a step's batch copies it whole."""
     digests: list[bytes] = field(default_factory=list)
     """Chained digest of each full block of `tokens` that was looked up or published so far."""
     cached_tokens: int = 0

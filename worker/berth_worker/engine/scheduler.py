@@ -9,6 +9,7 @@ Pure and single-threaded: the engine's lock is the only guard.
 
 from __future__ import annotations
 
+from array import array
 from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ class Scheduler:
             self.blocks.share(block)
         tail = self._find_tail(request, len(shared))
         self._make_free(own + reserve)
-        request.blocks = shared + [self.blocks.take() for _ in range(own)]
+        request.blocks = array("i", shared + [self.blocks.take() for _ in range(own)])
         request.computed = len(shared) * BLOCK_TOKENS
         if tail is not None:
             block, request.computed = tail
@@ -288,7 +289,7 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self.blocks.release(request.blocks)
-        request.blocks = []
+        request.blocks = array("i")
 
 
 class _Chunks:

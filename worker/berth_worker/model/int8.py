@@ -98,5 +98,5 @@ def _flatten(batch: Batch) -> Tensor:
         flat.extend(part)
     for table in batch.block_tables:
         flat.extend(table)
-        flat.extend([0] * (width - len(table)))
+        flat.frombytes(bytes(flat.itemsize * (width - len(table))))
     return torch.frombuffer(flat, dtype=torch.int32)

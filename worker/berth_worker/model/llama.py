@@ -5,8 +5,10 @@ Float32 or bfloat16, any torch device.  Layouts are those of transformers' Llama
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (its name everywhere in the field)
 from torch import Tensor
@@ -62,15 +64,16 @@ def check_batch(batch: Batch, config: LlamaConfig, num_blocks: int) -> None:
         raise ValueError(f"batch.tokens: found an id outside 0 to {config.vocab_size - 1}")
     if len(batch.output_rows) and not 0 <= min(batch.output_rows) <= max(batch.output_rows) < total:
         raise ValueError(f"batch.output_rows: found a row outside 0 to {total - 1}")
+    used = array("i")
     for s, (context, table) in enumerate(zip(batch.context_lengths, batch.block_tables, strict=True)):
         start, end = starts[s], starts[s + 1]
         if end <= start or list(batch.positions[start:end]) != list(range(context - (end - start), context)):
             raise ValueError(f"batch: sequence {s}: positions are not the last of its {context} tokens of context")
         if context < end - start or len(table) * BLOCK_TOKENS < context:
             raise ValueError(f"batch.block_tables[{s}]: found {len(table)} blocks for {context} tokens of context")
-        used = table[: -(-context // BLOCK_TOKENS)]
-        if not 0 <= min(used) <= max(used) < num_blocks:
-            raise ValueError(f"batch.block_tables[{s}]: found a block outside 0 to {num_blocks - 1}")
+        used.extend(table[: -(-context // BLOCK_TOKENS)])
+    if used and np.frombuffer(used, np.uint32).max() >= num_blocks:  # one below 0 is large
+        raise ValueError(f"batch.block_tables: found a block outside 0 to {num_blocks - 1}")
     for copy in batch.copies:
         if not 0 <= min(copy) <= max(copy) < num_blocks:
             raise ValueError(f"batch.copies: found {copy}; blocks are 0 to {num_blocks - 1}")
