@@ -214,7 +214,8 @@ def _candidates(logits: Floats, best: np.float32, params: SamplingParams) -> tup
 
 def _weights(gaps: Floats, params: SamplingParams) -> Floats:
     """Unnormalized probabilities, in place of how far logits are below the greatest."""
-    gaps *= np.float32(1.0 / params.temperature)
+    if params.temperature != 1.0:  # the default
+        gaps *= np.float32(1.0 / params.temperature)
     if gaps.min() < LIGHTEST:
         np.maximum(gaps, LIGHTEST, out=gaps)
     return np.exp(gaps, out=gaps)
