@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from berth_worker.model.interface import KVCache, LoadedModel, Model
 
 MODEL = "smollm2-135m-instruct"
+pytest.register_assert_rewrite("scheduler_harness")
 
 
 @pytest.fixture(scope="session")

@@ -1,140 +1,16 @@
-"""Does every request get what it would get alone, whatever runs beside it, and does no block get lost or trampled?
-
-The model here is exact and tiny: its KV cache stores tokens, and the next token is a digest of the context as read
-through the block table. A wrong block, a block overwritten while shared or a token left out changes the output.
-"""
+"""Does every request get what it would get alone, whatever runs beside it, and does no block get lost or trampled?"""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
-
 import hypothesis.strategies as st
 import pytest
-from berth_worker.engine.blocks import BlockManager, blocks_for, extend_digests
+from berth_worker.engine.blocks import BlockManager, extend_digests
 from berth_worker.engine.cost import Load, Pace, StepCost
-from berth_worker.engine.request import Request, SamplingParams, State
-from berth_worker.engine.scheduler import QueueFullError, Scheduled, Scheduler
+from berth_worker.engine.request import Request, State
+from berth_worker.engine.scheduler import QueueFullError, Scheduler
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
-
-BLOCK = 16
-TTL = 100.0
-"""Seconds on a clock that tests set."""
-COMMON = [zlib.crc32(bytes([i, 7])) % 97 for i in range(256)]
-
-
-def next_token(context: Sequence[int]) -> int:
-    return zlib.crc32(bytes(context)) % 97
-
-
-def expected(prompt: Sequence[int], count: int) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(count):
-        tokens.append(next_token(tokens))
-    return tokens[len(prompt) :]
-
-
-def request(prompt: Sequence[int], max_tokens: int = 4, priority: int = 0, session: str = "") -> Request:
-    params = SamplingParams(max_tokens=max_tokens)
-    return Request("r", list(prompt), params, max_tokens, priority, session)
-
-
-def draft(r: Request, right: int, wrong: int) -> list[int]:
-    room = r.max_tokens - r.generated - 1
-    coming = expected(r.tokens, right + wrong)
-    return [*coming[:right], *((token + 1) % 97 for token in coming[right:])][:room]
-
-
-class Harness:
-    """A scheduler joined to the exact model; checks each step's promises as it goes."""
-
-    def __init__(self, num_blocks: int, max_running: int, max_waiting: int, token_budget: int) -> None:
-        self.blocks = BlockManager(num_blocks)
-        self.scheduler = Scheduler(
-            self.blocks,
-            max_running=max_running,
-            max_waiting=max_waiting,
-            token_budget=token_budget,
-            session_seconds=TTL,
-        )
-        self.cells: list[list[int | None]] = [[None] * BLOCK for _ in range(num_blocks)]
-        self.done: list[Request] = []
-
-    def step(self, right: int = 0, wrong: int = 0, pace: Pace | None = None) -> list[Scheduled]:
-        """One step; requests that decode get a draft of so many tokens that will come and so many that will not."""
-        scheduler = self.scheduler
-        before = [r for r in scheduler.running if r.decoding]
-        drafts = {r: draft(r, right, wrong) for r in before}
-        work = scheduler.schedule(drafts, pace)
-        assert bool(work) != scheduler.idle, "a step runs something unless nothing is there"
-        assert sum(item.rows for item in work) <= scheduler.token_budget
-        assert all(list(item.draft) == drafts.get(item.request, [])[: len(item.draft)] for item in work)
-        assert len(scheduler.running) <= scheduler.max_running
-        assert len({id(item.request) for item in work}) == len(work)
-        scheduled = {id(item.request) for item in work}
-        for r in before:
-            assert id(r) in scheduled or r.state is State.WAITING, "a decoding request gets its row or is preempted"
-        for source, target in scheduler.copies:
-            assert (self.blocks.references(target), self.blocks.published(target)) == (1, False)
-            self.cells[target] = list(self.cells[source])
-        for item in work:
-            self._write(item)
-        for item in work:
-            self._sample(item)
-        scheduler.complete(work)
-        for r in [item.request for item in work]:
-            if r.generated == r.max_tokens:
-                scheduler.finish(r)
-                self.done.append(r)
-        return work
-
-    def _write(self, item: Scheduled) -> None:
-        assert item.count > 0
-        tokens = [*item.request.tokens[: item.start + item.count], *item.draft]
-        for position in range(item.start, item.start + item.rows):
-            block = item.request.blocks[position // BLOCK]
-            assert self.blocks.references(block) == 1, "nobody writes into a block that others hold"
-            assert not self.blocks.published(block), "nobody writes into a block that others can find"
-            self.cells[block][position % BLOCK] = tokens[position]
-
-    def _sample(self, item: Scheduled) -> None:
-        """As the engine does: row by row, for as long as the draft is what comes."""
-        if not item.samples:
-            return
-        r = item.request
-        for drafted in (*item.draft, None):
-            context = [self.cells[r.blocks[p // BLOCK]][p % BLOCK] for p in range(len(r.tokens))]
-            assert context == r.tokens, "the blocks hold exactly the request's own tokens"
-            r.tokens.append(next_token(r.tokens))
-            if r.tokens[-1] != drafted:
-                break
-
-    def check(self) -> None:
-        held = [0] * self.blocks.num_blocks
-        for r in self.scheduler.running:
-            for block in r.blocks:
-                held[block] += 1
-        assert [self.blocks.references(b) for b in range(self.blocks.num_blocks)] == held
-        kept = {block for blocks, _ in self.scheduler.sessions._kept.values() for block in blocks}
-        assert self.blocks.retained == sum(not held[block] for block in kept)
-        assert self.blocks.free == sum(count == 0 for count in held) - self.blocks.retained
-        assert self.blocks.held == sum(count > 0 for count in held)
-        assert all(self.blocks.published(block) for block in kept), "what is kept can be found"
-        assert not any(r.blocks or r.computed for r in self.scheduler.waiting)
-        for r in self.scheduler.running:
-            assert r.computed < len(r.tokens), "the last token is always computed for its logits"
-            assert len(r.blocks) <= blocks_for(len(r.tokens)), "a rejected draft leaves no block behind"
-
-    def drain(self, right: int = 0, wrong: int = 0) -> None:
-        steps = 0
-        while not self.scheduler.idle:
-            self.step(right, wrong)
-            self.check()
-            steps += 1
-            assert steps < 20_000, "requests make progress"
-        assert self.blocks.free + self.blocks.retained == self.blocks.num_blocks, "no block is leaked"
-
+from scheduler_harness import COMMON, TTL, Harness, expected, request, run_all
 
 prompts = st.builds(
     lambda shared, own: COMMON[:shared] + own,
@@ -212,13 +88,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestAnyOrderOfArrivalsStepsAndCancellations = SchedulerMachine.TestCase
 TestAnyOrderOfArrivalsStepsAndCancellations.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-
-
-def run_all(harness: Harness, requests: Sequence[Request]) -> list[list[int]]:
-    for r in requests:
-        harness.scheduler.add(r)
-    harness.drain()
-    return [list(r.output_tokens) for r in requests]
 
 
 def test_a_prefix_computed_once_is_not_computed_again() -> None:
@@ -392,99 +261,6 @@ def test_a_prompt_gets_on_even_where_there_is_no_time() -> None:
         steps += 1
     assert behind.cached_tokens == 16, "what it waited for was computed meanwhile"
     harness.drain()
-
-
-def other_traffic(harness: Harness, count: int, start: int = 0) -> None:
-    """Requests without a session, one after the other, that have nothing in common."""
-    for index in range(start, start + count):
-        run_all(harness, [request([index] * 40, max_tokens=20)])
-
-
-@pytest.mark.parametrize(("session", "found"), [("agent", 69), ("", 0)])
-def test_a_sessions_next_turn_finds_its_blocks_though_other_traffic_has_passed(session: str, found: int) -> None:
-    harness = Harness(10, 4, 4, 64)
-    turn = request(COMMON[:40], max_tokens=30, session=session)
-    run_all(harness, [turn])
-    assert (harness.blocks.retained, harness.blocks.held) == (blocks_for(found), 0)
-    other_traffic(harness, 8)
-    following = request([*turn.tokens, 5, 6, 7], session=session)
-    run_all(harness, [following])
-    assert following.cached_tokens == found
-
-
-def test_a_session_that_stays_away_too_long_is_reused_like_any_other_block() -> None:
-    harness = Harness(10, 4, 4, 64)
-    turn = request(COMMON[:40], max_tokens=30, session="agent")
-    run_all(harness, [turn])
-    harness.scheduler.tick(TTL)
-    assert len(harness.scheduler.sessions) == 1
-    harness.scheduler.tick(TTL + 1)
-    assert (len(harness.scheduler.sessions), harness.blocks.retained) == (0, 0)
-    run_all(harness, [again := request([*turn.tokens, 5], session="agent")])
-    assert again.cached_tokens == 69, "nobody has taken them yet"
-
-
-def test_a_session_whose_next_turn_waits_in_the_queue_is_kept_for_it() -> None:
-    harness = Harness(12, 1, 4, 64)
-    turn, rival = (request([i] * 40, max_tokens=9, session=name) for i, name in enumerate(["agent", "rival"]))
-    run_all(harness, [turn])
-    run_all(harness, [rival])
-    running = request([7] * 20, max_tokens=80)
-    harness.scheduler.add(running)
-    harness.step()
-    harness.scheduler.tick(TTL - 1)
-    following = request([*turn.tokens, 5], session="agent")
-    following.arrived = TTL - 1
-    harness.scheduler.add(following)
-    harness.scheduler.tick(TTL + 1)
-    assert list(harness.scheduler.sessions._kept) == ["agent"]
-    harness.drain()
-    assert following.cached_tokens == 48
-
-
-def test_under_pressure_the_least_recently_used_session_goes_first_and_whole() -> None:
-    harness = Harness(12, 4, 4, 64)
-    turns = {name: request([i] * 40, max_tokens=9, session=name) for i, name in enumerate("abc")}
-    for turn in turns.values():
-        run_all(harness, [turn])
-    run_all(harness, [request([*turns["a"].tokens, 1], max_tokens=1, session="a")])
-    assert harness.blocks.retained == 10, "three full ones each, and what the last turn began"
-    run_all(harness, [request([9] * 60, max_tokens=4)])  # 4 blocks, with 2 that are free
-    assert list(harness.scheduler.sessions._kept) == ["c", "a"]
-    cached = []
-    for name in "ac":
-        run_all(harness, [again := request([*turns[name].tokens, 2], max_tokens=1)])
-        cached.append(again.cached_tokens)
-    assert cached == [48, 48]
-
-
-def test_sessions_make_room_before_anyone_is_preempted_or_kept_waiting() -> None:
-    harness = Harness(8, 4, 4, 64)
-    for i, name in enumerate("ab"):
-        run_all(harness, [request([i] * 50, max_tokens=12, session=name)])
-    assert harness.blocks.retained == 8
-    outputs = run_all(harness, [request([7] * 40, max_tokens=80, session="c")])
-    assert outputs == [expected([7] * 40, 80)]
-    assert (harness.scheduler.preemptions, len(harness.scheduler.sessions)) == (0, 1)
-
-
-def test_a_request_that_fits_only_without_those_that_run_costs_no_session() -> None:
-    harness = Harness(8, 4, 4, 64)
-    run_all(harness, [request([1] * 30, session="a")])
-    running, large = request([2] * 40, max_tokens=8), request([3] * 100, max_tokens=1)
-    harness.scheduler.add(running)
-    harness.step()
-    harness.scheduler.add(large)
-    harness.step()
-    assert (large.state, len(harness.scheduler.sessions)) == (State.WAITING, 1)
-    harness.drain()
-
-
-def test_sessions_that_share_all_their_blocks_are_bounded_too() -> None:
-    harness = Harness(8, 4, 4, 64)
-    for index in range(20):
-        run_all(harness, [request(COMMON[:16], max_tokens=1, session=str(index))])
-    assert (len(harness.scheduler.sessions), harness.blocks.retained) == (8, 1)
 
 
 def test_a_higher_priority_goes_in_first_and_equal_ones_by_arrival() -> None:
