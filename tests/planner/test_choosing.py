@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from berth_operator.api import CapacityType, InferencePoolSpec, resolve
+from berth_operator.api import CapacityType
 from berth_operator.planner.candidates import Option
 from berth_operator.planner.choosing import _Near
 from berth_operator.planner.effort import Effort
@@ -15,15 +15,8 @@ from berth_operator.planner.lanes import Ints, lanes_of
 from berth_operator.planner.master import Master
 from berth_operator.planner.program import PoolProblem
 from berth_operator.planner.stock import Stock
+from plain_pool import BASE
 
-BASE = resolve(
-    InferencePoolSpec.model_validate(
-        {
-            "model": {"name": "m", "source": "file:///m"},
-            "workload": {"class": "Batch", "demand": {"requestsPerSecond": "1"}},
-        }
-    )
-)
 SMALL, LARGE = 1, 10
 """Nodes that either pool needs."""
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from berth_operator.api import CapacityType, Effective, InferencePoolSpec, resolve
+from berth_operator.api import CapacityType, Effective
 from berth_operator.planner.candidates import Option, Resource
 from berth_operator.planner.decomposition import Decomposition
 from berth_operator.planner.exact import exact_pattern
@@ -24,19 +24,12 @@ from berth_operator.planner.solution import PoolSolution, Solution, nodes_used
 from berth_operator.planner.solver import solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_pool import BASE
 
 Make = Callable[..., Option]
 Limits = dict[Resource, int]
 seeds = st.integers(0, 10_000)
 checked = settings(max_examples=20, deadline=None, derandomize=True)
-BASE = resolve(
-    InferencePoolSpec.model_validate(
-        {
-            "model": {"name": "m", "source": "file:///m"},
-            "workload": {"class": "Batch", "demand": {"requestsPerSecond": "1"}},
-        }
-    )
-)
 
 
 def _rules(rng: random.Random, demand: int, *, plain: bool) -> Effective:

@@ -7,23 +7,16 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from berth_operator.api import CapacityType, Effective, InferencePoolSpec, resolve
+from berth_operator.api import CapacityType, Effective
 from berth_operator.planner.candidates import Option
 from berth_operator.planner.entry import Entry, break_even, never_pays_above, pays_below
 from berth_operator.planner.program import Limits, PoolProblem
 from berth_operator.planner.solver import solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_pool import BASE
 
 Make = Callable[..., Any]
-BASE = resolve(
-    InferencePoolSpec.model_validate(
-        {
-            "model": {"name": "m", "source": "file:///m"},
-            "workload": {"class": "Batch", "demand": {"requestsPerSecond": "1"}},
-        }
-    )
-)
 
 
 def _effective(rng: random.Random, demand: float) -> Effective:

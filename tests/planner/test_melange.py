@@ -14,22 +14,15 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from berth_operator.api import CapacityType, InferencePoolSpec, resolve
+from berth_operator.api import CapacityType
 from berth_operator.planner.candidates import Option
 from berth_operator.planner.fleet import FleetSolver
 from berth_operator.planner.program import PoolProblem
 from berth_operator.planner.solver import solve
+from plain_pool import BASE
 
 Make = Callable[..., Option]
 FLEETS = 200
-BASE = resolve(
-    InferencePoolSpec.model_validate(
-        {
-            "model": {"name": "m", "source": "file:///m"},
-            "workload": {"class": "Batch", "demand": {"requestsPerSecond": "1"}},
-        }
-    )
-)
 
 
 def _instance(seed: int, option: Make) -> PoolProblem:

@@ -13,7 +13,7 @@ from fractions import Fraction
 from itertools import combinations, product
 
 import pytest
-from berth_operator.api import CapacityType, Effective, InferencePoolSpec, resolve
+from berth_operator.api import CapacityType, Effective
 from berth_operator.planner.candidates import Option, Resource
 from berth_operator.planner.churn import Decision
 from berth_operator.planner.fleet import FleetSolver
@@ -23,19 +23,12 @@ from berth_operator.planner.solution import Solution, nodes_used
 from berth_operator.planner.solver import solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_pool import BASE
 
 Make = Callable[..., Option]
 MOST_REPLICAS = 4
 SIZES = ((1, 1), (1, 1), (2, 1), (1, 2), (1, 3))
 """(replicas of a node, nodes of a replica)"""
-BASE = resolve(
-    InferencePoolSpec.model_validate(
-        {
-            "model": {"name": "m", "source": "file:///m"},
-            "workload": {"class": "Batch", "demand": {"requestsPerSecond": "1"}},
-        }
-    )
-)
 
 
 def _random_options(rng: random.Random, option: Make) -> tuple[Option, ...]:

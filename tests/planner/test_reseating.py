@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from berth_operator.api import CapacityType, InferencePoolSpec, resolve
+from berth_operator.api import CapacityType
 from berth_operator.planner.candidates import Option
 from berth_operator.planner.lanes import Floats, Ints, Lanes, lanes_of, served_by
 from berth_operator.planner.program import PoolProblem
@@ -16,16 +16,9 @@ from berth_operator.planner.reseating import reseated
 from berth_operator.planner.stock import Stage, Stock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_pool import BASE
 
 Make = Callable[..., Option]
-BASE = resolve(
-    InferencePoolSpec.model_validate(
-        {
-            "model": {"name": "m", "source": "file:///m"},
-            "workload": {"class": "Batch", "demand": {"requestsPerSecond": "1"}},
-        }
-    )
-)
 POOLS, CLASSES, NODES = 4, 3, 2
 PRIORITIES = (7, 0)
 

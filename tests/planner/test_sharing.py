@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from berth_operator.api import CapacityType, Effective, InferencePool, InferencePoolSpec, resolve
+from berth_operator.api import CapacityType, Effective, InferencePool
 from berth_operator.planner import Plan, RunningPlacement, Snapshot, amended, fleet, planned
 from berth_operator.planner.candidates import Option, Resource
 from berth_operator.planner.fleet import FleetSolver
@@ -20,18 +20,11 @@ from berth_operator.planner.solution import PoolSolution, Solution, nodes_used
 from berth_operator.planner.solver import solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_pool import BASE
 
 Make = Callable[..., Any]
 ON_DEMAND = CapacityType.ON_DEMAND
-BASE = resolve(
-    InferencePoolSpec.model_validate(
-        {
-            "model": {"name": "m", "source": "file:///m"},
-            "workload": {"class": "Batch", "demand": {"requestsPerSecond": "1"}},
-            "placement": {"spot": {"maxTrafficPercent": 0}},
-        }
-    )
-)
+NO_SPOT = replace(BASE, spot_max_traffic_percent=0)
 pieces = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=9).map(
     lambda found: [Piece(f"p{i}", replicas, per_node) for i, (replicas, per_node) in enumerate(found)]
 )
@@ -89,7 +82,7 @@ MOST_REPLICAS = 3
 
 
 def _problem(key: str, demand: int, options: Sequence[Option], **rules: Any) -> PoolProblem:
-    effective: Effective = replace(BASE, requests_per_second=Decimal(demand), min_replicas=0, **rules)
+    effective: Effective = replace(NO_SPOT, requests_per_second=Decimal(demand), min_replicas=0, **rules)
     return PoolProblem(key, effective, tuple(options))
 
 
