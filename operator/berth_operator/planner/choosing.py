@@ -15,7 +15,7 @@ from berth_operator.planner.effort import ANSWERS, Effort
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes
 from berth_operator.planner.master import Master, divided, total_use
 from berth_operator.planner.patterns import EXACT, cheapest
-from berth_operator.planner.reseating import reseated
+from berth_operator.planner.reseating import FEW_MOVES, MOVES, reseated
 from berth_operator.planner.rounding import Patterns, exchange, make_room, relieved
 from berth_operator.planner.stock import AROUND, UNITS, Stock
 
@@ -38,14 +38,15 @@ PRICED: Final = 100
 """Undivided pools that are, at least."""
 WANTED: Final = {Effort.SEARCH: 0.02, Effort.PROVE: 0.006}
 """The same from which pools are taken out and put back."""
-MOVES: Final = 300
+MENDING: Final = 300
 """Of these, for each pool."""
 
 
 def whole(stock: Stock, master: Master, effort: Effort) -> Ints:
     """[pool] columns of `stock` within all rows, near what its `master` comes to; more are added to both."""
     if stock.stage.start is not None:
-        return reseated(stock, stock.stage.start, master.solve()[1])
+        moves = FEW_MOVES if stock.stage.dollars == 1.0 else MOVES
+        return reseated(stock, stock.stage.start, master.solve()[1], moves)
     near = _Near(stock, master)
     if not near.open.any():
         return near.heaviest
@@ -165,7 +166,7 @@ class _Near:
     def mended(self, chosen: Ints, effort: Effort) -> Ints:
         """[pool] columns no dearer than `chosen`, where that is far from the master."""
         if self.target * (1 + WANTED[effort]) < self.total(chosen) < np.inf:
-            chosen = reseated(self.stock, chosen, self.duals, MOVES)
+            chosen = reseated(self.stock, chosen, self.duals, MENDING)
         return chosen
 
     def _plain(self, open_: Flags) -> Ints:

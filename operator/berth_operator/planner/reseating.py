@@ -24,6 +24,8 @@ from berth_operator.planner.stock import Stock
 
 MOVES: Final = 600
 """For each pool,"""
+FEW_MOVES: Final = 150
+"""the same where it is decided who goes short, or a plan is only tried,"""
 MOST_MOVES: Final = 60_000
 """but no more for all of them."""
 ABOVE: Final = 3.0

@@ -21,7 +21,7 @@ import numpy as np
 from berth_operator.planner.decomposition import Decomposition
 from berth_operator.planner.effort import Effort
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes
-from berth_operator.planner.reseating import reseated
+from berth_operator.planner.reseating import FEW_MOVES, reseated
 from berth_operator.planner.solver import TOLERANCE
 from berth_operator.planner.stock import Stage
 from berth_operator.planner.types import Shortage
@@ -95,7 +95,7 @@ def less_shortage(search: Decomposition, chosen: Ints, duals: Floats, settled: F
     """
     stage = Stage(least=0.0, start=chosen, rank=_ranks(search.lanes)[2], settled=settled)
     part = search.staged(search.unserved, search.missing, stage)
-    return reseated(part, chosen, duals)
+    return reseated(part, chosen, duals, FEW_MOVES)
 
 
 def _ranks(lanes: Lanes) -> tuple[Ints, Ints, Ints]:
