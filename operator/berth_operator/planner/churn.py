@@ -68,8 +68,7 @@ def decide(
     search = bool(incumbents) and solver.large
     free = solver.solve(problems, Effort.SEARCH) if search else solver.solve(problems, settled=incumbents.keys())
     scarce = free.scarce
-    if search and scarce:
-        search, free = False, solver.solve(problems)
+    search = search and not scarce
     moves = _weighed(problems, incumbents, solver, free, now)
     if search and not moves.stays:
         search, free = False, solver.solve(problems, settled=incumbents.keys())

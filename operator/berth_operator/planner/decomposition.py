@@ -104,7 +104,7 @@ class Decomposition(Stock):
     def staged(self, unserved: Floats, missing: float, stage: Stage) -> "Decomposition":
         """The same pools and columns, with other prices of shortage."""
         part = Decomposition(self.lanes, self.pools, unserved, missing, stage)
-        part.columns, part.warm = self.columns, True
+        part.columns = self.columns
         part._least[:] = 0.0
         return part
 
@@ -154,7 +154,8 @@ class Decomposition(Stock):
             self._exactly(lane, duals, float(ceiling[self.lanes.pool[lane]]))
         # What costs more than the best known pattern need not have been looked for.
         self._least[which] = np.minimum(self._least[which], ceiling[self.lanes.pool[which]])
-        self._tighten(duals, even, max(EXACT_LANES[0], self.pools // EXACT_LANES[1]) if finally_ else 0)
+        if self.stage is WHOLE:  # the others are tightened once, after their last pricing
+            self._tighten(duals, even, last=finally_)
         return self._bound(duals)
 
     def _bound(self, duals: Floats) -> float:
@@ -170,8 +171,9 @@ class Decomposition(Stock):
         found = cheapest(self.lanes, which, self.prices(duals), ceiling, GUESS_UNITS, again=0)
         self.add(found.lane, found.nodes)
 
-    def _tighten(self, duals: Floats, which: Ints, most: int) -> None:
-        """Price the `most` loosest of lanes by the flat program, and a few whose pool could be served far better."""
+    def _tighten(self, duals: Floats, which: Ints, *, last: bool) -> None:
+        """Price lanes by the flat program: a few whose pool could be served far better, at `last` the loosest, too."""
+        most = max(EXACT_LANES[0], self.pools // EXACT_LANES[1]) if last else 0
         ceiling = self.ceilings(duals)[self.lanes.pool[which]]
         gap = ceiling - self._least[which]
         order = np.argsort(-gap, kind="stable")
@@ -207,13 +209,14 @@ class Decomposition(Stock):
         elif changed is None:
             rounds = self.depth.warm_rounds if self.warm else self.depth.rounds[effort]
             at = self._price_rounds(master, at, rounds)
-            if effort is Effort.PROVE and not (shed and self.short(master.solve()[2])):
+            shed = shed and self.short(master.solve()[2])
+            if effort is Effort.PROVE and not shed:
                 best, at = self._proven(master, at)
         if self.stage is WHOLE:
             master.raise_most(1e6)
         if effort is Effort.SEARCH:
             at = self.duals = master.solve()[1]
-        chosen = whole(self, master, effort)
+        chosen = whole(self, master, Effort.COMPARE if shed else effort)
         far = self.stage is WHOLE and self.costs()[chosen].sum() > best * (1 + WANTED)  # in a stage it is the choice
         if effort is Effort.PROVE and best > 0.0 and far:
             _, duals, _ = self._solved(master, at)
@@ -234,6 +237,9 @@ class Decomposition(Stock):
             if objective - bound - unpriced <= right * self.worth():
                 break
         self._least = least
+        if self.stage is not WHOLE:
+            self._tighten(self.duals, self.active[~self.lanes.odd[self.active]], last=True)
+            self.feed(master)
         self._proof = _Proof(self.duals, self._least, self.lanes.most)
         return self._bound(self.duals), self.duals
 
