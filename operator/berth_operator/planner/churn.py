@@ -68,7 +68,8 @@ def decide(
     search = bool(incumbents) and solver.large
     free = solver.solve(problems, Effort.SEARCH) if search else solver.solve(problems, settled=incumbents.keys())
     scarce = free.scarce
-    search = search and not scarce
+    if search and scarce:
+        search, free = False, solver.solve(problems)
     moves = _weighed(problems, incumbents, solver, free, now)
     if search and not moves.stays:
         search, free = False, solver.solve(problems, settled=incumbents.keys())

@@ -196,7 +196,8 @@ class Decomposition(Stock):
         """Generate columns, choose whole ones.  `shed`: stages follow a shortage, which need no proof of this."""
         master = Master(self.pools, self.caps, self._first_most())
         master.begin(self.columns.pool, self.costs(), self.use(), self.duals)
-        rounds, best, changed = 0, 0.0, self._changed() if effort is Effort.PROVE else None
+        rounds, best, short = 0, 0.0, False
+        changed = self._changed() if effort is Effort.PROVE else None
         if changed is not None:
             at = self._price_rounds(master, self.duals, self.depth.amending)
             best = self._amended(changed)
@@ -209,14 +210,14 @@ class Decomposition(Stock):
         elif changed is None:
             rounds = self.depth.warm_rounds if self.warm else self.depth.rounds[effort]
             at = self._price_rounds(master, at, rounds)
-            shed = shed and self.short(master.solve()[2])
-            if effort is Effort.PROVE and not shed:
+            short = shed and self.short(master.solve()[2])
+            if effort is Effort.PROVE and not short:
                 best, at = self._proven(master, at)
         if self.stage is WHOLE:
             master.raise_most(1e6)
         if effort is Effort.SEARCH:
             at = self.duals = master.solve()[1]
-        chosen = whole(self, master, Effort.COMPARE if shed else effort)
+        chosen = whole(self, master, Effort.COMPARE if short else effort)
         far = self.stage is WHOLE and self.costs()[chosen].sum() > best * (1 + WANTED)  # in a stage it is the choice
         if effort is Effort.PROVE and best > 0.0 and far:
             _, duals, _ = self._solved(master, at)

@@ -130,7 +130,7 @@ class FleetSolver:
             self._first = Decomposition(lanes, len(served), *penalties(lanes))
         options = {p.key: p.options for p in problems}
         part = self._first.restricted(_allowed(self._first.lanes, options))
-        staged, least = staged and effort is not Effort.COMPARE and part.pools <= MOST_POOLS, None
+        staged, least = staged and effort is Effort.PROVE and part.pools <= MOST_POOLS, None
         settled = frozenset() if staged else settled
         outcome = part.run(effort, shed=staged)
         if staged and _scarce(part, outcome):
