@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from berth_operator.planner.candidates import Option
-from berth_operator.planner.decomposition import Decomposition, Outcome
+from berth_operator.planner.decomposition import WANTED, Decomposition, Outcome
 from berth_operator.planner.effort import Effort
 from berth_operator.planner.lanes import Floats, Ints, Lanes, lanes_of, most_replicas_on, unserved_by
 from berth_operator.planner.pricing import LEAST
@@ -133,7 +133,7 @@ class FleetSolver:
         staged, least = staged and effort is Effort.PROVE and part.pools <= MOST_POOLS, None
         settled = frozenset() if staged else settled
         outcome = part.run(effort, shed=staged)
-        if staged and _scarce(part, outcome):
+        if staged and (_scarce(part, outcome) or _unproven(part, outcome)):
             least = least_shortage(part, outcome.chosen)
             outcome = _chosen(part, outcome, least.chosen)
         else:
@@ -184,6 +184,14 @@ class FleetSolver:
 def _scarce(part: Decomposition, outcome: Outcome) -> bool:
     """Whether pools go short of nodes that others have, and not of their own budgets alone."""
     return part.short(np.bincount(outcome.chosen, minlength=part.columns.count).astype(np.float64))
+
+
+def _unproven(part: Decomposition, outcome: Outcome) -> bool:
+    """Whether what is unserved leaves more between the plan's dollars and their bound than is wanted: the price of
+    shortage is in the bound, too, and weighs more than dollars there."""
+    short = float(part.columns.unserved[outcome.chosen].sum()) > TOLERANCE
+    dollars = float(part.columns.cost[outcome.chosen].sum())
+    return short and outcome.cost - outcome.bound > WANTED * dollars
 
 
 def _chosen(part: Decomposition, outcome: Outcome, chosen: Ints) -> Outcome:
