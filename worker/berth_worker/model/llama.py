@@ -73,7 +73,9 @@ def check_batch(batch: Batch, config: LlamaConfig, num_blocks: int) -> None:
             raise ValueError(f"batch.block_tables[{s}]: found {len(table)} blocks for {context} tokens of context")
         used.extend(table[: -(-context // BLOCK_TOKENS)])
     if used and np.frombuffer(used, np.uint32).max() >= num_blocks:  # one below 0 is large
-        raise ValueError(f"batch.block_tables: found a block outside 0 to {num_blocks - 1}")
+        tables = (t[: -(-n // BLOCK_TOKENS)] for n, t in zip(batch.context_lengths, batch.block_tables, strict=True))
+        s = next(s for s, table in enumerate(tables) if not 0 <= min(table) <= max(table) < num_blocks)
+        raise ValueError(f"batch.block_tables[{s}]: found a block outside 0 to {num_blocks - 1}")
     for copy in batch.copies:
         if not 0 <= min(copy) <= max(copy) < num_blocks:
             raise ValueError(f"batch.copies: found {copy}; blocks are 0 to {num_blocks - 1}")
