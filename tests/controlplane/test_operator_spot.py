@@ -35,11 +35,15 @@ def nodes_as_before(fleet: Fleet) -> Iterator[None]:
 
 @pytest.fixture
 def settled(fleet: Fleet, operator: OperatorProcess, namespace: str) -> Callable[..., list[Manifest]]:
-    """Wait until a pool is Ready with nothing left to move; its workers."""
+    """Wait until a pool is Ready with nothing left to move, and Services know its workers; those of the namespace."""
 
     def wait(name: str = "agents") -> list[Manifest]:
         operator.wait_for(f"pool {name} is Ready", lambda: fleet.ready(namespace, name))
         operator.wait_for("no stand-in is left", lambda: _surge(fleet, namespace) == 0)
+        # pods are Ready before the endpoints' controller has written it
+        operator.wait_for(
+            "ready workers serve", lambda: _ready_nodes(fleet, namespace) <= {*_serving(fleet, namespace)}
+        )
         return _workers(fleet, namespace)
 
     return wait
@@ -57,6 +61,12 @@ def _serving(fleet: Fleet, namespace: str) -> list[str]:
     )
     endpoints = [e for item in slices["items"] for e in item["endpoints"] or ()]
     return sorted(e["nodeName"] for e in endpoints if e["conditions"].get("ready"))
+
+
+def _ready_nodes(fleet: Fleet, namespace: str) -> set[str]:
+    """Nodes of workers that are ready for requests."""
+    conditions = {_node(pod): pod.get("status", {}).get("conditions", ()) for pod in _workers(fleet, namespace)}
+    return {node for node, of in conditions.items() if any(c["type"] == "Ready" and c["status"] == "True" for c in of)}
 
 
 def _node(pod: Manifest) -> str:
