@@ -102,87 +102,84 @@ class Asking {
   const int8_t* next_ = nullptr;
 };
 
-// 17 to 32 rows by two panels: each tile that is loaded is used twice.  Tiles 4 and 5 are activations, 6 and 7 weights.
-void square_block(const Block& b, const Asks& asks) {
-  alignas(64) int32_t dots[4][kAmxRows * kPanel];
-  alignas(64) float sums[4][kAmxRows * kPanel];
-  const int64_t depth = b.a.depth, panel_bytes = b.m.panel_bytes(), tiles = depth / kDeep, unit_tiles = b.a.unit / kDeep;
-  const int8_t *weights = b.m.weights + b.panel * panel_bytes, *values = b.a.values + b.row * depth;
+// Rows of two or three tiles by two panels: sums of row tile i and panel j are in tile 2i + j.  multiply(w, x, ask) adds the products of a
+// tile of depth: w the first panel's weights, x the first rows' activations, ask(0) to ask(3) what is asked for between them.
+template <int RowTiles, class Multiply>
+inline __attribute__((always_inline)) void two_panels(const Block& b, const Asks& asks, Multiply&& multiply) {
+  alignas(64) int32_t dots[2 * RowTiles][kAmxRows * kPanel];
+  alignas(64) float sums[2 * RowTiles][kAmxRows * kPanel];
+  const int64_t depth = b.a.depth, tiles = depth / kDeep, unit_tiles = b.a.unit / kDeep;
+  const int8_t *weights = b.m.weights + b.panel * b.m.panel_bytes(), *values = b.a.values + b.row * depth;
   Asking asking(b, asks);
+  const auto ask = [&](int i) { asking.quarter(i); };
   for (int64_t first = 0, unit = 0; first < tiles; first += unit_tiles, ++unit) {
     const int64_t end = first + unit_tiles < tiles ? first + unit_tiles : tiles;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
+    if constexpr (RowTiles == 3) {
+      _tile_zero(4);
+      _tile_zero(5);
+    }
     for (int64_t t = first; t < end; ++t) {
-      const int8_t *w = weights + t * kTileBytes, *x = values + t * kDeep;
+      const int8_t* w = weights + t * kTileBytes;
       asking.tile(t, w);
-      _tile_loadd(4, x, depth);
-      _tile_loadd(6, w, 64);
-      _tile_dpbssd(0, 4, 6);
-      asking.quarter(0);
-      _tile_loadd(7, w + panel_bytes, 64);
-      _tile_dpbssd(1, 4, 7);
-      asking.quarter(1);
-      _tile_loadd(5, x + kAmxRows * depth, depth);
-      _tile_dpbssd(2, 5, 6);
-      asking.quarter(2);
-      _tile_dpbssd(3, 5, 7);
-      asking.quarter(3);
+      multiply(w, values + t * kDeep, ask);
     }
     _tile_stored(0, dots[0], 64);
     _tile_stored(1, dots[1], 64);
     _tile_stored(2, dots[2], 64);
     _tile_stored(3, dots[3], 64);
-    for (int i = 0; i < 4; ++i) settle(b, i % 2, i / 2, unit, end == tiles, dots[i], sums[i]);
+    if constexpr (RowTiles == 3) {
+      _tile_stored(4, dots[4], 64);
+      _tile_stored(5, dots[5], 64);
+    }
+    for (int i = 0; i < 2 * RowTiles; ++i) settle(b, i % 2, i / 2, unit, end == tiles, dots[i], sums[i]);
   }
 }
 
-// 33 to 48 rows by two panels: six products in flight.  Tile 6 is weights, 7 activations.
+// 17 to 32 rows: each tile that is loaded is used twice.  Tiles 4 and 5 are activations, 6 and 7 weights.
+void square_block(const Block& b, const Asks& asks) {
+  const int64_t depth = b.a.depth, panel_bytes = b.m.panel_bytes();
+  two_panels<2>(b, asks, [&](const int8_t* w, const int8_t* x, auto&& ask) __attribute__((always_inline)) {
+    _tile_loadd(4, x, depth);
+    _tile_loadd(6, w, 64);
+    _tile_dpbssd(0, 4, 6);
+    ask(0);
+    _tile_loadd(7, w + panel_bytes, 64);
+    _tile_dpbssd(1, 4, 7);
+    ask(1);
+    _tile_loadd(5, x + kAmxRows * depth, depth);
+    _tile_dpbssd(2, 5, 6);
+    ask(2);
+    _tile_dpbssd(3, 5, 7);
+    ask(3);
+  });
+}
+
+// 33 to 48 rows: six products in flight.  Tile 6 is weights, 7 activations.
 void tall_block(const Block& b, const Asks& asks) {
-  alignas(64) int32_t dots[6][kAmxRows * kPanel];
-  alignas(64) float sums[6][kAmxRows * kPanel];
-  const int64_t depth = b.a.depth, panel_bytes = b.m.panel_bytes(), tiles = depth / kDeep, unit_tiles = b.a.unit / kDeep;
-  const int8_t *weights = b.m.weights + b.panel * panel_bytes, *values = b.a.values + b.row * depth;
-  Asking asking(b, asks);
-  for (int64_t first = 0, unit = 0; first < tiles; first += unit_tiles, ++unit) {
-    const int64_t end = first + unit_tiles < tiles ? first + unit_tiles : tiles;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    _tile_zero(4);
-    _tile_zero(5);
-    for (int64_t t = first; t < end; ++t) {
-      const int8_t *w = weights + t * kTileBytes, *x = values + t * kDeep;
-      asking.tile(t, w);
-      _tile_loadd(6, w, 64);
-      _tile_loadd(7, x, depth);
-      _tile_dpbssd(0, 7, 6);
-      asking.quarter(0);
-      _tile_loadd(7, x + kAmxRows * depth, depth);
-      _tile_dpbssd(2, 7, 6);
-      asking.quarter(1);
-      _tile_loadd(7, x + 2 * kAmxRows * depth, depth);
-      _tile_dpbssd(4, 7, 6);
-      _tile_loadd(6, w + panel_bytes, 64);
-      asking.quarter(2);
-      _tile_dpbssd(5, 7, 6);
-      _tile_loadd(7, x + kAmxRows * depth, depth);
-      _tile_dpbssd(3, 7, 6);
-      asking.quarter(3);
-      _tile_loadd(7, x, depth);
-      _tile_dpbssd(1, 7, 6);
-    }
-    _tile_stored(0, dots[0], 64);
-    _tile_stored(1, dots[1], 64);
-    _tile_stored(2, dots[2], 64);
-    _tile_stored(3, dots[3], 64);
-    _tile_stored(4, dots[4], 64);
-    _tile_stored(5, dots[5], 64);
-    for (int i = 0; i < 6; ++i) settle(b, i % 2, i / 2, unit, end == tiles, dots[i], sums[i]);
-  }
+  const int64_t depth = b.a.depth, panel_bytes = b.m.panel_bytes();
+  two_panels<3>(b, asks, [&](const int8_t* w, const int8_t* x, auto&& ask) __attribute__((always_inline)) {
+    _tile_loadd(6, w, 64);
+    _tile_loadd(7, x, depth);
+    _tile_dpbssd(0, 7, 6);
+    ask(0);
+    _tile_loadd(7, x + kAmxRows * depth, depth);
+    _tile_dpbssd(2, 7, 6);
+    ask(1);
+    _tile_loadd(7, x + 2 * kAmxRows * depth, depth);
+    _tile_dpbssd(4, 7, 6);
+    _tile_loadd(6, w + panel_bytes, 64);
+    ask(2);
+    _tile_dpbssd(5, 7, 6);
+    _tile_loadd(7, x + kAmxRows * depth, depth);
+    _tile_dpbssd(3, 7, 6);
+    ask(3);
+    _tile_loadd(7, x, depth);
+    _tile_dpbssd(1, 7, 6);
+  });
 }
 
 // Up to 16 rows by one panel, for weights that are read once, in order.
