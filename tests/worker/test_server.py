@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -275,6 +277,16 @@ async def test_before_the_model_is_there_the_worker_is_alive_and_not_ready(servi
             grpc.StatusCode.UNAVAILABLE,
             "the model is not loaded yet; ask another worker",
         )
+
+
+async def test_http_holds_no_piece_of_an_answer_back(serving: Any) -> None:
+    async with serving() as running:
+        await running.http.get("/healthz")
+        transports = [found for found in gc.get_objects() if issubclass(type(found), asyncio.Transport)]
+        sockets = [transport.get_extra_info("socket") for transport in transports]
+        port = running.http_server.port
+        (connection,) = [s for s in sockets if s is not None and s.fileno() >= 0 and s.getsockname()[1] == port]
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def health(running: Any, service: str) -> int:
