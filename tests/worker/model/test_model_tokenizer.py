@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,22 @@ TRICKY = [
 @pytest.fixture(scope="module")
 def tokenizer(real_file: GgufFile) -> GgufTokenizer:
     return GgufTokenizer(real_file)
+
+
+def test_while_a_long_text_is_encoded_python_goes_on(tokenizer: GgufTokenizer) -> None:
+    turns, begun, ended = 0, [], []
+
+    def encode() -> None:
+        begun.append(turns)
+        tokenizer.encode("word " * 200_000)
+        ended.append(turns)
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    while thread.is_alive():
+        time.sleep(0.0001)
+        turns += 1
+    assert ended[0] - begun[0] > 10
 
 
 class ByteLevelReference:

@@ -37,6 +37,10 @@ MAX_BODY = 16 << 20
 """Bytes; a context of a million tokens is less."""
 INLINE_CHARACTERS = 4096
 """Longer prompts are tokenized in a thread."""
+INLINE_BODY = 1 << 16
+"""Bytes; larger bodies are read in a thread."""
+MESSAGE_CHARACTERS = 64
+"""As many as a message, or a call in one, counts for beside its text; a tool counts for four times as many."""
 
 
 class _RefusedError(Exception):
@@ -100,7 +104,8 @@ class OpenAiFace:
             engine = self._engine()
             request_id = request.headers.get("x-request-id", "")
             try:
-                asked = read(parse_body(await _body(request)), request.headers.get("x-session-id", ""))
+                body, session = await _body(request), request.headers.get("x-session-id", "")
+                asked = await in_thread_if(len(body) > INLINE_BODY, lambda: read(parse_body(body), session))
                 if len(request_id) > MAX_ID:
                     raise InvalidRequestError("x-request-id", f"{len(request_id)} characters; at most {MAX_ID}")
             except InvalidRequestError as error:
@@ -226,7 +231,8 @@ async def _ids(prompt: Prompt, engine: Engine) -> list[int]:
 
 
 async def _chat_ids(asked: Asked, engine: Engine) -> list[int]:
-    size = sum(len(message["content"] or "") for message in asked.messages) + 256 * len(asked.tools)
+    things = sum(1 + len(message.get("tool_calls", ())) for message in asked.messages) + 4 * len(asked.tools)
+    size = sum(len(message["content"] or "") for message in asked.messages) + MESSAGE_CHARACTERS * things
 
     def encode() -> list[int]:
         return engine.tokenizer.encode_chat(asked.messages, tools=asked.tools)
