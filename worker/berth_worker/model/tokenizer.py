@@ -77,8 +77,8 @@ class BpeTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         tokenizer = self._tokenizer if parse_special else self._without_special()
-        # Of the library's calls the one that lets go of Python's lock: 1 MB would hold up all streams for 0.7 s. It keeps
-        # no offsets either, which would take three times as long.
+        # Of the library's calls the one that lets go of Python's lock: 1 MB would hold up all streams for 0.7 s.
+        # It keeps no offsets either, which would take three times as long.
         ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         if add_special_tokens and self._vocabulary.add_bos and self._vocabulary.bos is not None:
             return [self._vocabulary.bos, *ids]
