@@ -407,6 +407,7 @@ CHAT, TEXT = {"messages": QUESTION}, {"prompt": "x"}
         ({"prompt": [[1, "a"]]}, "prompt[0][1]", "a token's number is right"),
         ({"prompt": [5, 99999]}, "prompt[1]", "token 99999 is out of range"),
         ({"prompt": [5] * 600}, "prompt", "600 tokens are too many; at most 511"),
+        ({"prompt": "word " * 200_000}, "prompt", "more than 1022 tokens are too many; at most 511"),
         ({"prompt": "\ud800"}, "prompt", "half of a surrogate pair"),
         ({}, "prompt", "found nothing"),
         (CHAT | {"top_logprobs": 2}, "top_logprobs", "logprobs must be true"),

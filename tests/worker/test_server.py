@@ -193,6 +193,7 @@ async def test_every_sampling_parameter_reaches_the_sampler(serving: Any) -> Non
         ),
         ({"text": "x", "sampling": {"stop": ["ok", ""]}}, "sampling.stop[1]: 0 characters; 1 to 256"),
         ({"text": "x", "sampling": {"stop": ["s"] * 17}}, "sampling.stop: 17 strings; at most 16"),
+        ({"text": "a" * 5_000_000}, "text: more than 1022 tokens are too many; at most 511 are right"),
         ({"text": "x", "session_id": "s" * 257}, "session_id: 257 characters; at most 256"),
         ({"text": "x", "request_id": "r" * 257}, "request_id: 257 characters; at most 256"),
     ],

@@ -56,6 +56,17 @@ def test_while_a_long_text_is_encoded_python_goes_on(tokenizer: GgufTokenizer) -
     assert ended[0] - begun[0] > 10
 
 
+@pytest.mark.parametrize("text", [*(text * (200_000 // len(text)) for text in TRICKY if text)])
+def test_a_text_that_fits_is_never_too_long(tokenizer: GgufTokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.encode(text, most=len(ids)) == ids
+    few = len(ids) // 3
+    with pytest.raises(ValueError, match=f"more than {2 * few} tokens are too many; at most {few} are right"):
+        tokenizer.encode(text, most=few)
+    with pytest.raises(ValueError, match="tokens are too many"):
+        tokenizer.encode_chat([{"role": "user", "content": text}], most=few)
+
+
 class ByteLevelReference:
     """GPT-2's algorithm as published (openai/gpt-2, encoder.py), with SmolLM's rule that each digit stands alone."""
 

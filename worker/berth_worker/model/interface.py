@@ -95,9 +95,13 @@ class Tokenizer(Protocol):
     """Tokens that end a generation (end of text, end of turn)."""
     vocab_size: int
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True, most: int | None = None
+    ) -> list[int]:
         """Ids of text.  add_special_tokens puts BOS in front where the model wants one; with parse_special, the text of
-        a control token such as <|im_end|> becomes that token (for prompts), without it stays plain text."""
+        a control token such as <|im_end|> becomes that token (for prompts), without it stays plain text.
+
+        Raises ValueError for a text of more than twice `most` ids, before it takes the memory for them all."""
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
@@ -121,9 +125,10 @@ class Tokenizer(Protocol):
         *,
         tools: Sequence[Mapping[str, object]] = (),
         add_generation_prompt: bool = True,
+        most: int | None = None,
     ) -> list[int]:
         """Ids of a conversation's prompt.  Control tokens come from the template alone: where messages or tools spell
-        one, such as <|im_end|>, it stays plain text.  Raises ValueError as apply_chat_template does."""
+        one, such as <|im_end|>, it stays plain text.  Raises ValueError as apply_chat_template and encode do."""
         ...
 
 

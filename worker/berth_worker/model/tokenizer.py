@@ -34,6 +34,7 @@ END_TEXTS = ("<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time: no threads beside the kernels' pool
 
+PIECE = 1 << 16  # characters of a long text that are counted at once
 LONGEST_TOKEN = 512  # characters; Llama's longest have 128 (spaces)
 
 
@@ -75,11 +76,16 @@ class BpeTokenizer:
 
     # -- text to ids -------------------------------------------------------------------------------------------------
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True, most: int | None = None
+    ) -> list[int]:
         tokenizer = self._tokenizer if parse_special else self._without_special()
-        # Of the library's calls the one that lets go of Python's lock: 1 MB would hold up all streams for 0.7 s.
-        # It keeps no offsets either, which would take three times as long.
-        ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        if most is not None and len(text) > PIECE:  # 16 MB of text would take 2 GB at once
+            found = 0
+            for begin in range(0, len(text), PIECE):
+                found += len(_ids(tokenizer, text[begin : begin + PIECE]))
+                _check_length(found, most)
+        ids = _ids(tokenizer, text)
         if add_special_tokens and self._vocabulary.add_bos and self._vocabulary.bos is not None:
             return [self._vocabulary.bos, *ids]
         return ids
@@ -95,19 +101,21 @@ class BpeTokenizer:
         *,
         tools: Sequence[Mapping[str, object]] = (),
         add_generation_prompt: bool = True,
+        most: int | None = None,
     ) -> list[int]:
         mark = self._shield.mark_for([messages, tools])
         if mark is not None:
             messages, tools = self._shield.marked(messages, mark), self._shield.marked(tools, mark)
         text = self._template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
         if mark is None:
-            return self.encode(text, add_special_tokens=False)
+            return self.encode(text, add_special_tokens=False, most=most)
         ids: list[int] = []
         for piece in self._shield.split(text, mark):
             if isinstance(piece, int):
                 ids.append(piece)
             else:
-                ids += self.encode(piece, add_special_tokens=False, parse_special=False)
+                ids += self.encode(piece, add_special_tokens=False, parse_special=False, most=most)
+            _check_length(len(ids), most)
         return ids
 
     def _without_special(self) -> Tokenizer:
@@ -142,6 +150,19 @@ class BpeTokenizer:
         if kind == BYTE:
             return bytes([int(text[3:5], 16)])
         return text.replace("▁", " ").encode() if kind == NORMAL else text.encode()
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    # Of the library's calls the one that lets go of Python's lock: 1 MB would hold up all streams for 0.7 s.
+    # It keeps no offsets either, which would take three times as long.
+    ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
+
+
+def _check_length(found: int, most: int | None) -> None:
+    """Twice as many are let through: a text that is cut anywhere has a few more tokens than the whole."""
+    if most is not None and found > 2 * most:
+        raise ValueError(f"more than {2 * most} tokens are too many; at most {most} are right")
 
 
 def _without_special(tokenizer: Tokenizer) -> Tokenizer:

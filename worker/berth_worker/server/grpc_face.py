@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,6 +31,10 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Generation"].full_name
 MAX_ID = 256
 INLINE_CHARACTERS = 4096
 """Longer text is tokenized in a thread."""
+MESSAGE_CHARACTERS = 64
+"""As many as a message counts for beside its text."""
+MAX_MESSAGE = 16 << 20
+"""Bytes, as of an HTTP body; gRPC itself answers a larger one, with RESOURCE_EXHAUSTED."""
 OPTIONAL = [field.name for field in pb.SamplingParams.DESCRIPTOR.fields if field.has_presence]
 """Sampling parameters whose default is the engine's."""
 REASONS = {
@@ -102,13 +107,14 @@ def _check_ids(request: pb.GenerateRequest) -> None:
 async def _prompt(request: pb.GenerateRequest, engine: Engine) -> list[int]:
     """The prompt's tokens. Raises InvalidRequestError."""
     kind = request.WhichOneof("prompt")
-    tokenizer = engine.tokenizer
+    tokenizer, most = engine.tokenizer, engine.config.max_context_tokens - 1
     if kind == "token_ids":
         return list(request.token_ids.ids)
     if kind == "text":
         if not request.text:
             raise InvalidRequestError("prompt", "empty; at least one character")
-        text = request.text
+        size = len(request.text)
+        encode = functools.partial(tokenizer.encode, request.text, most=most)
     elif kind == "chat":
         if not request.chat.messages:
             raise InvalidRequestError("prompt", "no messages; at least one")
@@ -116,14 +122,14 @@ async def _prompt(request: pb.GenerateRequest, engine: Engine) -> list[int]:
             if not message.role:
                 raise InvalidRequestError(f"chat.messages[{index}].role", "empty; one of system, user, assistant, tool")
         messages = [{"role": message.role, "content": message.content} for message in request.chat.messages]
-        size = sum(len(message.content) for message in request.chat.messages)
-        try:
-            return await in_thread_if(size > INLINE_CHARACTERS, tokenizer.encode_chat, messages)
-        except ValueError as error:
-            raise InvalidRequestError("prompt", str(error)) from error
+        size = sum(MESSAGE_CHARACTERS + len(message.content) for message in request.chat.messages)
+        encode = functools.partial(tokenizer.encode_chat, messages, most=most)
     else:
         raise InvalidRequestError("prompt", "nothing to continue; set one of text, chat and token_ids")
-    return await in_thread_if(len(text) > INLINE_CHARACTERS, tokenizer.encode, text)
+    try:
+        return await in_thread_if(size > INLINE_CHARACTERS, encode)
+    except ValueError as error:
+        raise InvalidRequestError("prompt", str(error)) from error
 
 
 def sampling_params(sampling: pb.SamplingParams) -> SamplingParams:
@@ -181,6 +187,7 @@ class GrpcServer:
         self._worker = worker
         self._server = grpc.aio.server(
             options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE),
                 ("grpc.so_reuseport", 0),  # a second worker on the port must fail, not take half of the calls
                 ("grpc.keepalive_permit_without_calls", 1),  # idle clients behind a load balancer may ping
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -227,7 +227,11 @@ async def _body(request: Request) -> bytes:
 async def _ids(prompt: Prompt, engine: Engine) -> list[int]:
     if isinstance(prompt, list):
         return prompt
-    return await in_thread_if(len(prompt) > INLINE_CHARACTERS, engine.tokenizer.encode, prompt)
+    most = engine.config.max_context_tokens - 1
+    try:
+        return await in_thread_if(len(prompt) > INLINE_CHARACTERS, lambda: engine.tokenizer.encode(prompt, most=most))
+    except ValueError as error:
+        raise InvalidRequestError("prompt", str(error)) from error
 
 
 async def _chat_ids(asked: Asked, engine: Engine) -> list[int]:
@@ -235,7 +239,8 @@ async def _chat_ids(asked: Asked, engine: Engine) -> list[int]:
     size = sum(len(message["content"] or "") for message in asked.messages) + MESSAGE_CHARACTERS * things
 
     def encode() -> list[int]:
-        return engine.tokenizer.encode_chat(asked.messages, tools=asked.tools)
+        most = engine.config.max_context_tokens - 1
+        return engine.tokenizer.encode_chat(asked.messages, tools=asked.tools, most=most)
 
     try:
         return await in_thread_if(size > INLINE_CHARACTERS, encode)

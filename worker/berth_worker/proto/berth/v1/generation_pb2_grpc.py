@@ -32,6 +32,7 @@ class GenerationStub:
     INVALID_ARGUMENT    a field cannot work; the message begins with the field's name. Do not retry.
     NOT_FOUND           GenerateRequest.model names another model than the one that is served here.
     RESOURCE_EXHAUSTED  as many requests run and wait as are allowed to. Said at once; try another worker.
+    Also for a request of more than 16 MiB, in gRPC's own words: do not retry that.
     UNAVAILABLE         the model is not loaded yet, or the worker is going down. Try another worker.
     INTERNAL            the engine failed on the request.
     Cancelling the call frees what it holds within one step of the model.
@@ -57,6 +58,7 @@ class GenerationServicer:
     INVALID_ARGUMENT    a field cannot work; the message begins with the field's name. Do not retry.
     NOT_FOUND           GenerateRequest.model names another model than the one that is served here.
     RESOURCE_EXHAUSTED  as many requests run and wait as are allowed to. Said at once; try another worker.
+    Also for a request of more than 16 MiB, in gRPC's own words: do not retry that.
     UNAVAILABLE         the model is not loaded yet, or the worker is going down. Try another worker.
     INTERNAL            the engine failed on the request.
     Cancelling the call frees what it holds within one step of the model.
@@ -92,6 +94,7 @@ class Generation:
     INVALID_ARGUMENT    a field cannot work; the message begins with the field's name. Do not retry.
     NOT_FOUND           GenerateRequest.model names another model than the one that is served here.
     RESOURCE_EXHAUSTED  as many requests run and wait as are allowed to. Said at once; try another worker.
+    Also for a request of more than 16 MiB, in gRPC's own words: do not retry that.
     UNAVAILABLE         the model is not loaded yet, or the worker is going down. Try another worker.
     INTERNAL            the engine failed on the request.
     Cancelling the call frees what it holds within one step of the model.
