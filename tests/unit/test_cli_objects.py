@@ -222,3 +222,46 @@ def test_whatever_stands_in_a_field_is_either_read_or_complained_about(
     objects, problems = read_objects([str(file)])
     assert len(objects.pools) == (0 if problems or value is None else 1)
     assert all(problem.where == str(file) and problem.message for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("metadata: &a {name: x, labels: *a}", "metadata.labels: is an alias of what it stands in: write it out"),
+        (f"spec: {{priority: {10**30}}}", "InferencePool: spec.priority: found 100000000000000000000000...: a whole"),
+        (f"spec: {{priority: {'9' * 5000}}}", "line 3: is not valid YAML: '999"),
+        ("spec: !!int many", "line 3: is not valid YAML: 'many' is no int"),
+        ("spec: !!timestamp soon", "line 3: is not valid YAML: 'soon' is no timestamp"),
+        (
+            "a0: &a0 [1, 1]\n" + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)),
+            "has more than 1000000 values once its aliases are written out",
+        ),
+        ("metadata: {name: x, namespace: A_b}", "metadata.namespace: found 'A_b': write lower-case letters"),
+    ],
+)
+def test_what_yaml_can_say_and_an_api_server_cannot_read_is_named(read: Read, text: str, says: str) -> None:
+    objects, problems = read(f"apiVersion: berth.dev/v1alpha1\nkind: InferencePool\n{text}\n", POOL)
+    assert says in str(problems[0])
+    assert len(objects.pools) == 1, "the other document is read all the same"
+
+
+@pytest.mark.parametrize("metadata", ["team-a", {"name": "team-a", "labels": ["tier"]}, {"name": 3}])
+def test_a_namespace_that_is_not_one_is_named(read: Read, metadata: Any) -> None:
+    objects, problems = read({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}, POOL)
+    assert "document 1: Namespace: metadata" in str(problems[0])
+    assert not objects.namespace_labels
+    assert len(objects.pools) == 1
+
+
+def test_a_syntax_error_costs_its_own_document_only(read: Read) -> None:
+    before, after = (changed("metadata", {"name": name}) for name in ("before", "after"))
+    objects, problems = read(before, "spec: [\n", after)
+    assert [pool.metadata.name for pool in objects.pools] == ["before", "after"]
+    assert len(problems) == 1
+    assert ": is not valid YAML: " in str(problems[0])
+
+
+def test_an_item_of_a_list_that_is_no_object_is_named(read: Read) -> None:
+    objects, problems = read({"apiVersion": "v1", "kind": "List", "items": ["chat", POOL]})
+    assert "item 1: found a str; write an object" in str(problems[0])
+    assert len(objects.pools) == 1

@@ -1,10 +1,12 @@
 """Which YAML documents do the files, folders and standard input that a person named hold?"""
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -12,6 +14,10 @@ from berth_operator.cli.problems import InputProblem
 
 _SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 _STDIN = "-"
+_DOCUMENT_START = re.compile(r"^---(?=\s|\Z)", re.MULTILINE)
+_MOST_VALUES: Final = 1_000_000
+"""In one object, each alias counted as what it stands for; an API server takes a few MB."""
+_BITS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,15 @@ class Document:
 
 class _Loader(yaml.SafeLoader):
     """YAML as the API server reads it: a date is text, and a key given twice is a mistake."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, AttributeError, LookupError) as error:  # PyYAML's own do not check a stated tag
+            shown = str(node.value)[:40]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{shown!r} is no {node.tag.rpartition(':')[2]}", node.start_mark
+            ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -58,7 +73,10 @@ def read_documents(sources: Sequence[str]) -> tuple[list[Document], list[InputPr
 
 def _texts(source: str, problems: list[InputProblem]) -> Iterator[tuple[str, str]]:
     if source == _STDIN:
-        yield "standard input", sys.stdin.read()
+        try:
+            yield "standard input", sys.stdin.read()
+        except UnicodeDecodeError as error:
+            problems.append(InputProblem("standard input", "", "", f"is not UTF-8 text (byte {error.start})"))
         return
     path = Path(source)
     if path.is_dir():
@@ -77,26 +95,66 @@ def _texts(source: str, problems: list[InputProblem]) -> Iterator[tuple[str, str
 
 
 def _parse(where: str, text: str, documents: list[Document], problems: list[InputProblem]) -> None:
-    try:
-        bodies = list(yaml.load_all(text, Loader=_Loader))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f"line {mark.line + 1}: " if mark else ""
-        problems.append(InputProblem(where, "", "", f"{line}is not valid YAML: {error.problem or error.context}"))
-        return
-    except (yaml.YAMLError, RecursionError) as error:
-        problems.append(InputProblem(where, "", "", f"is not valid YAML: {error}"))
-        return
+    """What cannot be read costs its own document, not those before and after it."""
+    starts = [0, *(found.start() for found in _DOCUMENT_START.finditer(text) if found.start() > 0)]
+    bodies: list[Any] = []
+    for start, end in pairwise([*starts, len(text)]):
+        try:
+            bodies += yaml.load_all(text[start:end], Loader=_Loader)
+            continue
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            line = f"line {text.count(chr(10), 0, start) + mark.line + 1}: " if mark else ""
+            message = f"{line}is not valid YAML: {error.problem or error.context}"
+        except (yaml.YAMLError, RecursionError) as error:
+            message = f"is not valid YAML: {error}"
+        problems.append(InputProblem(where, "", "", message))
+        bodies.append(None)
     numbered = len(bodies) > 1
     for number, body in enumerate(bodies, start=1):
-        if body is None:
-            continue
         place = f"{where} document {number}" if numbered else where
-        if not isinstance(body, dict):
-            found = type(body).__name__
-            problems.append(InputProblem(place, "", "", f"found a {found}; write an object with apiVersion and kind"))
-        elif str(body.get("kind", "")).endswith("List") and isinstance(body.get("items"), list):
-            items = enumerate(body["items"], start=1)
-            documents.extend(Document(f"{place} item {n}", item) for n, item in items if isinstance(item, dict))
-        else:
-            documents.append(Document(place, body))
+        items = body.get("items") if isinstance(body, dict) and str(body.get("kind", "")).endswith("List") else None
+        if isinstance(items, list):
+            for n, item in enumerate(items, start=1):
+                _take(f"{place} item {n}", item, documents, problems)
+        elif body is not None:
+            _take(place, body, documents, problems)
+
+
+def _take(place: str, body: Any, documents: list[Document], problems: list[InputProblem]) -> None:
+    if not isinstance(body, dict):
+        found = type(body).__name__
+        problems.append(InputProblem(place, "", "", f"found a {found}; write an object with apiVersion and kind"))
+    elif unreadable := _unreadable(body):
+        problems.append(InputProblem(place, _called(body), *unreadable))
+    else:
+        documents.append(Document(place, body))
+
+
+def _called(body: Mapping[str, Any]) -> str:
+    """Kind and name, as far as they are there."""
+    metadata = body.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return " ".join(part for part in (body.get("kind"), name) if isinstance(part, str))
+
+
+def _unreadable(body: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Field and message of what YAML can say and JSON, which an API server takes, cannot."""
+    waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", body, ())]
+    for _ in range(_MOST_VALUES):
+        if not waiting:
+            return None
+        path, value, above = waiting.pop()
+        if isinstance(value, int) and value.bit_length() >= _BITS:
+            return path, f"found {str(value)[:24]}...: a whole number has at most {_BITS} bits"
+        if isinstance(value, dict | list):
+            if id(value) in above:
+                return path, "is an alias of what it stands in: write it out"
+            inner = (*above, id(value))
+            named = (
+                [(f"{path}[{n}]", item, inner) for n, item in enumerate(value)]
+                if isinstance(value, list)
+                else [(f"{path}.{key}".removeprefix("."), item, inner) for key, item in value.items()]
+            )
+            waiting += reversed(named)
+    return "", f"has more than {_MOST_VALUES} values once its aliases are written out: make it smaller"

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 
 from berth_operator.api import HardwareClass, InferencePool, ServingProfile
-from berth_operator.api.meta import Resource
+from berth_operator.api.meta import ObjectMeta, Resource
 from berth_operator.api.names import API_VERSION, GROUP
 from berth_operator.cli.documents import Document, read_documents
 from berth_operator.cli.problems import InputProblem
@@ -39,6 +39,7 @@ _HINTS = {  # pydantic's error types in the words of someone who writes YAML
 }
 
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_NAMESPACE = re.compile(r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 R = TypeVar("R", bound=Resource)
 
@@ -88,8 +89,7 @@ def read_bodies(
             else:
                 found[key] = resource, document.where
         elif kind == "Namespace":
-            metadata = document.body.get("metadata") or {}
-            labels[str(metadata.get("name", ""))] = metadata.get("labels") or {}
+            _read_namespace(document, labels, problems)
         else:
             passed_over[f"{group or '?'}/{kind or '?'}"] = passed_over.get(f"{group or '?'}/{kind or '?'}", 0) + 1
     remarks = tuple(f"passed over {count} x {what}: not of {GROUP}" for what, count in sorted(passed_over.items()))
@@ -100,6 +100,21 @@ def read_bodies(
         namespace_labels=labels,
         remarks=remarks,
     ), problems
+
+
+def _read_namespace(
+    document: Document, labels: dict[str, Mapping[str, str]], problems: list[InputProblem]
+) -> None:
+    """Its labels, by its name."""
+    try:
+        metadata = ObjectMeta.model_validate(document.body.get("metadata") or {}, strict=True, extra="ignore")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = _path(("metadata", *first["loc"]))
+        hint = _HINTS.get(first["type"]) or first["msg"]
+        problems.append(InputProblem(document.where, "Namespace", where, f"found {json.dumps(first['input'])}: {hint}"))
+    else:
+        labels[metadata.name] = metadata.labels
 
 
 def _of(model: type[R], found: Mapping[tuple[str, str, str], tuple[Resource, str]]) -> tuple[R, ...]:
@@ -139,6 +154,9 @@ def _resource(document: Document, kind: str, namespace: str, problems: list[Inpu
         problem("metadata.name", "is missing: give the object a name")
     elif not _NAME.fullmatch(name):
         problem("metadata.name", f"found {name!r}: write lower-case letters, digits, '-' and '.', at most 253")
+    in_namespace = metadata.get("namespace")
+    if isinstance(in_namespace, str) and not _NAMESPACE.fullmatch(in_namespace):
+        problem("metadata.namespace", f"found {in_namespace!r}: write lower-case letters, digits and '-', at most 63")
     for unknown in sorted(metadata.keys() - _METADATA - _METADATA_OF_SERVERS):
         problem(f"metadata.{unknown}", _unknown(unknown, sorted(_METADATA)))
     body["metadata"] = {key: value for key, value in metadata.items() if key in _METADATA}
