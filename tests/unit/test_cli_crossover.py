@@ -100,3 +100,24 @@ def test_figures_in_circulation_are_taken_for_true_only_when_asked_and_said_to_b
     other = berth(MODEL, "--what-if-set", "news-2026-04")
     assert other.exit_code == 2
     assert "is about llama-3-8b-instruct: ask for that model" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((MODEL, "--first-token", "0s"), "--first-token: '0s' must be above zero"),
+        ((MODEL, "--between-tokens", "60"), "--between-tokens: '60' is not a duration"),
+        ((MODEL, "--prompt-tokens", "2000000"), "--prompt-tokens: found 2000000: input should be less than"),
+        (("Llama-3.1-8B-Instruct",), f"known are: {MODEL}"),
+    ],
+)
+def test_an_option_that_no_pool_could_state_is_named(arguments: tuple[str, ...], says: str) -> None:
+    done = berth(*arguments)
+    assert done.exit_code == 2
+    assert says in done.stderr
+
+
+def test_files_without_a_class_are_compared_on_the_catalog_with_a_word_about_it() -> None:
+    done = berth(MODEL, *FEW, "-f", str(EXAMPLES / "chat.yaml"))
+    assert done.exit_code == 0
+    assert "no HardwareClass among the objects: the catalog's are compared" in done.stderr

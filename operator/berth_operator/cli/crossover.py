@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +23,6 @@ from berth_operator.api import (
     ServingProfile,
     format_duration,
     parse_decimal,
-    parse_duration,
     resolve,
     spec_problems,
 )
@@ -131,6 +131,17 @@ def command(
 # --- Input ----------------------------------------------------------------------------------------------------------
 
 
+_OPTIONS = {
+    "name": "MODEL",
+    "promptTokens": "--prompt-tokens",
+    "outputTokens": "--output-tokens",
+    "thinkTime": "--think-time",
+    "timeToFirstTokenP99": "--first-token",
+    "interTokenLatencyP99": "--between-tokens",
+}
+"""By the field of a pool that an option states."""
+
+
 def _workload(
     model: str,
     workload: WorkloadClass,
@@ -138,12 +149,6 @@ def _workload(
     objectives: Mapping[str, str | None],
     think_time: str,
 ) -> Effective:
-    for option, value in (*objectives.items(), ("think-time", think_time)):
-        try:
-            if value is not None:
-                parse_duration(value)
-        except ValueError as error:
-            leave(BAD_INPUT, f"--{option}: {error}")
     spec = {
         "model": {"name": model, "source": "hf://none/none"},
         "workload": {
@@ -153,10 +158,23 @@ def _workload(
         },
         "objectives": {key: value for key, value in objectives.items() if value is not None},
     }
-    effective = resolve(InferencePool.model_validate({"spec": spec}).spec)
+    try:
+        effective = resolve(InferencePool.model_validate({"spec": spec}).spec)
+    except ValidationError as error:
+        leave(BAD_INPUT, *map(_wrong_option, error.errors()))
     if problems := spec_problems(effective):
         leave(BAD_INPUT, *(problem.message for problem in problems))
     return effective
+
+
+def _wrong_option(details: Mapping[str, Any]) -> str:
+    """One pydantic error in the words of the command line."""
+    field, found, text = details["loc"][-1], details["input"], str(details["msg"]).removeprefix("Value error, ")
+    if field == "name":
+        near = closest_names(str(found).lower()) or sorted(ARCHITECTURES)[:5]
+        return f"{found}: model names are of lower-case letters, digits, '-' and '.'; known are: {', '.join(near)}"
+    shown = text if repr(found) in text else f"found {found!r}: {text[:1].lower()}{text[1:]}"
+    return f"{_OPTIONS.get(field, field)}: {shown}"
 
 
 def _prices(given: Iterable[str]) -> dict[str, Decimal]:
@@ -192,6 +210,8 @@ def _hardware(
         for text in inputs.remarks:
             remark(text)
         sound = not inputs.problems
+        if files and not inputs.snapshot.hardware_classes:
+            remark("there is no HardwareClass among the objects: the catalog's are compared")
         classes, profiles = list(inputs.snapshot.hardware_classes), inputs.snapshot.serving_profiles
     known = {item.metadata.name: item for item in classes}
     known = {name: hardware_class(entry) for name, entry in CATALOG.items()} | known
