@@ -92,3 +92,45 @@ def test_a_live_price_in_status_is_planned_with_unless_the_file_asks_another(
     ways = [{"type": "OnDemand", "usdPerHour": "0.638"}, {"type": "Spot", "usdPerHour": "0.1"}]
     asked = overlay(Objects(hardware_classes=(make_class("c", capacity=ways),)), seen, now).hardware_classes[0]
     assert asked.status.prices == []
+
+
+def test_a_class_that_does_not_parse_is_not_called_unknown(plan: Callable[..., Result]) -> None:
+    only = yaml.safe_load((EXAMPLES / "chat.yaml").read_text())
+    only["metadata"]["name"] = "only"
+    only["spec"]["placement"] = {"hardware": {"allow": {"names": ["odd"]}}}
+    done = plan(hardware("odd", kind="cpu"), only)
+    assert done.exit_code == 2
+    problem = next(p for p in json.loads(done.stdout)["pools"] if p["name"] == "only")["notAccepted"]
+    assert problem["reason"] == "HardwareAtFault"
+    assert 'odd: spec.kind: found "cpu": write one of CPU, GPU, Accelerator' in problem["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"runtime": "VLLM"}, "is of runtime VLLM, and hardware class graviton4 has Berth: it is not used"),
+        ({"quantization": "BF16"}, "is of quantization BF16, and pools of llama-3.1-8b-instruct have Int8: it is"),
+        ({"model": "llama-3.1-8b-instuct"}, "is of model llama-3.1-8b-instuct, which no pool serves: it is not used"),
+        ({"hardwareClass": "graviton9"}, "is of hardware class graviton9, which is not among the objects: it is not"),
+        ({}, ""),
+    ],
+)
+def test_a_profile_that_no_pool_is_planned_with_is_remarked(
+    plan: Callable[..., Result], changes: dict[str, str], says: str
+) -> None:
+    points = [{"concurrency": 1, "contextTokens": 900, "decodeTokensPerSecond": "15", "interTokenLatencyP99": "80ms"}]
+    spec = {
+        "model": "llama-3.1-8b-instruct",
+        "quantization": "Int8",
+        "hardwareClass": "graviton4",
+        "runtime": "Berth",
+        "points": points,
+        "prefillTokensPerSecond": "300",
+        "kvCacheTokens": 90000,
+        "provenance": {"method": "Measured", "source": "a bench"},
+    }
+    body = {"apiVersion": "berth.dev/v1alpha1", "kind": "ServingProfile", "metadata": {"name": "mine"}}
+    done = plan(body | {"spec": spec | changes})
+    assert done.exit_code == 0
+    notes = [line for line in done.stderr.splitlines() if "mine" in line]
+    assert [f"note: ServingProfile mine {says}" in line for line in notes] == ([True] if says else [])

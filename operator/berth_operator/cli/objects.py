@@ -18,6 +18,7 @@ from berth_operator.api.names import API_VERSION, GROUP
 from berth_operator.cli.documents import Document, read_documents
 from berth_operator.cli.problems import InputProblem
 from berth_operator.cli.schema_rules import schema_at, violations
+from berth_operator.planner import AtFault
 
 KINDS: Final = ("InferencePool", "HardwareClass", "ServingProfile")
 _METADATA = frozenset(
@@ -54,6 +55,8 @@ class Objects:
     namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     """What a person should know and that is no error."""
+    unreadable: tuple[AtFault, ...] = ()
+    """Hardware classes that are there and cannot be taken."""
 
 
 def read_objects(sources: Sequence[str], namespace: str = "default") -> tuple[Objects, list[InputProblem]]:
@@ -74,11 +77,15 @@ def read_bodies(
     found: dict[tuple[str, str, str], tuple[Resource, str]] = {}
     labels: dict[str, Mapping[str, str]] = {}
     passed_over: dict[str, int] = {}
+    unreadable: list[AtFault] = []
     for document in documents:
         kind, group = str(document.body.get("kind", "")), str(document.body.get("apiVersion", "")).partition("/")[0]
         if group == GROUP or (kind in KINDS and not group):
+            before = len(problems)
             resource = _resource(document, kind, namespace, problems)
             if resource is None:
+                if kind == "HardwareClass":
+                    unreadable += _at_fault(document, problems[before:])
                 continue
             key = (kind, resource.metadata.namespace or "", resource.metadata.name)
             if key in found:
@@ -99,12 +106,19 @@ def read_bodies(
         serving_profiles=_of(ServingProfile, found),
         namespace_labels=labels,
         remarks=remarks,
+        unreadable=tuple(unreadable),
     ), problems
 
 
-def _read_namespace(
-    document: Document, labels: dict[str, Mapping[str, str]], problems: list[InputProblem]
-) -> None:
+def _at_fault(document: Document, problems: Sequence[InputProblem]) -> list[AtFault]:
+    """A class as a plan knows it that does not even parse; none without a name."""
+    metadata = document.body.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    said = "; ".join(f"{p.field}: {p.message}" if p.field else p.message for p in problems)
+    return [AtFault(name, said)] if isinstance(name, str) and name else []
+
+
+def _read_namespace(document: Document, labels: dict[str, Mapping[str, str]], problems: list[InputProblem]) -> None:
     """Its labels, by its name."""
     try:
         metadata = ObjectMeta.model_validate(document.body.get("metadata") or {}, strict=True, extra="ignore")

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from berth_operator.api import HardwareClass, InferencePool, PriceInForce
+from berth_operator.api import HardwareClass, InferencePool, PriceInForce, Quantization
 from berth_operator.api.meta import Resource
 from berth_operator.api.names import LEADER_WORKER_SET
 from berth_operator.catalog.matching import among, unmatched
@@ -18,7 +18,7 @@ from berth_operator.cli.problems import InputProblem
 from berth_operator.cluster.observe import Observation
 from berth_operator.load.demand import in_force
 from berth_operator.passes import snapshot_of, unreadable
-from berth_operator.planner import Plan, Snapshot, plan
+from berth_operator.planner import AtFault, Plan, Snapshot, plan
 from berth_operator.prices import Price, Priced, Quotes, age_text, plan_priced, price
 from berth_operator.prices.quotes import Key
 
@@ -61,7 +61,7 @@ def gather(
     now = datetime.now(UTC)
     snapshot = overlay(objects, seen, now)
     remarks = [f"{item.kind} {item.key} in the cluster is left out: {item.message}" for item in seen.invalid]
-    remarks += [*objects.remarks, *_unused_profiles(snapshot), *nodes.remarks]
+    remarks += [*objects.remarks, *_unused_profiles(objects, snapshot), *nodes.remarks]
     sifted = sift(snapshot.hardware_classes, snapshot.serving_profiles)
     problems += map(_problem, sifted.faults)
     if nodes.read:
@@ -71,9 +71,16 @@ def gather(
         snapshot,
         hardware_classes=priced.classes,
         serving_profiles=sifted.serving_profiles,
-        at_fault=(*sifted.at_fault, *unreadable(seen.invalid)),
+        at_fault=(*sifted.at_fault, *_unreadable(objects, seen, snapshot)),
     )
     return Inputs(snapshot, tuple(problems), (*remarks, *_live_prices(priced, now)), priced.stale)
+
+
+def _unreadable(files: Objects, cluster: Observation, snapshot: Snapshot) -> Iterable[AtFault]:
+    """Classes that do not even parse, of files and cluster; none of which the other has a sound one."""
+    sound = {item.metadata.name for item in snapshot.hardware_classes}
+    found = {one.name: one for one in (*unreadable(cluster.invalid), *files.unreadable)}
+    return (one for name, one in found.items() if name not in sound)
 
 
 def _problem(fault: Fault) -> InputProblem:
@@ -147,11 +154,24 @@ def _prices_not_in_question(item: HardwareClass, old: HardwareClass) -> list[Pri
     return [entry for entry in old.status.prices or () if entry.type in same]
 
 
-def _unused_profiles(snapshot: Snapshot) -> Iterable[str]:
-    known = {item.metadata.name for item in snapshot.hardware_classes}
-    for profile in snapshot.serving_profiles:
-        if profile.spec.hardware_class not in known:
-            yield (
-                f"ServingProfile {profile.metadata.name} is of hardware class {profile.spec.hardware_class},"
-                " which is not among the objects: it is not used"
-            )
+def _unused_profiles(files: Objects, snapshot: Snapshot) -> Iterable[str]:
+    """Profiles that no plan can use; of files, which somebody asks about, those that this one does not use, too."""
+    known = {item.metadata.name: item.spec.runtime.name for item in snapshot.hardware_classes}
+    asked = {item.metadata.name for item in files.serving_profiles}
+    served: dict[str, set[Quantization]] = {}
+    for pool in snapshot.pools:
+        served.setdefault(pool.spec.model.name, set()).add(pool.spec.model.quantization or Quantization.INT8)
+    for name, spec in ((p.metadata.name, p.spec) for p in snapshot.serving_profiles):
+        runtime, formats = known.get(spec.hardware_class), served.get(spec.model, set())
+        if runtime is None:
+            why = f"hardware class {spec.hardware_class}, which is not among the objects"
+        elif spec.runtime != runtime:
+            why = f"runtime {spec.runtime.value}, and hardware class {spec.hardware_class} has {runtime.value}"
+        elif name not in asked or not snapshot.pools or formats & {Quantization.ANY, Quantization(spec.quantization)}:
+            continue
+        elif formats:
+            has = ", ".join(sorted(q.value for q in formats))
+            why = f"quantization {spec.quantization}, and pools of {spec.model} have {has}"
+        else:
+            why = f"model {spec.model}, which no pool serves"
+        yield f"ServingProfile {name} is of {why}: it is not used"
