@@ -179,3 +179,17 @@ def test_a_profile_of_no_known_class_is_remarked_upon(berth: Berth) -> None:
     result = berth("plan", "-f", str(EXAMPLES), "-f", "-", text=yaml.safe_dump(profile))
     assert result.exit_code == 0
     assert "ServingProfile p is of hardware class nowhere" in result.stderr
+
+
+def test_a_rate_below_a_thousandth_is_shown_as_it_is(berth: Berth, tmp_path: Path) -> None:
+    file = tmp_path / "rare.yaml"
+    body = example("chat")
+    body["spec"]["workload"]["demand"] = {"requestsPerSecond": "0.000278"}
+    hardware = (EXAMPLES / "hardware.yaml").read_text()
+    file.write_text(f"{yaml.safe_dump(body)}\n---\n{hardware}")
+    assert "Interactive, 0.000278 requests/s" in berth("plan", "-f", str(file)).stdout
+    (pool,) = json.loads(berth("plan", "-f", str(file), "-o", "json").stdout)["pools"]
+    assert pool["effective"]["requestsPerSecond"] == pool["servedRequestsPerSecond"] == "0.000278"
+    assert pool["unservedRequestsPerSecond"] == "0.000"
+    assert ": 1 request a hour" not in (said := berth("explain", "chat", "-f", str(file)).stdout)
+    assert "1 request an hour" in said

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any, Literal, TypeVar
 
 from berth_operator.api.inference_pool import HardwareMatch, InferencePoolSpec, WorkloadClass
-from berth_operator.api.quantities import Quantization, format_decimal, format_duration
+from berth_operator.api.quantities import Quantization, format_decimal, format_duration, format_rate
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class Effective:
                 "cachedPromptPercent": self.cached_prompt_percent,
                 "turnsPerSession": self.turns_per_session,
             },
-            "requestsPerSecond": format_decimal(self.requests_per_second, 3),
+            "requestsPerSecond": format_rate(self.requests_per_second),
             "objectives": {
                 "timeToFirstTokenP99": format_duration(self.time_to_first_token_p99),
                 "interTokenLatencyP99": format_duration(self.inter_token_latency_p99),

@@ -85,6 +85,12 @@ def format_decimal(value: Decimal, places: int | None = None) -> str:
     return f"{value:f}"
 
 
+def format_rate(value: Decimal) -> str:
+    """Write requests per second: to a thousandth, below a tenth to three digits that say something."""
+    small = Decimal(0) < value < Decimal("0.1")
+    return format_decimal(value, min(9, 2 - value.adjusted()) if small else 3)
+
+
 def _cel(rule: str, message: str) -> dict[str, str]:
     return {"rule": rule, "message": message}
 

@@ -74,14 +74,15 @@ def _serves(pool: InferencePool, effective: Effective) -> str:
 
 
 def _rate(per_second: Decimal) -> str:
-    if per_second < 1:
-        return _requests(per_second * 60, "minute")
-    return _requests(per_second, "second")
+    for seconds, time in ((1, "second"), (60, "minute"), (3600, "hour")):
+        if per_second * seconds >= 1:
+            return _requests(per_second * seconds, time)
+    return _requests(per_second * 86_400, "day")
 
 
 def _requests(rate: Decimal, time: str) -> str:
     count = _plain(rate)
-    return f"{count} request{'' if count == '1' else 's'} a {time}"
+    return f"{count} request{'' if count == '1' else 's'} {'an' if time == 'hour' else 'a'} {time}"
 
 
 def _plain(value: Decimal) -> str:

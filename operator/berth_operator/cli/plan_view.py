@@ -12,7 +12,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from berth_operator.api import CandidateStatus, CapacityType, HardwareClass, format_decimal, format_duration
+from berth_operator.api import (
+    CandidateStatus,
+    CapacityType,
+    HardwareClass,
+    format_decimal,
+    format_duration,
+    format_rate,
+)
 from berth_operator.planner import Candidate, Placement, Plan, PoolPlan, Snapshot, Verdict
 from berth_operator.status import savings_percent
 
@@ -162,7 +169,7 @@ def _optional_money(value: Decimal | None) -> str | None:
 
 
 def _rate(value: float) -> str:
-    return f"{value:.3f}"
+    return format_rate(Decimal(repr(value)))
 
 
 def _seconds(value: float) -> str:
@@ -242,7 +249,7 @@ def _pool_section(pool: PoolPlan, classes: Mapping[str, HardwareClass]) -> Itera
     yield Text.assemble(
         (pool.pool, "bold"),
         f"  {effective.model}, {effective.workload_class.value}, "
-        f"{format_decimal(effective.requests_per_second.normalize(), 3)} requests/s; p99 promised: first token "
+        f"{format_rate(effective.requests_per_second)} requests/s; p99 promised: first token "
         f"{format_duration(effective.time_to_first_token_p99)}, between tokens "
         f"{format_duration(effective.inter_token_latency_p99)}, turn {format_duration(effective.turn_latency_p99)}",
     )
@@ -302,7 +309,7 @@ def candidate_table(candidates: Iterable[CandidateStatus]) -> Table:
             c.capacity_type.value,
             Text(c.verdict, style=_STYLES.get(c.verdict, "dim")),
             c.usd_per_million_tokens or "-",
-            "estimated" if c.estimated else "profiled",
+            "-" if c.estimated is None else "estimated" if c.estimated else "profiled",
             c.reason,
         )
     return table
