@@ -168,3 +168,27 @@ def test_a_refused_pool_still_shows_what_is_wrong_with_each_class(
     assert {c.verdict for c in planned.candidates} == {Verdict.TOO_SLOW}
     assert len(planned.candidates) == 6
     assert all("> 2 ms" in c.reason for c in planned.candidates)
+
+
+def test_power_without_a_figure_of_watts_asks_for_one_and_not_for_a_profile(
+    refused: Callable[..., Problem], plan_for: Callable[..., Plan], pool: Make, hardware: Make, chat_pool: Make
+) -> None:
+    classes = [hardware("graviton4", compute={"int8Tops": 11}, runtime={"name": "Berth"})]
+    problem = refused(pool("bad", placement={"objective": "Power"}), classes)
+    assert problem.reason == "NoPowerFigure"
+    assert "spec.powerWatts" in problem.message and "(graviton4)" in problem.message
+    (candidate,) = plan_for([pool("bad", placement={"objective": "Power"})], classes).pools["demo/bad"].candidates
+    assert candidate.estimated is None, "no speed was looked at"
+
+
+def test_where_every_class_is_at_fault_the_pool_waits_and_says_so(
+    plan_one: Callable[..., PoolPlan], pool: Make, l4: HardwareClass
+) -> None:
+    fault = AtFault("l4", "spec.capacity[0].usdPerHour: found 0: OnDemand nodes cost something", l4)
+    planned = plan_one(pool(), [], at_fault=(fault, AtFault("odd", "spec.kind: found 3")))
+    assert planned.not_accepted is None
+    assert planned.shortfall is not None
+    assert planned.shortfall.reason == "NoHardware"
+    assert "every HardwareClass is at fault" in planned.shortfall.message
+    assert "l4: spec.capacity[0].usdPerHour: found 0" in planned.shortfall.message
+    assert "odd: spec.kind: found 3" in planned.shortfall.message

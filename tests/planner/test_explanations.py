@@ -135,3 +135,45 @@ def test_a_plan_without_reasons_places_the_same_and_still_says_why_a_pool_goes_s
     assert not bare["demo/fed"].candidates
     assert told["demo/short"].shortfall is not None
     assert bare["demo/short"].shortfall == told["demo/short"].shortfall
+
+
+def test_a_class_whose_speed_was_not_looked_at_is_neither_estimated_nor_profiled(
+    plan_one: Make, chat_pool: Make, fleet: list[HardwareClass]
+) -> None:
+    denied = {"hardware": {"deny": {"names": ["l4"]}}}
+    planned = plan_one(chat_pool("0.2", placement=denied), fleet)
+    assert _candidate(planned, "l4").estimated is None
+    assert _candidate(planned, "h100").estimated is True
+
+
+def test_spot_that_saves_no_node_names_the_field_that_keeps_it_small(
+    plan_one: Make, chat_pool: Make, fleet: list[HardwareClass]
+) -> None:
+    for spot, says in (
+        ({"maxTrafficPercent": 70, "surviveLossPercent": 80}, "at most 20 % of traffic it saves no node"),
+        ({"maxTrafficPercent": 10, "surviveLossPercent": 80}, "at most 10 % of traffic it saves no node"),
+    ):
+        reason = _candidate(plan_one(chat_pool("0.2", placement={"spot": spot}), fleet), "l4", "Spot").reason
+        assert says in reason
+        field = "spot.surviveLossPercent 80" if spot["maxTrafficPercent"] == 70 else "spot.maxTrafficPercent 10"
+        assert f"({field})" in reason
+
+
+def test_spot_as_fast_as_the_plan_is_not_called_too_slow(
+    plan_one: Make, chat_pool: Make, fleet: list[HardwareClass]
+) -> None:
+    planned = plan_one(chat_pool("0.2", placement={"objective": "Latency"}), fleet)
+    assert [(p.hardware_class, p.capacity_type.value) for p in planned.placements] == [("h100", "OnDemand")]
+    spot = _candidate(planned, "h100", "Spot")
+    assert spot.verdict is Verdict.LIMITED_BY_POLICY
+    assert "at most 30 % of traffic (spot.surviveLossPercent 70)" in spot.reason
+    assert _candidate(planned, "l4").verdict is Verdict.TOO_SLOW
+
+
+def test_replicas_missing_for_money_name_the_budget(plan_one: Make, chat_pool: Make, graviton4: HardwareClass) -> None:
+    wanted = {"scaling": {"minReplicas": 9}, "budget": {"maxUsdPerHour": "2"}}
+    planned = plan_one(chat_pool("0.2", **wanted), [graviton4])
+    assert planned.unserved_requests_per_second == 0
+    assert planned.shortfall is not None
+    assert planned.shortfall.reason == "MinReplicas"
+    assert "of budget.maxUsdPerHour 2 is spent" in planned.shortfall.message

@@ -373,7 +373,9 @@ class CandidateStatus(ApiModel):
     verdict: str
     reason: str
     usd_per_million_tokens: str | None = None
-    estimated: bool | None = Field(None, description="true: by roofline; false: from a ServingProfile")
+    estimated: bool | None = Field(
+        None, description="true: by roofline; false: from a ServingProfile; unset: not looked at"
+    )
 
 
 class DemandStatus(ApiModel):

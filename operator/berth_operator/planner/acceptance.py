@@ -11,7 +11,7 @@ from berth_operator.api import (
     spec_problems,
 )
 from berth_operator.planner.architectures import ARCHITECTURES, closest_names
-from berth_operator.planner.candidates import Candidates, Option
+from berth_operator.planner.candidates import NO_WATTS, Candidates, Option
 from berth_operator.planner.capacity import seconds
 from berth_operator.planner.program import MOST_REPLICAS
 from berth_operator.planner.types import AtFault, Problem, Verdict
@@ -116,6 +116,7 @@ def hardware_problem(effective: Effective, candidates: Candidates) -> Problem | 
             f" the best is {best.hardware_class}: {best.reason}. Raise it to at least"
             f" {seconds(best.too_slow.predicted)} or allow faster hardware",
         )
+    unstated = [u.hardware_class for u in candidates.unfit if u.reason == NO_WATTS]
     by_reason = [
         (Verdict.AT_FAULT, AT_FAULT, "no hardware class that is sound can serve it", "correct the class"),
         (Verdict.DOES_NOT_FIT, "ModelTooLarge", "spec.model: fits no hardware class", "add a class with more memory"),
@@ -124,6 +125,12 @@ def hardware_problem(effective: Effective, candidates: Candidates) -> Problem | 
     ]
     for verdict, reason, claim, remedy in by_reason:
         found = [u for u in candidates.unfit if u.verdict is verdict]
+        if found and verdict is Verdict.NOT_COMPARABLE and len(found) == len(unstated):
+            return Problem(
+                "NoPowerFigure",
+                "spec.placement.objective: Power needs spec.powerWatts of a hardware class that may serve the pool, and"
+                f" none states it ({_listed(list(dict.fromkeys(unstated)))}): state it, or take another objective",
+            )
         if found:
             seen = dict.fromkeys(f"{u.hardware_class}: {u.reason}" for u in found)
             return Problem(reason, f"{claim} ({_listed(list(seen), 4, '; ')}): {remedy}")

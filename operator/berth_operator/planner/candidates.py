@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from berth_operator.api import (
     Capacity,
@@ -34,9 +34,11 @@ from berth_operator.planner.speed import (
     roofline_speed,
 )
 from berth_operator.planner.stages import stage_share
-from berth_operator.planner.types import ReplicaCapacity, Verdict
+from berth_operator.planner.types import AtFault, ReplicaCapacity, Verdict
 
 E = TypeVar("E", bound=ConstrainedCapacity)
+
+NO_WATTS: Final = "spec.powerWatts is unset, and the pool's objective is Power"
 
 Resource = tuple[str, CapacityType]
 """What pools share: nodes of a class and capacity type."""
@@ -104,7 +106,8 @@ class Unfit:
     capacity_type: CapacityType
     verdict: Verdict
     reason: str
-    estimated: bool = False
+    estimated: bool | None = None
+    """None: no speed was looked at."""
     too_slow: TooSlow | None = None
 
 
@@ -114,6 +117,8 @@ class Candidates:
 
     options: tuple[Option, ...] = ()
     unfit: tuple[Unfit, ...] = ()
+    none_but: tuple[AtFault, ...] = ()
+    """Where there is nothing to consider: the classes that are there, and that no plan may use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +140,8 @@ class NoFit:
 
     verdict: Verdict
     reason: str
-    estimated: bool
+    estimated: bool | None
+    """None: no speed was looked at."""
     slow: TooSlow | None = None
 
     @staticmethod
@@ -185,9 +191,9 @@ def candidates_of(classes: Iterable[HardwareClass], context: PoolContext) -> Can
 def _judge(hardware: HardwareClass, context: PoolContext) -> list[Fit] | NoFit:
     """What of a class would serve a pool, whatever the capacity type."""
     if objection := not_allowed(hardware, context):
-        return NoFit(Verdict.NOT_ALLOWED, objection, False)
+        return NoFit(Verdict.NOT_ALLOWED, objection, None)
     if context.effective.objective == "Power" and hardware.spec.power_watts is None:
-        return NoFit(Verdict.NOT_COMPARABLE, "spec.powerWatts is unset, and the pool's objective is Power", False)
+        return NoFit(Verdict.NOT_COMPARABLE, NO_WATTS, None)
     judged = [_judge_quantization(hardware, q, context) for q in quantizations(context)]
     fitting = [j for j in judged if isinstance(j, Fit)]
     return fitting or min((j for j in judged if isinstance(j, NoFit)), key=lambda j: _CLOSENESS[j.verdict])

@@ -25,6 +25,8 @@ from berth_operator.planner.types import Candidate, Problem, Verdict
 
 _DIGITS: Final = Context(prec=60)
 _HUNDREDTH_OF_A_CENT: Final = Decimal("0.0001")
+_SAME: Final = 1e-9
+"""Turn latencies nearer than that share of each other are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,11 +270,19 @@ def _other_objective(outcome: Outcome, option: Option, _: Sequence[Option]) -> F
     if effective.objective == "Power":
         watts = round(sum(a.paid_nodes * (a.option.node_watts or 0) for a in outcome.solution.assignments))
         alone = _nodes_alone(outcome, option) * (option.node_watts or 0)
-        return Verdict.TOO_EXPENSIVE, f"alone it would draw {alone} W against {watts} W of the plan"
+        capped = f"; it may carry at most {cap}" if (cap := _spot_cap(outcome, option)) else ""
+        return Verdict.TOO_EXPENSIVE, f"alone it would draw {alone} W against {watts} W of the plan{capped}"
     if effective.objective == "Latency":
         mine = option.unloaded_turn_seconds
         best = min((a.option.unloaded_turn_seconds for a in outcome.solution.assignments), default=mine)
-        return Verdict.TOO_SLOW, f"an unloaded turn takes {mine:.2f} s against {best:.2f} s of the plan's fastest"
+        if mine > best * (1 + _SAME):
+            return Verdict.TOO_SLOW, f"an unloaded turn takes {mine:.2f} s against {best:.2f} s of the plan's fastest"
+        than = "as the plan's fastest" if mine >= best * (1 - _SAME) else f"against {best:.2f} s of the plan's fastest"
+        limits = f"it may carry at most {cap}" if (cap := _spot_cap(outcome, option)) else _bounds(outcome)
+        return (
+            Verdict.LIMITED_BY_POLICY,
+            f"an unloaded turn takes {mine:.2f} s {than}, but no plan with it is better ({limits})",
+        )
     return None
 
 
@@ -289,7 +299,8 @@ def _priced_out(outcome: Outcome, option: Option, options: Sequence[Option]) -> 
     if enters <= 0:
         share = _most_spot_percent(outcome, option) if option.spot else 100
         least = f": with at most {share} % of traffic it saves no node" if share < 100 else ": it saves no node"
-        return Verdict.TOO_EXPENSIVE, f"would not enter at any price{least} of the plan; costs {price}"
+        rule = f" ({_spot_rule(outcome, option)})" if share < 100 else ""
+        return Verdict.TOO_EXPENSIVE, f"would not enter at any price{least} of the plan{rule}; costs {price}"
     shown = _price(enters)
     if enters >= float(option.node_usd_per_hour) - 1e-4:
         return Verdict.TOO_EXPENSIVE, f"no better than the plan at {price}: it would enter below ${shown}/h"
@@ -328,6 +339,21 @@ def _most_spot_percent(outcome: Outcome, option: Option) -> int:
     """Of traffic on one spot class, over all of its zones."""
     effective = outcome.problem.effective
     return min(effective.spot_max_traffic_percent, (100 - effective.survive_loss_percent) * option.zones)
+
+
+def _spot_rule(outcome: Outcome, option: Option) -> str:
+    """Which field of the pool keeps traffic on one spot class to that share."""
+    effective = outcome.problem.effective
+    if effective.spot_max_traffic_percent <= (100 - effective.survive_loss_percent) * option.zones:
+        return f"spot.maxTrafficPercent {effective.spot_max_traffic_percent}"
+    zones = f", {option.zones} zones" if option.zones > 1 else ""
+    return f"spot.surviveLossPercent {effective.survive_loss_percent}{zones}"
+
+
+def _spot_cap(outcome: Outcome, option: Option) -> str:
+    """The share of traffic that it may carry, and by which field; empty where it may carry all."""
+    share = _most_spot_percent(outcome, option) if option.spot else 100
+    return f"{share} % of traffic ({_spot_rule(outcome, option)})" if share < 100 else ""
 
 
 def _price(value: float) -> str:

@@ -24,9 +24,16 @@ from berth_operator.planner.types import AtFault, Verdict
 
 
 def with_faulty(candidates: Candidates, at_fault: Iterable[AtFault], context: PoolContext) -> Candidates:
-    """The candidates, and what the pool asks for by name or label and no plan may use, with its fault's own words."""
+    """The candidates, and what the pool asks for by name or label and no plan may use, with its fault's own words.
+
+    Where that leaves nothing to consider, the classes at fault are kept, for they are why.
+    """
+    at_fault = tuple(at_fault)
     found = tuple(unfit for one in at_fault for unfit in _unfit(one, context))
-    return replace(candidates, unfit=(*candidates.unfit, *found)) if found else candidates
+    if found:
+        return replace(candidates, unfit=(*candidates.unfit, *found))
+    nothing = not candidates.options and not candidates.unfit
+    return replace(candidates, none_but=at_fault) if nothing and at_fault else candidates
 
 
 def _unfit(one: AtFault, context: PoolContext) -> Iterator[Unfit]:

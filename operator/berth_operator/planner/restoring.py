@@ -142,7 +142,7 @@ def _candidates(status: InferencePoolStatus) -> tuple[Candidate, ...]:
             verdict=Verdict(c.verdict),
             reason=c.reason,
             usd_per_million_tokens=_decimal(c.usd_per_million_tokens),
-            estimated=bool(c.estimated),
+            estimated=c.estimated,
         )
         for c in status.candidates or ()
     )

@@ -4,12 +4,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Final
 
 from berth_operator.api import format_decimal
 from berth_operator.planner.candidates import Candidates
 from berth_operator.planner.program import Limits, PoolProblem
 from berth_operator.planner.solution import Assignment, PoolSolution
 from berth_operator.planner.types import Candidate, Problem, Verdict
+
+_MOST_NAMED: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ def _missing_replicas(short: _Short) -> Problem | None:
     if not missing:
         return None
     floor = short.problem.effective.min_replicas
-    reasons = _out_of_reach(short)
+    bound = _budget(short)
+    reasons = [bound.message] if bound else _out_of_reach(short)
     why = f": {'; '.join(reasons)}" if reasons else ""
     return Problem(
         "MinReplicas", f"all demand is served, but {missing} of scaling.minReplicas {floor} are missing{why}"
@@ -58,6 +62,11 @@ def _missing_replicas(short: _Short) -> Problem | None:
 def _no_hardware(short: _Short) -> Problem | None:
     if short.candidates.options or short.candidates.unfit:
         return None
+    faults = [f"{one.name}: {one.message}" for one in short.candidates.none_but]
+    if faults:
+        rest = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
+        said = "; ".join(faults[:_MOST_NAMED])
+        return Problem("NoHardware", f"every HardwareClass is at fault: correct one ({said}{rest})")
     return Problem("NoHardware", "there is no HardwareClass; create one")
 
 
@@ -70,16 +79,22 @@ def _max_replicas(short: _Short) -> Problem | None:
 
 def _budget(short: _Short) -> Problem | None:
     effective = short.problem.effective
-    if effective.max_usd_per_hour is None or effective.on_exceeded != "Shed" or not short.candidates.options:
+    used = {a.option.resource: a.nodes for a in short.solution.assignments}
+    there = [
+        o.node_usd_per_hour
+        for o in short.candidates.options
+        if used.get(o.resource, 0) + o.nodes_per_replica <= short.left.get(o.resource, math.inf)
+    ]
+    if effective.max_usd_per_hour is None or effective.on_exceeded != "Shed" or not there:
         return None
     spent = sum((a.nodes * a.option.node_usd_per_hour for a in short.solution.assignments), Decimal(0))
-    cheapest = min(o.node_usd_per_hour for o in short.candidates.options)
+    cheapest = min(there)
     if spent + cheapest <= effective.max_usd_per_hour:
         return None
     return Problem(
         "Budget",
         f"${format_decimal(spent)}/h of budget.maxUsdPerHour {format_decimal(effective.max_usd_per_hour)} is spent"
-        f" and no node costs less than ${format_decimal(cheapest)}/h",
+        f" and no node that can be had costs less than ${format_decimal(cheapest)}/h",
     )
 
 
@@ -103,10 +118,12 @@ def _spot_policy(short: _Short) -> list[str]:
     spot = [o for o in short.candidates.options if o.spot]
     if all(o.resource in short.left and used.get(o.resource, 0) >= short.left[o.resource] for o in spot):
         return []
+    alone = not any(not o.spot for o in short.candidates.options)
     return [
         f"spot may carry at most {effective.spot_max_traffic_percent} % of traffic, one"
         f" {'zone of a class' if any(o.zones > 1 for o in spot) else 'class of it'} at most"
         f" {100 - effective.survive_loss_percent} %, beside {effective.min_on_demand_replicas} replicas on demand"
+        + (", and no class that can serve it has on-demand or reserved nodes" if alone else "")
     ]
 
 
@@ -148,4 +165,4 @@ def _out_of_reach(short: _Short) -> list[str]:
             reasons.append(f"{name}: no more than the {used[resource].nodes} nodes in use can be had (maxNodes)")
         elif resource in used and used[resource].replicas >= (used[resource].option.own_replica_limit or math.inf):
             reasons.append(f"{name}: constrained to the {used[resource].replicas} replicas that run")
-    return reasons[:4]
+    return reasons[:_MOST_NAMED]

@@ -155,7 +155,8 @@ class Candidate:
     """One sentence that names the binding number."""
     usd_per_million_tokens: Decimal | None
     """Price of generated tokens at the load that one replica carries within objectives."""
-    estimated: bool
+    estimated: bool | None
+    """By roofline; None: no speed was looked at."""
     limited_until: str | None = None
     """Until when no more of it can be had than what runs, where its class is constrained."""
 
