@@ -163,6 +163,36 @@ async def test_a_completion_is_the_same_in_pieces(talking: Any, logprobs: int | 
         assert top[token] == value, "greedy takes the likeliest"
 
 
+async def test_logprobs_of_parts_of_characters_point_into_the_text(talking: Any, gated: Any) -> None:
+    async with talking(speculation="off") as (client, running):
+        ids = running.engine.tokenizer.encode("日本 👩 a")
+        script(gated, ids)
+        asked = {"model": MODEL, "prompt": "x", "logprobs": 2, "max_tokens": len(ids), "temperature": 0}
+        (answer,) = (await client.completions.create(**asked)).choices
+        gated.fault = None
+    places = answer.logprobs
+    assert answer.text == "日本 👩 a"
+    parts = [token.removeprefix("bytes:") != token for token in places.tokens]
+    spelled = [
+        bytes.fromhex(token[6:].replace("\\x", " ")) if part else token.encode()
+        for token, part in zip(places.tokens, parts, strict=True)
+    ]
+    assert any(parts)
+    assert b"".join(spelled).decode() == answer.text
+    for index, offset in enumerate(places.text_offset):
+        assert len(b"".join(spelled[:index]).decode(errors="ignore")) == offset
+        assert places.top_logprobs[index][places.tokens[index]] == places.token_logprobs[index]
+
+
+async def test_the_token_that_came_is_among_the_likeliest_that_are_shown(talking: Any) -> None:
+    asked = {"model": MODEL, "prompt": "Once", "logprobs": 1, "temperature": 2, "seed": 1, "max_tokens": 12}
+    async with talking() as (client, _):
+        places = (await client.completions.create(**asked)).choices[0].logprobs
+    assert 2 in {len(top) for top in places.top_logprobs}
+    for token, top, value in zip(places.tokens, places.top_logprobs, places.token_logprobs, strict=True):
+        assert top[token] == value
+
+
 async def test_logprobs_of_a_chat_come_with_bytes_in_one_and_in_pieces(talking: Any) -> None:
     asked = {"messages": QUESTION, "logprobs": True, "top_logprobs": 2, **GREEDY}
     async with talking() as (client, _):
@@ -274,6 +304,19 @@ async def test_a_tool_call_goes_from_the_model_to_the_client_and_back(talking: A
         ids = tokenizer.encode_chat(history, tools=[WEATHER])
         assert again.usage.prompt_tokens == len(ids)
         assert ids.count(2) == 4, "system, user, assistant, result; none of the text's own"
+
+
+async def test_a_client_that_wants_one_call_at_a_time_gets_one(talking: Any, gated: Any) -> None:
+    said = '<tool_call>{"name": "weather"}</tool_call><tool_call>{"name": "weather"}</tool_call>'
+    async with talking(speculation="off") as (client, running):
+        for parallel, count in ((True, 2), (False, 1)):
+            script(gated, [*running.engine.tokenizer.encode(said), 2])
+            (choice,) = (
+                await client.chat.completions.create(
+                    messages=QUESTION, tools=[WEATHER], parallel_tool_calls=parallel, model=MODEL
+                )
+            ).choices
+            assert (len(choice.message.tool_calls), choice.finish_reason) == (count, "tool_calls")
 
 
 async def test_where_no_tools_are_to_be_called_a_call_is_text(talking: Any, gated: Any) -> None:
@@ -388,6 +431,10 @@ CHAT, TEXT = {"messages": QUESTION}, {"prompt": "x"}
         (CHAT | {"max_tokens": 1000}, "max_tokens", "is out of range; 1 to"),
         (CHAT | {"max_completion_tokens": 1.5}, "max_completion_tokens", "a whole number is right"),
         (CHAT | {"max_completion_tokens": 9999}, "max_completion_tokens", "is out of range; 1 to"),
+        (TEXT | {"max_tokens": 511, "prompt": "x y"}, "max_tokens", "511 is out of range; 1 to 510 after a prompt of 2"),
+        (TEXT | {"max_tokens": -(10**400)}, "max_tokens", "is out of range; at least 1"),
+        (TEXT | {"logprobs": 10**400}, "logprobs", "is out of range; 0"),
+        (TEXT | {"repetition_penalty": 1e-40}, "repetition_penalty", "is out of range; above 0"),
         (TEXT | {"n": 17}, "n", "1 to 16 answers"),
         (TEXT | {"n": 0}, "n", "1 to 16 answers"),
         (TEXT | {"best_of": 3}, "best_of", "the value of n is right"),
@@ -413,6 +460,8 @@ CHAT, TEXT = {"messages": QUESTION}, {"prompt": "x"}
         (CHAT | {"top_logprobs": 2}, "top_logprobs", "logprobs must be true"),
         (CHAT | {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "21 is out of range"),
         (CHAT | {"response_format": {"type": "json_object"}}, "response_format", "does not support it"),
+        (CHAT | {"guided_choice": ["yes", "no"]}, "guided_choice", "does not support it"),
+        (CHAT | {"parallel_tool_calls": 1}, "parallel_tool_calls", "true or false"),
         (CHAT | {"tool_choice": "required"}, "tool_choice", "'auto' and 'none'"),
         (CHAT | {"tools": [{"type": "web"}]}, "tools[0].type", "'function' is right"),
         (CHAT | {"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", "not empty"),
@@ -433,7 +482,8 @@ async def test_what_is_wrong_is_named(one_worker: Any, body: dict[str, Any], par
     assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert error["message"].startswith(f"{param}: ")
     assert says in error["message"]
-    assert error["code"] == ("context_length_exceeded" if "too many" in says else None)
+    too_long = "too many" in says or "after a prompt" in says
+    assert error["code"] == ("context_length_exceeded" if too_long else None)
 
 
 @pytest.mark.parametrize(
@@ -445,6 +495,7 @@ async def test_what_is_wrong_is_named(one_worker: Any, body: dict[str, Any], par
         (b"[" * 100_000, 400, "body: no JSON"),
         (b'{"seed": ' + b"1" * 5000 + b"}", 400, "body: no JSON"),
         (b"\xff", 400, "body: no JSON"),
+        (b'{"prompt": "\xed\xa0\x80"}', 400, "body: no JSON"),
         (b" " * ((16 << 20) + 1), 413, "body: more than 16777216 bytes"),
     ],
 )

@@ -16,13 +16,15 @@ MAX_STOP_LENGTH = 256
 """Characters of one stop string: that much text at most is held back while a stop may be forming."""
 
 _ABOVE_0 = math.nextafter(0.0, 1.0)
+_LEAST_PENALTY = 1e-30
+"""Logits are divided by it, in float32."""
 _RANGES: dict[str, tuple[float, float, str]] = {
     "max_tokens": (1, math.inf, "at least 1"),
     "temperature": (0.0, 2.0, "0 (greedy) to 2, usually 0.2 to 1"),
     "top_p": (_ABOVE_0, 1.0, "above 0, to 1 (off)"),
     "top_k": (0, math.inf, "0 (off) or the number of tokens to keep"),
     "min_p": (0.0, 1.0, "0 (off) to 1"),
-    "repetition_penalty": (_ABOVE_0, 2.0, "above 0, to 2; 1 is off"),
+    "repetition_penalty": (_LEAST_PENALTY, 2.0, "above 0, to 2; 1 is off"),
     "presence_penalty": (-2.0, 2.0, "-2 to 2; 0 is off"),
     "frequency_penalty": (-2.0, 2.0, "-2 to 2; 0 is off"),
     "logprobs": (0, MAX_LOGPROBS, f"0 (the token's own alone) to {MAX_LOGPROBS}"),
@@ -83,7 +85,8 @@ class SamplingParams:
         for name, (low, high, meaning) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # so NaN is refused too
-                raise InvalidRequestError(name, f"{value:g} is out of range; {meaning}")
+                found = f"{value:g}" if isinstance(value, float) else value  # an integer may be beyond all floats
+                raise InvalidRequestError(name, f"{found} is out of range; {meaning}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 "min_tokens", f"{self.min_tokens} is out of range; 0 to max_tokens ({self.max_tokens})"

@@ -115,7 +115,9 @@ class OpenAiFace:
             reply = Reply(kind, streams[0].request_id, self._worker.model_name)
             names = [tool["function"]["name"] for tool in asked.tools]
             choices: list[Choice] = [
-                ChatChoice(i, engine.tokenizer, names) if asked.messages else TextChoice(i, engine.tokenizer)
+                ChatChoice(i, engine.tokenizer, names, parallel=asked.parallel_calls)
+                if asked.messages
+                else TextChoice(i, engine.tokenizer)
                 for i in range(len(streams))
             ]
             response: Response
@@ -157,7 +159,8 @@ class OpenAiFace:
                     streams.append(engine.submit(ids, params, request_id=request_id, session_id=asked.session_id))
         except InvalidRequestError as error:
             name = asked.renamed(error.field)
-            raise _RefusedError(400, f"{name}: {error.problem}", name, _code(error)) from error
+            code = "context_length_exceeded" if _too_long(error, asked, engine) else None
+            raise _RefusedError(400, f"{name}: {error.problem}", name, code) from error
         except QueueFullError as error:
             raise _RefusedError(429, f"the queue is full: {error}", code="queue_full") from error
         except NotAcceptingError as error:
@@ -248,8 +251,11 @@ async def _chat_ids(asked: Asked, engine: Engine) -> list[int]:
         raise InvalidRequestError("prompt", str(error).removeprefix("messages: ")) from error
 
 
-def _code(error: InvalidRequestError) -> str | None:
-    return "context_length_exceeded" if "too many" in error.problem and error.field == "prompt" else None
+def _too_long(error: InvalidRequestError, asked: Asked, engine: Engine) -> bool:
+    """Whether a shorter prompt would do: clients shorten theirs then."""
+    if error.field == "max_tokens":
+        return asked.params.max_tokens is not None and asked.params.max_tokens < engine.config.max_context_tokens
+    return error.field == "prompt" and "too many" in error.problem
 
 
 async def _merged(streams: Sequence[AsyncStream]) -> AsyncIterator[tuple[int, Chunk]]:

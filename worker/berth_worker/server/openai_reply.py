@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -68,7 +69,7 @@ class TextChoice(Choice):
 
     def __init__(self, index: int, tokenizer: Tokenizer) -> None:
         super().__init__(index, tokenizer)
-        self._offset = 0
+        self._begin()
 
     def pieces(self, chunk: Chunk) -> list[dict[str, Any]]:
         self.finish = chunk.finish
@@ -79,8 +80,11 @@ class TextChoice(Choice):
         return [self._entry(chunk.text, chunk.logprobs)]
 
     def whole(self) -> dict[str, Any]:
-        self._offset = 0
+        self._begin()
         return self._entry("".join(self._text), self._places)
+
+    def _begin(self) -> None:
+        self._offset, self._decoder = 0, self._tokenizer.stream()
 
     def _entry(self, text: str, places: Sequence[TokenLogprobs]) -> dict[str, Any]:
         return {
@@ -91,26 +95,36 @@ class TextChoice(Choice):
         }
 
     def _logprobs(self, places: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        tokens = [self._token(place.token) for place in places]
+        """The likeliest tokens and the one that came, as OpenAI's; offsets are into the text."""
         offsets = []
-        for token in tokens:
+        for place in places:
             offsets.append(self._offset)
-            self._offset += len(token)
+            self._offset += len(self._decoder.push(place.token))
+        pairs = [(*place.top, (place.token, place.logprob)) for place in places]
         return {
-            "tokens": tokens,
+            "tokens": [self._spelled(place.token) for place in places],
             "token_logprobs": [place.logprob for place in places],
-            "top_logprobs": [{self._token(token): value for token, value in place.top} for place in places],
+            "top_logprobs": [{self._spelled(token): value for token, value in found} for found in pairs],
             "text_offset": offsets,
         }
+
+    def _spelled(self, token: int) -> str:
+        """As text; a part of a character as OpenAI spells it, `bytes:\\xf0\\x9f`, so that no two are the same."""
+        data = self._tokenizer.token_bytes(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 class ChatChoice(Choice):
     """Of /v1/chat/completions."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, tools: Sequence[str]) -> None:
-        """tools: names of the tools that the answer may call."""
+    def __init__(self, index: int, tokenizer: Tokenizer, tools: Sequence[str], *, parallel: bool = True) -> None:
+        """tools: names of the tools that the answer may call; parallel: whether several, else the first counts."""
         super().__init__(index, tokenizer)
         self._tools = ToolText(tools) if tools else None
+        self._most_calls = math.inf if parallel else 1
         self._calls: list[dict[str, Any]] = []
         self._begun = False
 
@@ -120,7 +134,7 @@ class ChatChoice(Choice):
         found: list[str | ToolCall] = [chunk.text] if chunk.text else []
         if self._tools is not None:
             found = self._tools.push(chunk.text) + (self._tools.flush() if chunk.finish else [])
-        deltas = [self._delta(item) for item in found]
+        deltas = [self._delta(item) for item in found if isinstance(item, str) or len(self._calls) < self._most_calls]
         if not deltas and chunk.logprobs:
             deltas = [{"content": ""}]  # what they are of comes later
         if not self._begun and (deltas or chunk.finish):

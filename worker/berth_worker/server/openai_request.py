@@ -32,9 +32,20 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "function_call": ("none",),
     "modalities": (["text"],),
     "audio": (),
+    "web_search_options": (),
     "guided_json": (),
     "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
     "structured_outputs": (),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "use_beam_search": (False,),
+    "include_stop_str_in_output": (False,),
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "truncate_prompt_tokens": (),
+    "prompt_logprobs": (),
 }
 """Fields that would change the answer, and the values beside null that ask for nothing."""
 
@@ -52,6 +63,8 @@ class Asked:
     messages: tuple[dict[str, Any], ...] = ()
     """Of a chat; content is text."""
     tools: tuple[dict[str, Any], ...] = ()
+    parallel_calls: bool = True
+    """Whether one answer may call several tools."""
     choices: int = 1
     """Answers to each prompt."""
     stream: bool = False
@@ -77,7 +90,7 @@ class Asked:
 def parse_body(raw: bytes) -> dict[str, Any]:
     """The JSON object of a body. Raises InvalidRequestError."""
     try:
-        body = json.loads(raw, parse_constant=_no_constant)
+        body = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)  # given bytes it lets surrogates pass
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError("body", f"no JSON: {error}") from error
     if not isinstance(body, dict):
@@ -120,6 +133,7 @@ def read_chat(body: Mapping[str, Any], session: str = "") -> Asked:
         max_tokens_field="max_tokens" if max_tokens is None else "max_completion_tokens",
         messages=_messages(fields),
         tools=() if choice == "none" else tools,
+        parallel_calls=fields.get("parallel_tool_calls") is None or fields.boolean("parallel_tool_calls"),
     )
 
 

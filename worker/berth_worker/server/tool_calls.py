@@ -136,7 +136,13 @@ def _call(value: Any) -> ToolCall | None:
     if not isinstance(value, dict) or not isinstance(name := value.get("name", value.get("function")), str) or not name:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
-    return ToolCall(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(_sendable(name), _sendable(text))
+
+
+def _sendable(text: str) -> str:
+    """With U+FFFD for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _joined(found: Collection[str | ToolCall] | Iterator[str | ToolCall]) -> list[str | ToolCall]:
