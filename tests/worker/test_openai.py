@@ -431,7 +431,7 @@ CHAT, TEXT = {"messages": QUESTION}, {"prompt": "x"}
         (CHAT | {"max_tokens": 1000}, "max_tokens", "is out of range; 1 to"),
         (CHAT | {"max_completion_tokens": 1.5}, "max_completion_tokens", "a whole number is right"),
         (CHAT | {"max_completion_tokens": 9999}, "max_completion_tokens", "is out of range; 1 to"),
-        (TEXT | {"max_tokens": 511, "prompt": "x y"}, "max_tokens", "511 is out of range; 1 to 510 after a prompt of 2"),
+        (TEXT | {"max_tokens": 511, "prompt": "x y"}, "max_tokens", "511 is out of range; 1 to 510 after a prompt"),
         (TEXT | {"max_tokens": -(10**400)}, "max_tokens", "is out of range; at least 1"),
         (TEXT | {"logprobs": 10**400}, "logprobs", "is out of range; 0"),
         (TEXT | {"repetition_penalty": 1e-40}, "repetition_penalty", "is out of range; above 0"),
