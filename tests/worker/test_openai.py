@@ -360,6 +360,7 @@ async def test_a_full_queue_answers_429_at_once_and_leaves_none_of_its_choices(t
         assert caught.value.code == "queue_full"
         assert "at most 1 run and 2 wait" in caught.value.message
         assert caught.value.response.headers["retry-after"] == "1"
+        assert caught.value.response.headers["connection"] == "close"
         gated.gate.set()
         assert (await first).choices[0].finish_reason == "length"
         await eventually(lambda: running.engine.idle)
@@ -372,6 +373,7 @@ async def test_a_worker_that_loads_or_leaves_says_so_and_one_that_leaves_closes_
     async with serving(load=False) as running:
         answer = await running.http.post("/v1/chat/completions", json={"messages": QUESTION})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "loading")
+        assert answer.headers["connection"] == "close"
         assert (await running.http.get("/v1/models")).status_code == 503
     async with talking() as (client, running):
         running.worker.phase = Phase.LEAVING
@@ -381,6 +383,7 @@ async def test_a_worker_that_loads_or_leaves_says_so_and_one_that_leaves_closes_
         with pytest.raises(openai.InternalServerError) as caught:
             await client.completions.create(prompt="x", **GREEDY)
         assert (caught.value.status_code, caught.value.code) == (503, "not_accepting")
+        assert caught.value.response.headers["connection"] == "close"
 
 
 @pytest.mark.parametrize("stream", [False, True])

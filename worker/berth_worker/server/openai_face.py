@@ -55,7 +55,9 @@ class _RefusedError(Exception):
         return error_body(str(self), "rate_limit_error" if self.status == 429 else kind, self.param, self.code)
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, {"retry-after": "1"} if self.status in (429, 503) else None)
+        # A client tries again on the connection that it has, so here, unless it is closed: another may have room.
+        elsewhere = {"retry-after": "1", "connection": "close"}
+        return JSONResponse(self.body(), self.status, elsewhere if self.status in (429, 503) else None)
 
 
 class OpenAiFace:
