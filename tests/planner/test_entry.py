@@ -63,9 +63,7 @@ def _enters(problem: PoolProblem, limits: Limits, option: Option, price: float) 
 @given(st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
 def test_a_percent_below_the_break_even_enters_and_a_percent_above_does_not(option: Make, seed: int) -> None:
-    """A budget counts an option at the price that it has: pools that shed are left to the other tests."""
     problem, limits = _pool(seed, option)
-    problem = replace(problem, effective=replace(problem.effective, max_usd_per_hour=None))
     entry, unused = _asked(problem, limits)
     for one in unused:
         price = break_even(entry, one)
@@ -110,3 +108,26 @@ def test_bounds_of_a_large_pool_are_those_of_one_node_and_of_all_nodes(option: M
     assert pays_below(entry, other) == pytest.approx(0.70)
     assert never_pays_above(entry, other) == pytest.approx(0.80)
     assert break_even(entry, other) == pytest.approx(0.80)
+
+
+def test_a_node_dearer_than_the_budget_has_a_break_even_price(option: Make) -> None:
+    """One cheap node at $0.40 serves all within $0.50; the other, at $0.90, would have to cost less than that node."""
+    cheap = option("cheap", CapacityType.ON_DEMAND, "v", 3, 40)
+    other = option("other", CapacityType.ON_DEMAND, "v", 5, 90)
+    effective = replace(BASE, requests_per_second=Decimal(2), max_usd_per_hour=Decimal("0.5"))
+    entry, _ = _asked(PoolProblem("demo/p", effective, (cheap, other)), {})
+    assert break_even(entry, other) == pytest.approx(0.40)
+
+
+def test_where_the_budget_leaves_demand_unserved_the_price_that_it_can_pay_is_the_break_even(option: Make) -> None:
+    """$1.00 pays for two cheap nodes of 3 turns/s at $0.40; one of the other beside them would serve two more at $0.20,
+    and alone it would serve 7 of the 8 at all of $1.00."""
+    cheap = option("cheap", CapacityType.ON_DEMAND, "v", 3, 40)
+    other = option("other", CapacityType.ON_DEMAND, "v", 7, 120)
+    effective = replace(BASE, requests_per_second=Decimal(8), max_usd_per_hour=Decimal(1))
+    problem = PoolProblem("demo/p", effective, (cheap, other))
+    entry, _ = _asked(problem, {})
+    assert entry.served.unserved == pytest.approx(0.25, abs=1e-6)
+    assert break_even(entry, other) == pytest.approx(1.0)
+    assert _enters(problem, {}, other, 0.99)
+    assert not _enters(problem, {}, other, 1.01)

@@ -8,6 +8,9 @@ found by the program itself with one node of the option forced in: Newton's iter
 (Dinkelbach 1967), since the least cost with the option is concave in its price, so that from the second step on the
 price only rises, and stops where it is true.
 
+A budget that sheds says nothing about that: what costs less than the plan is within it.  Where the pool goes short, a
+plan that serves more may cost as much as the budget allows, so the same is asked with that for C.
+
 Two bounds take no solve.  From below: the option alone, where the rules let it carry all.  From above: V(j) is at least
 r (D - what j nodes carry), with r the least price that any other option has for a turn a second.  Where the two meet,
 and for small pools they mostly do, they are the answer.
@@ -15,7 +18,7 @@ and for small pools they mostly do, they are the answer.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -33,6 +36,8 @@ from berth_operator.planner.solution import PoolSolution
 from berth_operator.planner.solver import TOLERANCE, SolverError, minimise_roughly
 
 _MOST_STEPS: Final = 12
+_MORE: Final = 1e-5
+"""Share of the demand that a plan has to serve more than another to be the better one."""
 _MOST_NODES: Final = 5000
 """Of branch and bound: one pool never takes as many."""
 NEAR: Final = 1e-6
@@ -61,10 +66,38 @@ class Entry:
     @cached_property
     def lets_one_carry_all(self) -> bool:
         """Whether one option that is not spot makes a plan by itself, if there are enough nodes of it."""
-        effective, served = self.problem.effective, self.served
-        sheds = effective.max_usd_per_hour is not None and effective.on_exceeded == "Shed"
-        short = served.unserved > 0 or served.missing_replicas > TOLERANCE
-        return not sheds and not short and effective.max_traffic_percent_per_vendor == 100
+        return not self._short and self.problem.effective.max_traffic_percent_per_vendor == 100
+
+    @cached_property
+    def unbound(self) -> PoolProblem:
+        """The pool without its budget."""
+        effective = self.problem.effective
+        if effective.max_usd_per_hour is None:
+            return self.problem
+        return replace(self.problem, effective=replace(effective, max_usd_per_hour=None))
+
+    @cached_property
+    def ways(self) -> list["Way"]:
+        """What a plan with the option has to keep."""
+        unserved, missing = self.served.unserved, self.served.missing_replicas
+        found = [Way(unserved + TOLERANCE, missing + TOLERANCE, self.cost)]
+        if self.may_serve_more:
+            budget = float(self.problem.effective.max_usd_per_hour or 0)
+            if unserved > TOLERANCE:
+                found.append(Way(unserved - min(_MORE, unserved / 2), math.inf, budget))
+            if missing > TOLERANCE:
+                found.append(Way(unserved + TOLERANCE, missing - 1 + TOLERANCE, budget))
+        return found
+
+    @cached_property
+    def may_serve_more(self) -> bool:
+        """Whether the pool goes short and its budget may be why."""
+        effective = self.problem.effective
+        return self._short and effective.max_usd_per_hour is not None and effective.on_exceeded == "Shed"
+
+    @property
+    def _short(self) -> bool:
+        return self.served.unserved > 0 or self.served.missing_replicas > TOLERANCE
 
     @cached_property
     def cheapest(self) -> list[tuple[float, Option]]:
@@ -77,23 +110,40 @@ class Entry:
         return 0.0 if free else float(option.node_usd_per_hour) / _turns_per_node(option)
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to be the better plan."""
+
+    unserved: float
+    """Share of the demand, at most."""
+    missing: float
+    """Replicas to the floor, at most."""
+    cost: float
+    """USD/h, below."""
+
+
 def break_even(entry: Entry, option: Option) -> float | None:
     """USD/h of a node below which `option` would enter the pool's plan; None when no price lets it.
 
     Zero or less: not even free nodes of it would help.
     """
-    if most_replicas(entry.problem, option, entry.left) < 1:
+    if most_replicas(entry.unbound, option, entry.left) < 1:
         return None
     least, most = pays_below(entry, option), never_pays_above(entry, option)
     if least is not None and most <= least + NEAR:
         return least
-    price = float(option.node_usd_per_hour) if math.isinf(most) else max(most, 0.0)
+    start = float(option.node_usd_per_hour) if math.isinf(most) else max(most, 0.0)
+    return max((p for way in entry.ways if (p := _by_steps(entry, option, way, start)) is not None), default=None)
+
+
+def _by_steps(entry: Entry, option: Option, way: Way, price: float) -> float | None:
+    """Newton's iteration from a price on; None when no price lets it enter that way."""
     for step in range(_MOST_STEPS):
-        forced = _cheapest_with(entry, option, price)
+        forced = _cheapest_with(entry, option, price, way)
         if forced is None:
             return None
         rest, nodes = forced
-        better = (entry.cost - rest) / nodes
+        better = (way.cost - rest) / nodes
         if better <= price + NEAR and (step or price <= 0 or better >= price - NEAR):
             return min(price, better)
         price = max(better, 0.0)
@@ -106,15 +156,15 @@ def pays_below(entry: Entry, option: Option) -> float | None:
     if option.spot or not entry.lets_one_carry_all or entry.room.get(option.resource, 0) > 0:
         return None
     alone = max(1, math.ceil(problem.demand / option.capacity.turns_per_second - 1e-9), problem.effective.min_replicas)
-    if alone > most_replicas(problem, option, entry.left):
+    if alone > most_replicas(entry.unbound, option, entry.left):
         return None
     return entry.cost / option.nodes_for(alone)
 
 
 def never_pays_above(entry: Entry, option: Option) -> float:
     """A price above which no plan with it is cheaper, whatever the rules are.  Infinite where nodes beside others'
-    replicas are free."""
-    if entry.room.get(option.resource, 0):
+    replicas are free, and where it may serve more."""
+    if entry.room.get(option.resource, 0) or entry.may_serve_more:
         return math.inf
     demand, span = entry.demand, option.nodes_per_replica
     each, carried = _turns_per_node(option) * span, demand
@@ -132,16 +182,16 @@ def _turns_per_node(option: Option) -> float:
     return option.capacity.turns_per_second * option.replicas_per_node / option.nodes_per_replica
 
 
-def _cheapest_with(entry: Entry, option: Option, price: float) -> tuple[float, int] | None:
-    """(USD/h of the other nodes, nodes of `option`) in the cheapest plan that uses it at `price` and serves as much."""
-    program, problem = Program(), entry.problem
+def _cheapest_with(entry: Entry, option: Option, price: float, way: Way) -> tuple[float, int] | None:
+    """(USD/h of the other nodes, nodes of `option`) in the cheapest plan that uses it at `price` and keeps `way`."""
+    program, problem = Program(), entry.unbound
     columns = add_pool(program, problem, entry.left, entry.room)
     share_nodes(program, [problem], [columns], entry.left)
     k = problem.options.index(option)
     program.lower[columns.nodes[k]] = 1.0
-    program.upper[columns.unserved] = entry.served.unserved + TOLERANCE
+    program.upper[columns.unserved] = way.unserved
     if columns.missing is not None:
-        program.upper[columns.missing] = entry.served.missing_replicas + TOLERANCE
+        program.upper[columns.missing] = min(program.upper[columns.missing], way.missing)
     terms = cost_terms(problem, columns)
     terms[columns.nodes[k]] += price - float(option.node_usd_per_hour)
     try:

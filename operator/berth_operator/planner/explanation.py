@@ -294,7 +294,7 @@ def _priced_out(outcome: Outcome, option: Option, options: Sequence[Option]) -> 
     if enters is None:
         return (
             Verdict.LIMITED_BY_POLICY,
-            f"no plan within the pool's limits that serves as much can use it ({_bounds(outcome)})",
+            f"no plan within the pool's limits that serves as much can use it ({_bounds(outcome, money=False)})",
         )
     if enters <= 0:
         share = _most_spot_percent(outcome, option) if option.spot else 100
@@ -362,10 +362,10 @@ def _price(value: float) -> str:
     return f"{value:.{places}f}"
 
 
-def _bounds(outcome: Outcome) -> str:
+def _bounds(outcome: Outcome, *, money: bool = True) -> str:
     effective = outcome.problem.effective
     bounds = []
-    if effective.max_usd_per_hour is not None and effective.on_exceeded == "Shed":
+    if money and effective.max_usd_per_hour is not None and effective.on_exceeded == "Shed":
         bounds.append(f"budget ${format_decimal(effective.max_usd_per_hour)}/h")
     if effective.max_replicas is not None:
         bounds.append(f"maxReplicas {effective.max_replicas}")
