@@ -84,6 +84,17 @@ def test_a_pool_that_nothing_can_serve_says_why(berth: Berth) -> None:
     assert "1ms" in result.stdout.splitlines()[0] or "1 ms" in result.stdout.splitlines()[0]
 
 
+def test_what_a_budget_leaves_unserved_is_said_in_the_paragraph(berth: Berth) -> None:
+    demand = {"class": "Interactive", "shape": {"promptTokens": 1000, "cachedPromptPercent": 90}}
+    demand |= {"demand": {"requestsPerSecond": "5"}}
+    files = ["-f", str(EXAMPLES / "hardware.yaml"), "-f", "-"]
+    shed = berth("explain", "chat", *files, text=chat(workload=demand, budget={"maxUsdPerHour": "1"}))
+    assert "It does not keep its promises: 2.23 of 5 requests/s are unserved: $0.805/h of budget" in shed.stdout
+    over = {"maxUsdPerHour": "1", "onExceeded": "Overspend"}
+    overspent = berth("explain", "chat", *files, text=chat(workload=demand, budget=over))
+    assert "It is over its budget: $1.610/h is above spec.budget.maxUsdPerHour 1" in overspent.stdout
+
+
 def snapshot_of(text: str, tmp_path: Path, now: Any) -> Snapshot:
     file = tmp_path / "chat.yaml"
     file.write_text(text)

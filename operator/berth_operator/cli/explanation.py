@@ -32,6 +32,7 @@ _WEIGHTS = {
     Quantization.BF16: " with 16-bit weights",
     Quantization.ANY: "",
 }
+_UNDONE = {"ObjectivesMet": "It does not keep its promises", "WithinBudget": "It is over its budget"}
 Classes = Mapping[str, HardwareClass]
 
 
@@ -46,15 +47,15 @@ def paragraph(
     sentences = [_serves(pool, effective), *load_sentences(status), _promises(effective)]
     placements = status.placements or []
     if placements:
-        sentences += [_runs(placements, classes, effective), _costs(status)]
+        sentences += [_runs(placements, classes, effective), _costs(status), *_undone(status)]
         sentences += _why(status.candidates or [], effective)
     else:
         sentences.append(_nothing(status))
     sentences += _afresh(what_if, status)
     sentences += _next_best(what_if, status)
     sentences += [_at_demand(factor, other) for factor, other in what_if.at_demand]
-    if live:
-        sentences += _troubles(status, placed=bool(placements))
+    if live and placements:
+        sentences += _not_ready(status)
     if any(c.estimated for c in status.candidates or [] if c.verdict == Verdict.CHOSEN):
         sentences.append(
             "The speeds behind this are estimates from data sheets; `berth bench` measures a worker and prints the"
@@ -227,13 +228,18 @@ def _short(pool_plan: PoolPlan) -> str:
     )
 
 
-def _troubles(status: InferencePoolStatus, *, placed: bool) -> Iterator[str]:
-    """What a reader should worry about, in the words of the conditions."""
+def _undone(status: InferencePoolStatus) -> Iterator[str]:
+    """What the plan leaves undone, in the words of the conditions."""
     conditions = {c.type: c for c in status.conditions or []}
-    ready = conditions.get("Ready")
-    if placed and ready and ready.status != "True":
-        yield f"Not ready yet: {ready.message}."
-    for kind in ("ObjectivesMet", "WithinBudget"):
+    for kind, words in _UNDONE.items():
         found = conditions.get(kind)
-        if placed and found and found.status == "False" and (ready is None or found.message != ready.message):
-            yield f"{kind} is False: {found.message}."
+        if found and found.status == "False":
+            yield f"{words}: {found.message}."
+
+
+def _not_ready(status: InferencePoolStatus) -> Iterator[str]:
+    """Why a placed pool does not serve, where that has not been said."""
+    conditions = {c.type: c for c in status.conditions or []}
+    ready, told = conditions.get("Ready"), {c.message for c in conditions.values() if c.type in _UNDONE}
+    if ready and ready.status != "True" and ready.message not in told:
+        yield f"Not ready yet: {ready.message}."
