@@ -163,6 +163,15 @@ async def test_a_completion_is_the_same_in_pieces(talking: Any, logprobs: int | 
         assert top[token] == value, "greedy takes the likeliest"
 
 
+async def test_a_completion_without_max_tokens_has_as_many_as_fit_up_to_openais_16(talking: Any) -> None:
+    async with talking() as (client, _):
+        for prompt, tokens in ((8, 16), (500, 12), (511, 1)):
+            whole = await client.completions.create(
+                model=MODEL, prompt=[5] * prompt, temperature=0, extra_body={"ignore_eos": True}
+            )
+            assert (whole.usage.completion_tokens, whole.choices[0].finish_reason) == (tokens, "length")
+
+
 async def test_logprobs_of_parts_of_characters_point_into_the_text(talking: Any, gated: Any) -> None:
     async with talking(speculation="off") as (client, running):
         ids = running.engine.tokenizer.encode("日本 👩 a")
@@ -506,6 +515,15 @@ async def test_a_body_that_is_none_is_refused(one_worker: Any, raw: bytes, statu
     answer = await asyncio.to_thread(httpx.post, one_worker + "/v1/completions", content=raw, timeout=60)
     assert answer.status_code == status
     assert answer.json()["error"]["message"].startswith(says)
+
+
+async def test_however_deep_a_tool_is_nested_the_worker_does_not_fail(one_worker: Any) -> None:
+    async with httpx.AsyncClient(base_url=one_worker, timeout=60) as http:
+        for depth in range(900, 1000):
+            schema = '{"a":' * depth + "1" + "}" * depth
+            tools = '[{"type": "function", "function": {"name": "f", "parameters": ' + schema + "}}]"
+            raw = '{"messages": [{"role": "user", "content": "x"}], "tools": ' + tools + "}"
+            assert (await http.post("/v1/chat/completions", content=raw)).status_code == 400, "too long, or too deep"
 
 
 values = st.recursive(

@@ -157,7 +157,7 @@ class OpenAiFace:
             prompts = [await _ids(prompt, engine) for prompt in asked.prompts] or [await _chat_ids(asked, engine)]
             for ids in prompts:
                 for choice in range(asked.choices):
-                    params = asked.params_of(choice)
+                    params = asked.params_of(choice, engine.config.max_context_tokens - len(ids))
                     streams.append(engine.submit(ids, params, request_id=request_id, session_id=asked.session_id))
         except InvalidRequestError as error:
             name = asked.renamed(error.field)
@@ -249,7 +249,7 @@ async def _chat_ids(asked: Asked, engine: Engine) -> list[int]:
 
     try:
         return await in_thread_if(size > INLINE_CHARACTERS, encode)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # tools can be nested as deep as JSON is read
         raise InvalidRequestError("prompt", str(error).removeprefix("messages: ")) from error
 
 

@@ -72,11 +72,17 @@ class Asked:
     session_id: str = ""
     max_tokens_field: str = "max_tokens"
     """What the client calls it."""
+    default_tokens: int | None = None
+    """Where the client says nothing of it, and as far as there is room; None: all that there is room for."""
 
-    def params_of(self, choice: int) -> SamplingParams:
-        """Choices of one seed differ, and are the same each time."""
-        seed = self.params.seed
-        return self.params if seed is None or not choice else replace(self.params, seed=(seed + choice) % 2**64)
+    def params_of(self, choice: int, room: int) -> SamplingParams:
+        """Choices of one seed differ, and are the same each time. room: tokens that the prompt leaves."""
+        params = self.params
+        if params.max_tokens is None and self.default_tokens is not None:
+            params = replace(params, max_tokens=max(1, min(self.default_tokens, room)))
+        if params.seed is None or not choice:
+            return params
+        return replace(params, seed=(params.seed + choice) % 2**64)
 
     def renamed(self, field: str) -> str:
         """The client's name of a field of the engine's."""
@@ -103,13 +109,12 @@ def parse_body(raw: bytes) -> dict[str, Any]:
 def read_completion(body: Mapping[str, Any], session: str = "") -> Asked:
     """A body of /v1/completions; session: an id from the headers. Raises InvalidRequestError."""
     fields = _Fields(body)
-    logprobs = fields.integer("logprobs")
-    max_tokens = fields.integer("max_tokens")
     return _asked(
         fields,
         session,
-        logprobs=logprobs,
-        max_tokens=COMPLETION_TOKENS if max_tokens is None else max_tokens,
+        logprobs=fields.integer("logprobs"),
+        max_tokens=fields.integer("max_tokens"),
+        default_tokens=COMPLETION_TOKENS,
         prompts=_prompts(fields),
     )
 
