@@ -4,6 +4,7 @@ Spot prices come from moto's server.  It has no price list: that one is a server
 list's own form, to the real boto3.
 """
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from berth_operator.api import CapacityType, HardwareClass
 from berth_operator.prices.aws import AwsPriceError, AwsPrices
 from berth_operator.prices.configmap import read_prices
+from berth_operator.prices.feed import FeedSettings, PriceFeed
 from berth_operator.prices.quotes import Quotes, price
 from moto.server import ThreadedMotoServer
 
@@ -164,6 +166,7 @@ def test_a_config_map_is_a_list_of_prices_of_one_time() -> None:
         ({**GOOD, "asOf": "2026-11-21T12:00:00"}, "needs a time zone"),
         ({"prices": GOOD["prices"]}, "data.asOf: found None"),
         ({**GOOD, "prices": "a: ["}, "is not valid YAML"),
+        ({**GOOD, "prices": "- 2026-02-30"}, "is not valid YAML: day is out of range"),
         ({**GOOD, "prices": "a: b"}, "write a list of {hardwareClass, capacityType, usdPerHour}"),
         ({**GOOD, "prices": "- {hardwareClass: l4}"}, "entry 1: found"),
         ({**GOOD, "prices": "- {hardwareClass: l4, capacityType: spot, usdPerHour: '1'}"}, "write OnDemand or Spot"),
@@ -184,3 +187,21 @@ def test_one_bad_entry_leaves_the_others() -> None:
     quotes, problems = read_prices("ns/prices", {**GOOD, "prices": bad})
     assert list(quotes) == [("l4", CapacityType.SPOT)]
     assert "entry 2" in problems[0]
+
+
+def test_a_price_of_what_no_class_has_is_said(make_class: Callable[..., HardwareClass]) -> None:
+    class Reader:
+        async def get(self, *_: Any) -> dict[str, Any]:
+            return {"data": GOOD}
+
+    known = list[HardwareClass]()
+    reader: Any = Reader()
+    feed = PriceFeed(reader, FeedSettings(config_map=("ns", "prices")), lambda: known, lambda: None)
+    asyncio.run(feed.ask())
+    assert feed.quotes.failures == (), "no class is known yet"
+    known.append(make_class("l40s"))
+    asyncio.run(feed.ask())
+    assert feed.quotes.failures == ("ConfigMap ns/prices: l4 Spot: no HardwareClass has such capacity",)
+    known.append(make_class("l4", capacity=[{"type": "Spot", "usdPerHour": "0.3"}]))
+    asyncio.run(feed.ask())
+    assert feed.quotes.failures == ()

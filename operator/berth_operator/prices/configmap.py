@@ -17,6 +17,8 @@ import yaml
 from berth_operator.api import CapacityType, parse_decimal
 from berth_operator.prices.quotes import Key, Quote
 
+BAD_YAML: Final = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
+"""What PyYAML raises; all but the first where a value is no value of its type, such as 2026-02-30 or `!!int many`."""
 _FIELDS: Final = ("hardwareClass", "capacityType", "usdPerHour")
 
 
@@ -31,7 +33,7 @@ def read_prices(name: str, data: Mapping[str, str]) -> tuple[dict[Key, Quote], l
         return {}, [f"{source}: data.asOf: found {data['asOf']!r}: it needs a time zone, such as Z at its end"]
     try:
         rows = yaml.safe_load(data.get("prices", ""))
-    except yaml.YAMLError as error:
+    except BAD_YAML as error:
         return {}, [f"{source}: data.prices: is not valid YAML: {str(error).splitlines()[0]}"]
     if not isinstance(rows, list):
         return {}, [f"{source}: data.prices: write a list of {{{', '.join(_FIELDS)}}}"]

@@ -102,7 +102,13 @@ class PriceFeed:
             return
         quotes, problems = read_prices(where, found.get("data") or {})
         self._from_config_map |= quotes
-        self._report("ConfigMap", problems)
+        self._report("ConfigMap", [*problems, *self._of_nothing(where, quotes)])
+
+    def _of_nothing(self, where: str, quotes: Iterable[Key]) -> list[str]:
+        """Prices of what no class has; nothing while no class is known."""
+        known = {(item.metadata.name, way.type) for item in self._classes() for way in item.spec.capacity}
+        strange = sorted(f"{name} {kind.value}" for name, kind in set(quotes) - known) if known else []
+        return [f"ConfigMap {where}: {text}: no HardwareClass has such capacity" for text in strange]
 
     async def _ask_aws(self, aws: AwsPrices, classes: list[HardwareClass]) -> None:
         try:
