@@ -78,6 +78,7 @@ def test_what_ships_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         (("nowhere",), "nowhere: cannot be read (No such file or directory), and is none of the scenarios that ship"),
         (("week", "--policy", "magic"), "write one of berth, berth-gpu-only"),
         (("week", "--picture", "x.bmp"), "write a name that ends in .png or .svg"),
+        (("week", "--seed", "-1"), "Invalid value for '--seed'"),
     ],
 )
 def test_bad_input_is_exit_code_2_and_says_what_to_write(arguments: tuple[str, ...], says: str) -> None:
@@ -103,3 +104,27 @@ def test_a_large_fleet_is_made_of_a_small_one(short: Path) -> None:
     assert many["policies"][0]["turns"] == pytest.approx(40 * one["policies"][0]["turns"], rel=0.2)
     assert many["policies"][0]["meanNodes"] >= 20
     assert any("and 8 more pools: 20 of each, at 2.0 times their demand" in text for text in many["assumptions"])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"step": "100h"}, "step: found '100h': a day must be a whole number of steps"),
+        ({"step": "7h"}, "a day must be a whole number of steps: write one such as 15m or 1h"),
+        ({"seed": -1}, "seed: found -1: "),
+        ({"demandOf": {"chatt": {"peakHour": 3}}}, "demandOf names pools that are not there: chatt; there are chat"),
+        ({"spotReclaims": [{"at": "3h", "hardwareClass": "l44"}]}, "spotReclaims name classes that are not there: l44"),
+    ],
+)
+def test_a_scenario_that_cannot_be_run_is_named(short: Path, change: dict[str, object], says: str) -> None:
+    short.write_text(yaml.safe_dump(yaml.safe_load(short.read_text()) | change))
+    done = berth(str(short), "--policy", "fixed-by-hand")
+    assert done.exit_code == 2
+    assert says in done.stderr
+
+
+def test_copies_of_a_pool_keep_its_own_form_of_demand(short: Path) -> None:
+    quiet = {"troughPercent": 100, "weekendPercent": 100, "noisePercent": 0, "bursts": {"perDay": "0"}}
+    short.write_text(yaml.safe_dump(yaml.safe_load(short.read_text()) | {"demandOf": {"chat": quiet}}))
+    data = json.loads(berth(str(short), "--policy", "fixed-by-hand", "--copies", "3", "-o", "json").stdout)
+    assert data["series"]["turnsPerSecond"] == pytest.approx([0.6] * 4)

@@ -121,3 +121,9 @@ def test_a_bad_scenario_is_refused_with_field_and_remedy(text: str, says: str) -
 def test_an_unknown_scenario_names_those_that_ship() -> None:
     with pytest.raises(ScenarioError, match=r"none of the scenarios that ship: .*week"):
         find("fortnight")
+
+
+def test_copies_have_the_form_of_demand_of_the_pool_they_are_copies_of() -> None:
+    quiet = {"troughPercent": 100, "weekendPercent": 100, "noisePercent": 0, "bursts": {"perDay": "0"}}
+    found = demand(scenario(demandOf={"a": quiet}), {"ns/a": 3.0, "ns/a-2": 3.0}, {"ns/a-2": "ns/a"})
+    assert found["ns/a-2"] == pytest.approx(found["ns/a"])

@@ -42,7 +42,7 @@ def command(
     files: Annotated[list[str] | None, typer.Option("--file", "-f", help="More pools, classes and profiles")] = None,
     policy: Annotated[list[str] | None, typer.Option("--policy", help="Only these; default: all")] = None,
     days: Annotated[int | None, typer.Option(min=1, max=60, help="Instead of the scenario's")] = None,
-    seed: Annotated[int | None, typer.Option(help="Instead of the scenario's")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Instead of the scenario's")] = None,
     copies: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Of every pool, each with its own demand")
     ] = None,

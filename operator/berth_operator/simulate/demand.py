@@ -11,10 +11,16 @@ from berth_operator.simulate.scenario import DemandShape, Scenario
 Series = npt.NDArray[np.float64]
 
 
-def demand(scenario: Scenario, peaks: Mapping[str, float]) -> dict[str, Series]:
-    """Turns/s by pool key, [step]; `peaks` are the declared demands.  A pool's series does not depend on the others."""
+def demand(
+    scenario: Scenario, peaks: Mapping[str, float], copy_of: Mapping[str, str] | None = None
+) -> dict[str, Series]:
+    """Turns/s by pool key, [step]; `peaks` are the declared demands.  A pool's series does not depend on the others.
+
+    `copy_of`: keys of copies -> the pool whose form of demand they have.
+    """
+    names = {key: (copy_of or {}).get(key, key).rpartition("/")[2] for key in peaks}
     return {
-        key: peak * shape(scenario.demand_of.get(key.rpartition("/")[2], scenario.demand), scenario, key)
+        key: peak * shape(scenario.demand_of.get(names[key], scenario.demand), scenario, key)
         for key, peak in peaks.items()
     }
 

@@ -96,7 +96,8 @@ def simulate(
 ) -> Simulation:
     """Run every policy (or those named) through the scenario; `on_step` is called after each step of each."""
     market = Market(scenario, classes)
-    series = demand(scenario, {pool.key: pool.peak for pool in pools})
+    copies = {pool.key: pool.copy_of for pool in pools if pool.copy_of}
+    series = demand(scenario, {pool.key: pool.peak for pool in pools}, copies)
     chosen = [p for p in policies(scenario, pools, classes, market) if not only or p.name in only]
     watts = {item.metadata.name: node_watts(item, scenario) for item in classes}
     outcomes = tuple(_run(policy, scenario, pools, market, series, watts, on_step) for policy in chosen)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from berth_operator.api import HardwareClass, InferencePool, ServingProfile, resolve
 from berth_operator.catalog import CATALOG, hardware_class
+from berth_operator.prices.configmap import BAD_YAML
 from berth_operator.simulate.market import unknown_classes
 from berth_operator.simulate.policies import Pool
 from berth_operator.simulate.scenario import Scenario
@@ -56,7 +57,7 @@ def read_scenario(source: Source) -> Scenario:
     """The scenario.  Raises ScenarioError with every problem, one a line."""
     try:
         body: Any = yaml.safe_load(source.text)
-    except yaml.YAMLError as error:
+    except BAD_YAML as error:
         raise ScenarioError(f"{source.name}: is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(body, dict):
         raise ScenarioError(f"{source.name}: write a mapping with days, demand, catalog, objects and so on")
@@ -90,7 +91,14 @@ def pools_of(
     if not classes:
         raise ScenarioError("there is no HardwareClass: name some of the catalog, or files with -f")
     if unknown := unknown_classes(scenario, (item.metadata.name for item in classes)):
-        raise ScenarioError(f"priceMoves and stockOuts name classes that are not there: {', '.join(unknown)}")
+        raise ScenarioError(
+            f"priceMoves, stockOuts and spotReclaims name classes that are not there: {', '.join(unknown)}"
+        )
+    there = sorted(pool.metadata.name for pool in pools)
+    if strange := sorted(scenario.demand_of.keys() - set(there)):
+        raise ScenarioError(
+            f"demandOf names pools that are not there: {', '.join(strange)}; there are {', '.join(there)}"
+        )
     out = []
     for pool in sorted(pools, key=lambda p: p.key):
         effective = resolve(pool.spec)
@@ -98,7 +106,7 @@ def pools_of(
         effective = replace(effective, requests_per_second=effective.requests_per_second * scenario.times)
         mine = tuple(p for p in profiles if p.spec.model == effective.model)
         one = Pool(pool.key, effective, namespace, namespace_labels.get(namespace, {}), mine)
-        out += [one, *(replace(one, key=f"{pool.key}-{n}") for n in range(2, scenario.copies + 1))]
+        out += [one, *(replace(one, key=f"{pool.key}-{n}", copy_of=pool.key) for n in range(2, scenario.copies + 1))]
     return sorted(out, key=lambda p: p.key)
 
 

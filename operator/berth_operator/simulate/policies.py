@@ -39,6 +39,8 @@ class Pool:
     namespace: str
     namespace_labels: Mapping[str, str]
     profiles: tuple[ServingProfile, ...]
+    copy_of: str | None = None
+    """Key of the pool that it is a copy of."""
 
     @property
     def peak(self) -> float:

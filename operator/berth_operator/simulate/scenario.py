@@ -7,7 +7,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from berth_operator.api import CapacityType
 from berth_operator.api.meta import ApiModel
@@ -88,14 +88,20 @@ class Starts(ApiModel):
     accelerator: PositiveDuration = Field(timedelta(minutes=8), alias="Accelerator")
 
 
+def _divides_a_day(step: timedelta) -> timedelta:
+    if timedelta(days=1) % step:
+        raise ValueError("a day must be a whole number of steps: write one such as 15m or 1h")
+    return step
+
+
 class Scenario(ApiModel):
     """Days of demand and events, and what is assumed."""
 
     description: str = ""
     days: Annotated[int, Field(ge=1, le=60)] = 7
-    step: PositiveDuration = timedelta(minutes=15)
+    step: Annotated[PositiveDuration, AfterValidator(_divides_a_day)] = timedelta(minutes=15)
     """Each policy decides once a step."""
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     copies: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Of every pool, each with demand of its own: how a large fleet is made of a small one."""
     times: PositiveDecimalString = Decimal(1)
