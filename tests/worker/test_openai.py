@@ -395,6 +395,17 @@ async def test_a_worker_that_loads_or_leaves_says_so_and_one_that_leaves_closes_
         assert caught.value.response.headers["connection"] == "close"
 
 
+async def test_a_client_that_stalls_in_its_request_keeps_no_worker_from_leaving(serving: Any) -> None:
+    async with serving() as running:
+        _, writer = await asyncio.open_connection("127.0.0.1", running.http_server.port)
+        writer.write(b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"prompt"')
+        await writer.drain()
+        for _ in range(3):
+            assert (await running.http.get("/healthz")).status_code == 200
+        assert running.http_server.open_calls == 0
+        writer.close()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_that_fails_ends_with_an_error_and_the_worker_goes_on(
     talking: Any, gated: Any, stream: bool

@@ -66,7 +66,7 @@ class OpenAiFace:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self.open_calls = 0
-        """Answers whose client has not been sent everything yet."""
+        """Requests that have arrived and whose client has not been sent everything yet."""
         self.routes = [
             Route("/v1/models", self._models),
             Route("/v1/models/{model:path}", self._model),
@@ -99,14 +99,19 @@ class OpenAiFace:
     # -- one answer --------------------------------------------------------------------------------------------------
 
     async def _answer(self, request: Request, kind: str, read: Callable[[dict[str, Any], str], Asked]) -> Response:
-        streams: list[AsyncStream] = []
-        answered = False
-        self.open_calls += 1
         try:
             engine = self._engine()
-            request_id = request.headers.get("x-request-id", "")
+            body = await _body(request)
+        except _RefusedError as error:
+            return error.response()
+        except ClientDisconnect:
+            return Response(status_code=499)
+        streams: list[AsyncStream] = []
+        answered = False
+        self.open_calls += 1  # not before: who stalls in the middle of a request keeps no worker from leaving
+        try:
+            request_id, session = request.headers.get("x-request-id", ""), request.headers.get("x-session-id", "")
             try:
-                body, session = await _body(request), request.headers.get("x-session-id", "")
                 asked = await in_thread_if(len(body) > INLINE_BODY, lambda: read(parse_body(body), session))
                 if len(request_id) > MAX_ID:
                     raise InvalidRequestError("x-request-id", f"{len(request_id)} characters; at most {MAX_ID}")
@@ -136,8 +141,6 @@ class OpenAiFace:
             return _Tracked(response, lambda: self._done(streams), self._worker)
         except _RefusedError as error:
             return error.response()
-        except ClientDisconnect:
-            return Response(status_code=499)
         except Exception as error:
             log.exception("%s failed", request.url.path)
             return _RefusedError(500, f"the worker failed on this request: {type(error).__name__}").response()
