@@ -55,6 +55,8 @@ ANSWERS: list[tuple[str, list[str | ToolCall]]] = [
     ('{"name": "weather", "parameters": {"city": "\\ud83d"}}', [ToolCall("weather", '{"city": "\ufffd"}')]),
     ('{"name": "weather", "parameters": {"city": "\\ud83d\\ude00"}}', [ToolCall("weather", '{"city": "😀"}')]),
     ('<tool_call>{"name": "\\udc00"}</tool_call>', [ToolCall("\ufffd", "{}")]),
+    ('<tool_call>{"name": "time", "arguments": null}</tool_call>', [TIME]),
+    ('{"name": "time", "parameters": ""}', [TIME]),
     ("{ x", ["{ x"]),
     ("   ", ["   "]),
     ("[" * 5000, ["[" * 5000]),

@@ -135,7 +135,9 @@ def _call(value: Any) -> ToolCall | None:
         value = value["function"]
     if not isinstance(value, dict) or not isinstance(name := value.get("name", value.get("function")), str) or not name:
         return None
-    arguments = value.get("arguments", value.get("parameters", {}))
+    arguments = value.get("arguments", value.get("parameters"))
+    if arguments is None or arguments == "":  # clients want an object, as OpenAI's always are
+        arguments = {}
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return ToolCall(_sendable(name), _sendable(text))
 
