@@ -77,6 +77,23 @@ def test_a_fleet_that_lacks_a_node_is_told_what_one_more_would_save(berth: Berth
     assert price == {"hardwareClass": "graviton4", "capacityType": "OnDemand", "usdPerHour": "0.167"}
 
 
+def test_a_large_fleet_says_that_its_shadow_prices_are_marginal_and_what_savings_below_zero_are(
+    berth: Berth, tmp_path: Path
+) -> None:
+    """130 batch pools on two cheap spot nodes and dear ones: the comparison, which knows no limit, costs less."""
+    hardware = [body for body in yaml.safe_load_all((EXAMPLES / "hardware.yaml").read_text()) if body]
+    pools = [example("digest") for _ in range(130)]
+    for number, body in enumerate(pools):
+        body["metadata"]["name"] = f"digest-{number}"
+    file = tmp_path / "fleet.yaml"
+    file.write_text(yaml.safe_dump_all([*hardware, *pools]))
+    result = berth("plan", "-f", str(file), "--summary")
+    assert "One more node of l4 (spot) would save about " in result.stdout
+    assert "SAVED below zero: such a plan would cost less if there were no maxNodes" in result.stdout
+    data = json.loads(berth("plan", "-f", str(file), "-o", "json").stdout)
+    assert all(price["marginal"] for price in data["shadowPrices"])
+
+
 def test_standard_input_is_a_file(berth: Berth) -> None:
     result = berth("plan", "-f", str(EXAMPLES / "hardware.yaml"), "-f", "-", text=yaml.safe_dump(example("chat")))
     assert result.exit_code == 0

@@ -132,7 +132,10 @@ def _costs(status: InferencePoolStatus) -> str:
         )
     if cost.savings_percent == 0:
         return f"{text}, just what the cheapest fleet of GPUs alone would cost."
-    return f"{text}; a fleet of GPUs alone could cost as little as {cost.gpu_only_usd_per_hour}."
+    return (
+        f"{text}; a fleet of GPUs alone, were there no limits of nodes or money, could cost as little as"
+        f" {cost.gpu_only_usd_per_hour}."
+    )
 
 
 def _why(candidates: Sequence[CandidateStatus], effective: Effective) -> Iterator[str]:

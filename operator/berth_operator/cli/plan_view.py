@@ -80,6 +80,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
                     "capacityType": price.capacity_type.value,
                     "usdPerHour": money(price.usd_per_hour),
                     **({"atLeast": True} if price.at_least else {}),
+                    **({"marginal": True} if price.marginal else {}),
                 }
                 for price in plan.shadow_prices
             ],
@@ -322,9 +323,10 @@ def _rank(c: CandidateStatus) -> tuple[bool, float, str, str]:
 
 def _footnotes(plan: Plan) -> Iterator[str]:
     for price in plan.shadow_prices:
+        how = " at least" if price.at_least else " about" if price.marginal else ""
         yield (
-            f"One more node of {price.hardware_class} ({capacity_words(price.capacity_type)}) would save"
-            f"{' at least' if price.at_least else ''} {money(price.usd_per_hour)} USD/h."
+            f"One more node of {price.hardware_class} ({capacity_words(price.capacity_type)}) would save{how}"
+            f" {money(price.usd_per_hour)} USD/h."
         )
     for short in plan.shortages:
         if short.unserved > 0:
@@ -338,3 +340,8 @@ def _footnotes(plan: Plan) -> Iterator[str]:
         yield "estimated: by roofline, until a ServingProfile says what was measured (`berth bench` prints one)."
     if any(pool.gpu_only_usd_per_hour is not None for pool in plan.pools.values()):
         yield "GPU ONLY: a lower bound on the cheapest GPU-only plan of the same demand, same freedoms, same solver."
+        if any((savings_percent(pool) or 0) < 0 for pool in plan.pools.values()):
+            yield (
+                "SAVED below zero: such a plan would cost less if there were no maxNodes, budget, maxReplicas, hardware"
+                " lists or vendor shares, all of which GPU ONLY leaves out and the plan keeps."
+            )

@@ -157,11 +157,13 @@ def pool_problems(snapshot: Snapshot) -> dict[str, PoolProblem]:
 
 def _shadow_prices(live: Decision, limits: Mapping[Resource, int], *, ask: bool) -> tuple[ShadowPrice, ...]:
     """What one more node of each limit would save, the most first; what is less than a tenth of a cent is nothing."""
-    worth = {resource: Worth(value, exact=True) for resource, value in live.solution.duals.items()}
-    worth = worth or (worth_of_nodes(live, limits) if ask else {})
+    duals = {resource: Worth(value, exact=True) for resource, value in live.solution.duals.items()}
+    worth = duals or (worth_of_nodes(live, limits) if ask else {})
     rounded = {r: Decimal(repr(w.usd_per_hour)).quantize(Decimal("0.001")) for r, w in worth.items()}
     ordered = sorted(rounded, key=lambda r: (-rounded[r], r))
-    return tuple(ShadowPrice(*r, rounded[r], at_least=not worth[r].exact) for r in ordered if rounded[r] > 0)
+    return tuple(
+        ShadowPrice(*r, rounded[r], at_least=not worth[r].exact, marginal=r in duals) for r in ordered if rounded[r] > 0
+    )
 
 
 def counterfactuals(

@@ -205,6 +205,8 @@ class ShadowPrice:
     usd_per_hour: Decimal
     at_least: bool = False
     """It may save more: the search for the best plan with that node was not finished."""
+    marginal: bool = False
+    """What a hair of a node is worth, by the duals of a large fleet: a whole one may save less, or more."""
 
 
 @dataclass(frozen=True, slots=True)
