@@ -95,6 +95,16 @@ def test_what_a_budget_leaves_unserved_is_said_in_the_paragraph(berth: Berth) ->
     assert "It is over its budget: $1.610/h is above spec.budget.maxUsdPerHour 1" in overspent.stdout
 
 
+def test_an_objective_that_is_not_cost_is_told_with_why_it_costs_more(berth: Berth) -> None:
+    files = ["-f", str(EXAMPLES / "hardware.yaml"), "-f", "-"]
+    said = berth("explain", "chat", *files, text=chat(placement={"objective": "Latency"})).stdout
+    assert (
+        "were money all that counts, and no node limited, a fleet of GPUs alone could cost as little as 0.805" in said
+    )
+    assert "Its objective is Latency: the hardware that answers fastest is taken" in said
+    assert "graviton4 is slower: an unloaded turn takes 13" in said
+
+
 def snapshot_of(text: str, tmp_path: Path, now: Any) -> Snapshot:
     file = tmp_path / "chat.yaml"
     file.write_text(text)

@@ -32,6 +32,11 @@ _WEIGHTS = {
     Quantization.BF16: " with 16-bit weights",
     Quantization.ANY: "",
 }
+_OBJECTIVES = {
+    "Power": "Its objective is Power: watts decide where it runs, and money only between equals.",
+    "Latency": "Its objective is Latency: the hardware that answers fastest is taken, and money only decides between"
+    " equals.",
+}
 _UNDONE = {"ObjectivesMet": "It does not keep its promises", "WithinBudget": "It is over its budget"}
 Classes = Mapping[str, HardwareClass]
 
@@ -133,13 +138,15 @@ def _costs(status: InferencePoolStatus) -> str:
     if cost.savings_percent == 0:
         return f"{text}, just what the cheapest fleet of GPUs alone would cost."
     return (
-        f"{text}; a fleet of GPUs alone, were there no limits of nodes or money, could cost as little as"
+        f"{text}; were money all that counts, and no node limited, a fleet of GPUs alone could cost as little as"
         f" {cost.gpu_only_usd_per_hour}."
     )
 
 
 def _why(candidates: Sequence[CandidateStatus], effective: Effective) -> Iterator[str]:
     """The reasons of what was chosen, then of what comes nearest without being it."""
+    if effective.objective in _OBJECTIVES:
+        yield _OBJECTIVES[effective.objective]
     chosen = [c for c in candidates if c.verdict == Verdict.CHOSEN]
     if chosen:
         asked = f"{float(effective.requests_per_second):.3g}"
@@ -154,7 +161,8 @@ def _why(candidates: Sequence[CandidateStatus], effective: Effective) -> Iterato
     for c in slow:
         if c.hardware_class not in taken | seen:
             seen.add(c.hardware_class)
-            what = "is too slow" if c.verdict == Verdict.TOO_SLOW else "is too small"
+            slower = "is slower" if effective.objective == "Latency" else "is too slow"
+            what = slower if c.verdict == Verdict.TOO_SLOW else "is too small"
             yield f"{c.hardware_class} {what}: {c.reason}."
     for c in candidates:
         if c.verdict in (Verdict.CONSTRAINED, Verdict.NO_CAPACITY, Verdict.AT_FAULT):

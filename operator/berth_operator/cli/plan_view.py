@@ -342,6 +342,6 @@ def _footnotes(plan: Plan) -> Iterator[str]:
         yield "GPU ONLY: a lower bound on the cheapest GPU-only plan of the same demand, same freedoms, same solver."
         if any((savings_percent(pool) or 0) < 0 for pool in plan.pools.values()):
             yield (
-                "SAVED below zero: such a plan would cost less if there were no maxNodes, budget, maxReplicas, hardware"
-                " lists or vendor shares, all of which GPU ONLY leaves out and the plan keeps."
+                "SAVED below zero: the plan keeps maxNodes, budget, maxReplicas, hardware lists, vendor shares and the"
+                " objectives Power and Latency; GPU ONLY is what GPUs would cost without."
             )
