@@ -67,7 +67,9 @@ def _no_hardware(short: _Short) -> Problem | None:
         rest = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
         said = "; ".join(faults[:_MOST_NAMED])
         return Problem("NoHardware", f"every HardwareClass is at fault: correct one ({said}{rest})")
-    return Problem("NoHardware", "there is no HardwareClass; create one")
+    return Problem(
+        "NoHardware", "there is no HardwareClass; create one (`berth hardware list -o yaml` prints the catalog)"
+    )
 
 
 def _max_replicas(short: _Short) -> Problem | None:
