@@ -138,6 +138,30 @@ def test_memory_that_nobody_holds_is_not_filled_in_to_its_end(monkeypatch: pytes
     assert len(calls) == 1
 
 
+@given(size=st.integers(1, 40 * HUGE_PAGE), parts=st.integers(1, 30))
+def test_of_each_part_the_first_page_is_filled_in_before_any_second_one(size: int, parts: int) -> None:
+    pages = [page // HUGE_PAGE for page in memory._pages(0, size, parts)]
+    assert sorted(pages) == list(range(-(-size // HUGE_PAGE))), "every page, once"
+    begins = [size * part // parts // HUGE_PAGE for part in range(parts)]
+    assert set(pages[: len(set(begins))]) == set(begins)
+    before = [pages.index(page) - pages.index(max(b for b in begins if b <= page)) for page in pages]
+    assert min(before) >= 0, "a part is filled in from its beginning on"
+
+
+def test_steps_do_not_wait_for_the_thread_that_fills_memory_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    nice: list[int] = []
+
+    def madvise(*_: object) -> int:
+        nice.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return 0
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=madvise))
+    holder = Holder(memory.huge_zeros(3 * HUGE_PAGE))
+    memory.fill_in(holder).join()
+    assert nice == [19] * 3
+    assert os.getpriority(os.PRIO_PROCESS, 0) < 19
+
+
 ENDING = """
 import threading, time
 from types import SimpleNamespace

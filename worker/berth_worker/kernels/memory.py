@@ -5,10 +5,14 @@ Decoding reads all of it again and again; 2 MiB pages save most of the address t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import itertools
 import mmap
+import os
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 import torch
@@ -17,9 +21,10 @@ from torch import Tensor
 __all__ = ["fill_in", "huge_zeros"]
 
 _HUGE_PAGE: Final = 1 << 21
-_AT_ONCE: Final = 4 * _HUGE_PAGE
 _POPULATE_WRITE: Final = 23
 """MADV_POPULATE_WRITE of Linux 5.14: as if each page were written, with what it holds."""
+_LAST_IN_LINE: Final = 19
+"""The nice value of a thread that the others do not wait for: beside a busy one it has 1.5 % of a processor."""
 
 
 def huge_zeros(size: int) -> Tensor:
@@ -40,27 +45,43 @@ class _Holder(Protocol):
     data: Tensor
 
 
-def fill_in(holder: _Holder) -> threading.Thread:
+def fill_in(holder: _Holder, parts: int = 1) -> threading.Thread:
     """Have the system give the memory of `holder.data` now, in a thread of its own, which this returns.
 
-    data: contiguous, of `huge_zeros`; what is written to it meanwhile stays.  The thread ends early once nobody else
-    holds the holder, when the process ends, or where the system cannot do so: then memory is given when it is first
-    written.
+    data: contiguous, of `huge_zeros`; what is written to it meanwhile stays.  It consists of so many parts of the same
+    size, whose beginnings are wanted first: all get their first page, then all their second.  The thread runs when
+    no other has work, so that steps do not share a processor with it.  It ends early once nobody else holds the holder,
+    when the process ends, or where the system cannot do so: then memory is given when it is first written.
     """
     start, size, held = holder.data.data_ptr(), holder.data.nbytes, weakref.ref(holder)
     # No daemon: the process waits for it (one call).  It may be the last to hold the tensor, and to let go of that
     # while the interpreter is taken down ends in std::terminate.
-    thread = threading.Thread(target=_fill_in, args=(held, start, size), name="berth-memory")
+    thread = threading.Thread(target=_fill_in, args=(held, start, size, parts), name="berth-memory")
     thread.start()
     return thread
 
 
-def _fill_in(held: weakref.ref[_Holder], start: int, size: int) -> None:
+def _fill_in(held: weakref.ref[_Holder], start: int, size: int, parts: int) -> None:
+    with contextlib.suppress(OSError):  # Linux has a nice value for each thread
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LAST_IN_LINE)
     madvise = getattr(ctypes.CDLL(None), "madvise", None)  # not mmap's: that one keeps Python's lock
-    for at in range(start, start + size, _AT_ONCE):
+    for page in _pages(start, size, parts):
         holder = held()  # for as long as the call takes
         if madvise is None or holder is None or not threading.main_thread().is_alive():
             return
-        if madvise(ctypes.c_void_p(at), ctypes.c_size_t(min(_AT_ONCE, start + size - at)), _POPULATE_WRITE) != 0:
+        if madvise(ctypes.c_void_p(page), ctypes.c_size_t(min(_HUGE_PAGE, start + size - page)), _POPULATE_WRITE) != 0:
             return
         del holder
+
+
+def _pages(start: int, size: int, parts: int) -> Iterator[int]:
+    """Addresses of huge pages, counted from `start`, in which parts lie: the first of each, then the second, and so on.
+
+    A page in which one part ends and the next one begins comes for the second one; every other comes once.
+    """
+    edges = [size * part // parts // _HUGE_PAGE for part in range(parts)] + [-(-size // _HUGE_PAGE)]
+    spans = list(itertools.pairwise(edges))
+    for place in range(max(last - first for first, last in spans)):
+        for first, last in spans:
+            if first + place < last:
+                yield start + (first + place) * _HUGE_PAGE

@@ -40,8 +40,8 @@ class Int8Cache:
             raise ModelError(f"KV cache: found no memory for {num_blocks} blocks; fewer blocks fit") from error
         self.data = memory.view(torch.int8).view(config.num_layers, config.num_kv_heads, num_blocks, -1)
         # In steps, pages of many layers and heads are due at once: streams stood still for 140 ms in a virtual machine,
-        # again and again until the cache had been full.
-        self.filling = fill_in(self)
+        # again and again until the cache had been full.  Blocks are taken from the first on, in every layer and head.
+        self.filling = fill_in(self, config.num_layers * config.num_kv_heads)
 
     def copy_block(self, source: int, target: int) -> None:
         self.data[:, :, target] = self.data[:, :, source]
