@@ -15,7 +15,7 @@ from berth_operator.planner.effort import ANSWERS, Effort
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes
 from berth_operator.planner.master import Master, divided, total_use
 from berth_operator.planner.patterns import EXACT, cheapest
-from berth_operator.planner.reseating import FEW_MOVES, MOVES, reseated
+from berth_operator.planner.reseating import LAST_MOVES, MOVES, reseated
 from berth_operator.planner.rounding import Patterns, exchange, make_room, relieved
 from berth_operator.planner.stock import AROUND, UNITS, Stock
 
@@ -38,14 +38,14 @@ PRICED: Final = 100
 """Undivided pools that are, at least."""
 WANTED: Final = {Effort.SEARCH: 0.02, Effort.PROVE: 0.006}
 """The same from which pools are taken out and put back."""
-MENDING: Final = 300
+MENDING: Final = 450
 """Of these, for each pool."""
 
 
 def whole(stock: Stock, master: Master, effort: Effort) -> Ints:
     """[pool] columns of `stock` within all rows, near what its `master` comes to; more are added to both."""
     if stock.stage.start is not None:
-        moves = FEW_MOVES if stock.stage.dollars == 1.0 else MOVES
+        moves = LAST_MOVES if stock.stage.dollars == 1.0 else MOVES
         return reseated(stock, stock.stage.start, master.solve()[1], moves)
     near = _Near(stock, master)
     if not near.open.any():

@@ -69,7 +69,7 @@ def decide(
     free = solver.solve(problems, Effort.SEARCH) if search else solver.solve(problems, settled=incumbents.keys())
     scarce = free.scarce
     if search and scarce:
-        search, free = False, solver.solve(problems)
+        search, free = False, free if free.shortages else solver.solve(problems)
     moves = _weighed(problems, incumbents, solver, free, now)
     if search and not moves.stays:
         search, free = False, solver.solve(problems, settled=incumbents.keys())

@@ -72,7 +72,8 @@ class Outcome:
     """Of the chosen columns, shortage priced in."""
     bound: float
     duals: Floats
-    rounds: int
+    short: bool
+    """Whether nodes are too few for the linear master, too: then this proves nothing, which is left to stages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,8 @@ class Decomposition(Stock):
         self.depth = CLOSELY if pools <= SMALL else WIDELY
         self.duals = np.zeros(len(self.caps))
         self.warm = False
+        self.scarce = False
+        """Whether nodes are too few for the linear master: then pools that lack a good pattern are many."""
         self.bounds = np.zeros(pools)
         """[pool] of the last pricing."""
         self._least = np.full(lanes.count, -np.inf)
@@ -104,7 +107,7 @@ class Decomposition(Stock):
     def staged(self, unserved: Floats, missing: float, stage: Stage) -> "Decomposition":
         """The same pools and columns, with other prices of shortage."""
         part = Decomposition(self.lanes, self.pools, unserved, missing, stage)
-        part.columns = self.columns
+        part.columns, part.warm = self.columns, True
         part._least[:] = 0.0
         return part
 
@@ -113,7 +116,7 @@ class Decomposition(Stock):
         to it."""
         lanes = replace(self.lanes, most=most, caps=self.lanes.caps if caps is None else caps)
         part = Decomposition(lanes, self.pools, self.unserved, self.missing)
-        part.duals, part.warm, part._proof = self.duals, self.warm, self._proof
+        part.duals, part.warm, part.scarce, part._proof = self.duals, self.warm, self.scarce, self._proof
         within = np.flatnonzero((self.columns.nodes <= most[self.columns.lane]).all(1))
         pool = self.columns.pool[within]
         order = np.lexsort((self.reduced(self.duals)[within], pool))
@@ -124,7 +127,7 @@ class Decomposition(Stock):
     def learn(self, part: "Decomposition") -> None:
         """Take over what a restricted solve has found."""
         self.columns.copy(part.columns, np.arange(part.columns.count))
-        self.duals, self.warm, self._proof = part.duals, True, part._proof
+        self.duals, self.warm, self.scarce, self._proof = part.duals, True, part.scarce, part._proof
 
     def price(self, duals: Floats, *, finally_: bool = False) -> float:
         """Price all pools, add what is found, return Lagrange's bound; `finally_`: as tightly as can be."""
@@ -178,7 +181,7 @@ class Decomposition(Stock):
         gap = ceiling - self._least[which]
         order = np.argsort(-gap, kind="stable")
         worth = min(WORTH[0], WORTH[1] / self.pools) * self.worth()
-        lost = gap > 0.01 * np.where(self.unserved[which] > 0, self.unserved[which], np.inf)
+        lost = gap > 0.01 * np.where((self.unserved[which] > 0) & (not self.scarce), self.unserved[which], np.inf)
         for place, i in enumerate(order[: max(most, LOST_LANES)]):
             if (place < most and gap[i] > worth) or lost[i]:
                 lane = int(which[i])
@@ -196,7 +199,9 @@ class Decomposition(Stock):
         """Generate columns, choose whole ones.  `shed`: stages follow a shortage, which need no proof of this."""
         master = Master(self.pools, self.caps, self._first_most())
         master.begin(self.columns.pool, self.costs(), self.use(), self.duals)
-        rounds, best, short = 0, 0.0, False
+        best, short = 0.0, False
+        if self.stage is not WHOLE:
+            self.duals = self._solved(master, self.duals)[1]
         changed = self._changed() if effort is Effort.PROVE else None
         if changed is not None:
             at = self._price_rounds(master, self.duals, self.depth.amending)
@@ -208,8 +213,9 @@ class Decomposition(Stock):
             self.price(at)
             self.feed(master)
         elif changed is None:
-            rounds = self.depth.warm_rounds if self.warm else self.depth.rounds[effort]
-            at = self._price_rounds(master, at, rounds)
+            few = self.warm and not len(self.stage.most)  # what is held has prices that nothing known is near
+            rounds = self.depth.warm_rounds if few else self.depth.rounds[effort]
+            at = self._price_rounds(master, at, rounds, shed=shed)
             short = shed and self.short(master.solve()[2])
             if effort is Effort.PROVE and not short:
                 best, at = self._proven(master, at)
@@ -222,7 +228,7 @@ class Decomposition(Stock):
         if effort is Effort.PROVE and best > 0.0 and far:
             _, duals, _ = self._solved(master, at)
             best, at = self._proven(master, TOWARDS * at + (1 - TOWARDS) * duals, best, RIGHT_AT_LAST)
-        return Outcome(chosen, float(self.costs()[chosen].sum()), best, at, rounds)
+        return Outcome(chosen, float(self.costs()[chosen].sum()), best, at, short)
 
     def _proven(self, master: Master, at: Floats, best: float = -np.inf, right: float = RIGHT) -> tuple[float, Floats]:
         """The best bound that some last pricings give, and its duals; `best`: the bound at those of now."""
@@ -276,8 +282,8 @@ class Decomposition(Stock):
             at = (at + duals) / 2 if new else duals
         return at
 
-    def _price_rounds(self, master: Master, at: Floats, rounds: int) -> Floats:
-        """Price and add; returns the master's duals at the end."""
+    def _price_rounds(self, master: Master, at: Floats, rounds: int, *, shed: bool = False) -> Floats:
+        """Price and add; returns the master's duals at the end.  `shed`: whether a shortage has stages to follow."""
         for _ in range(rounds):
             self.price(at)
             new = self.feed(master)
@@ -285,6 +291,7 @@ class Decomposition(Stock):
             while bought > BOUGHT:
                 master.raise_most(MORE)
                 _, duals, bought = self._solved(master, duals)
+            self.scarce = shed and self.short(master.solve()[2])
             if not new and np.allclose(at, duals):
                 break
             at = SMOOTHING * at + (1 - SMOOTHING) * duals if new else duals

@@ -130,10 +130,12 @@ class FleetSolver:
             self._first = Decomposition(lanes, len(served), *penalties(lanes))
         options = {p.key: p.options for p in problems}
         part = self._first.restricted(_allowed(self._first.lanes, options))
-        staged, least = staged and effort is Effort.PROVE and part.pools <= MOST_POOLS, None
-        settled = frozenset() if staged else settled
+        staged, least = staged and effort is not Effort.COMPARE and part.pools <= MOST_POOLS, None
         outcome = part.run(effort, shed=staged)
+        staged = staged and (outcome.short or effort is Effort.PROVE)
+        settled = frozenset() if staged else settled
         if staged and (_scarce(part, outcome) or _unproven(part, outcome)):
+            outcome = _shortened(part, outcome, settled, upper=True)  # spares a stage of who need not go short at all
             least = least_shortage(part, outcome.chosen)
             outcome = _chosen(part, outcome, least.chosen)
         else:
@@ -198,12 +200,13 @@ def _chosen(part: Decomposition, outcome: Outcome, chosen: Ints) -> Outcome:
     return replace(outcome, chosen=chosen, cost=float(part.costs()[chosen].sum()))
 
 
-def _shortened(part: Decomposition, outcome: Outcome, settled: Set[str] | None) -> Outcome:
-    """With a choice that leaves less unserved, if there is anything, in which `settled` pools keep what they have."""
+def _shortened(part: Decomposition, outcome: Outcome, settled: Set[str] | None, *, upper: bool = False) -> Outcome:
+    """With a choice that leaves less unserved, if there is anything, in which `settled` pools keep what they have.
+    `upper`: as of `less_shortage`."""
     if settled is None or not _scarce(part, outcome):
         return outcome
     kept = np.array([p.key in settled for p in part.lanes.problems])
-    return _chosen(part, outcome, less_shortage(part, outcome.chosen, outcome.duals, kept))
+    return _chosen(part, outcome, less_shortage(part, outcome.chosen, outcome.duals, kept, upper=upper))
 
 
 def _likely(problem: PoolProblem, solution: PoolSolution, most: int) -> tuple[Option, ...]:

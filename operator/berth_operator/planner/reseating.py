@@ -9,7 +9,10 @@ times a factor drawn anew, so that they leave room for the next.
 Plans are compared in the order that counts: unserved shares of each priority, the highest first, then missing replicas,
 then dollars.  A plan is taken if it is no worse than the one before the move, or better than the one of a hundred moves
 ago (late acceptance, Burke & Bykov 2017); the best of all is what comes out.  Pools that are settled keep what they
-have.  The moves are drawn by a generator of a fixed seed.
+have.
+
+Two searches make half of the moves each, side by side, and 32 times both go on from the plan of the better one.  Their
+moves are drawn by generators of fixed seeds, and how threads run changes nothing.
 """
 
 import ctypes
@@ -22,11 +25,13 @@ from berth_operator.planner.lanes import LANES, Floats, Ints, compiled
 from berth_operator.planner.native import INTS, LENGTH, function
 from berth_operator.planner.stock import Stock
 
-MOVES: Final = 600
+MOVES: Final = 700
 """For each pool,"""
+LAST_MOVES: Final = 250
+"""the same where it is decided who goes short,"""
 FEW_MOVES: Final = 150
-"""the same where it is decided who goes short, or a plan is only tried,"""
-MOST_MOVES: Final = 60_000
+"""and where a plan is only tried,"""
+MOST_MOVES: Final = 100_000
 """but no more for all of them."""
 ABOVE: Final = 3.0
 """Times that the demand of more important pools weighs more than what weighs most in a stage, at least."""
@@ -50,13 +55,14 @@ class _Seats(ctypes.Structure):
     )
 
 
-_reseat: Final = function("berth_reseat", ctypes.POINTER(_Seats), LENGTH, INTS, INTS)
+_reseat: Final = function("berth_reseat", ctypes.POINTER(_Seats), LENGTH, LENGTH, INTS, INTS)
 
 
-def reseated(stock: Stock, chosen: Ints, duals: Floats, moves: int = MOVES) -> Ints:
+def reseated(stock: Stock, chosen: Ints, duals: Floats, moves: int = MOVES, enough: int = 0) -> Ints:
     """[pool] columns of a `stock`, no worse than `chosen`, a choice within all rows; new ones are added.
 
-    `duals`: of the stage's rows.  `moves`: for each pool.
+    `duals`: of the stage's rows.  `moves`: for each pool; fewer where the `enough` most important ranks, if any are
+    asked for, are served in full.
     Raises ValueError for shapes that do not fit, and where a pool's column is not its own.
     """
     lanes, columns, stage = stock.lanes, stock.columns, stock.stage
@@ -99,5 +105,5 @@ def reseated(stock: Stock, chosen: Ints, duals: Floats, moves: int = MOVES) -> I
         **{name: array.ctypes.data for name, array in kept.items()},
     )
     lane, nodes = np.zeros(stock.pools, dtype=np.int64), np.zeros((stock.pools, lanes.share.shape[1]), dtype=np.int64)
-    _reseat(seats, min(moves * stock.pools, MOST_MOVES), lane, nodes)
+    _reseat(seats, min(moves * stock.pools, MOST_MOVES), min(enough, last + 1), lane, nodes)
     return stock.find(lane, nodes)

@@ -88,14 +88,19 @@ def least_shortage(search: Decomposition, chosen: Ints) -> Shed:
     return Shed(chosen, shortages, found.bound, duals, last.bounds, prices)
 
 
-def less_shortage(search: Decomposition, chosen: Ints, duals: Floats, settled: Flags) -> Ints:
+def less_shortage(search: Decomposition, chosen: Ints, duals: Floats, settled: Flags, *, upper: bool = False) -> Ints:
     """[pool] columns of `search` that leave no more unserved than `chosen`, at its `duals`; without stages.
 
-    `settled` [pool]: those that keep what is chosen for them.
+    `settled` [pool]: those that keep what is chosen for them.  `upper`: only until none goes short but of the lowest
+    priority.
     """
-    stage = Stage(least=0.0, start=chosen, rank=_ranks(search.lanes)[2], settled=settled)
+    rank = _ranks(search.lanes)[2]
+    enough = int(rank.max()) if upper else 0
+    if upper and not enough:
+        return chosen
+    stage = Stage(least=0.0, start=chosen, rank=rank, settled=settled)
     part = search.staged(search.unserved, search.missing, stage)
-    return reseated(part, chosen, duals, FEW_MOVES)
+    return reseated(part, chosen, duals, FEW_MOVES, enough)
 
 
 def _ranks(lanes: Lanes) -> tuple[Ints, Ints, Ints]:

@@ -18,7 +18,8 @@ namespace berth {
 struct Question {
   const double* node_price;  // [option] USD/h
   double penalty, missing_price, ceiling, lacking;
-  int64_t units;  // Q - 1
+  int64_t units;         // Q - 1
+  int most_prices = 20;  // of a unit on spot that are tried where vendors' shares bind
 };
 
 class Pricer {
@@ -44,7 +45,6 @@ class Pricer {
   static constexpr double kRounding = 1e-7;   // of units
   static constexpr double kHair = 1e-9;
   static constexpr int64_t kMostWanted = 4;   // replicas that are counted; of a greater floor the bound knows no more
-  static constexpr int kMostPrices = 20;      // of a unit on spot that are tried
   static constexpr int64_t kSeveral = 2;      // small options from which they are a fluid
 
   void begin(const Lane& lane, const Question& question) {
@@ -164,12 +164,12 @@ class Pricer {
     if (over(low) > 0) {
       double price = std::max(bound, 1.0) / static_cast<double>(need_);
       Split high = split_at(price, most);
-      for (int doubling = 0; over(high) > 0 && doubling < kMostPrices; ++doubling) {
+      for (int doubling = 0; over(high) > 0 && doubling < ask_->most_prices; ++doubling) {
         low = high, bound = std::max(bound, low.value);
         high = split_at(price *= 2, most);
       }
       chosen = high, bound = std::max(bound, high.value);
-      for (int i = 0; i < kMostPrices && over(low) > over(high); ++i) {
+      for (int i = 0; i < ask_->most_prices && over(low) > over(high); ++i) {
         // Where the lines of both meet, which nothing is above.
         price = (high.value - high.price * over(high) - low.value + low.price * over(low)) / (over(low) - over(high));
         const double above = low.value + (price - low.price) * over(low);

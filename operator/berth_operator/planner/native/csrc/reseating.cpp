@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -42,6 +44,7 @@ constexpr int64_t kOthers = 4;      // pools that are taken out beside one, at m
 constexpr int64_t kTries = 12;      // pools that are looked at for them
 constexpr int64_t kAll = 16;        // one move in so many takes out all who stand in the way
 constexpr int64_t kUnits = 60;      // of demand in pricing
+constexpr int kPrices = 3;          // of a unit on spot that it tries
 constexpr int64_t kMends = 8;       // steps from what it finds
 constexpr size_t kHistory = 100;    // moves ago: what was good enough then is so now
 
@@ -57,9 +60,10 @@ struct Worth {
 
 class Reseating {
  public:
-  Reseating(const Seats& seats)
+  Reseating(const Seats& seats, uint64_t seed)
       : s_(seats), patterns_(s_.pools), lanes_(s_.pools), now_(s_.pools), least_(s_.pools, kNever),
-        left_(s_.caps, s_.caps + s_.rows), most_(s_.of->options), nodes_(s_.of->options), node_(s_.of->options) {
+        left_(s_.caps, s_.caps + s_.rows), most_(s_.of->options), nodes_(s_.of->options), node_(s_.of->options),
+        state_(seed) {
     for (int64_t lane = 0; lane < s_.lanes; ++lane)
       if (s_.priced[lane]) lanes_[s_.pool[lane]].push_back(lane);
     std::vector<size_t> where(s_.columns);
@@ -71,13 +75,13 @@ class Reseating {
     for (int64_t i = 0; i < s_.pools; ++i) seat(i, where[s_.start[i]]);
     for (int64_t i = 0; i < s_.pools; ++i)
       if (!s_.settled[i]) open_.push_back(i);
+    best_ = now_, least_worth_ = worth_, history_.assign(kHistory, worth_);
   }
 
-  void run(int64_t moves) {
-    std::vector<size_t> best = now_, before, known;
-    std::vector<Worth> history(kHistory, worth_);
-    Worth least = worth_;
-    for (int64_t move = 0; move < moves && !open_.empty(); ++move) {
+  // Up to so many moves, until `enough` of the ranks, the first ones, have all that they want.
+  void run(int64_t moves, int64_t enough) {
+    std::vector<size_t> before, known;
+    for (int64_t move = 0; move < moves && !open_.empty() && !served(enough); ++move) {
       const Worth worth = worth_;
       take_out();
       before.clear(), known.clear();
@@ -85,9 +89,9 @@ class Reseating {
       const double times = kTimes[below(std::size(kTimes))];
       const bool pricing = below(2) == 0;
       for (const int64_t i : out_) seat(i, best_for(i, i == out_.back() ? 0.0 : times, pricing));
-      Worth& earlier = history[move % kHistory];
+      Worth& earlier = history_[move % kHistory];
       if (worth_ < earlier || !(worth < worth_)) {
-        if (worth_ < least) least = worth_, best = now_;
+        if (worth_ < least_worth_) least_worth_ = worth_, best_ = now_;
       } else {
         for (const int64_t i : out_) leave(i);
         for (size_t i = 0; i < out_.size(); ++i) patterns_[out_[i]].resize(known[i]), seat(out_[i], before[i]);
@@ -95,12 +99,19 @@ class Reseating {
       }
       if (worth_ < earlier) earlier = worth_;
     }
-    now_ = best;
   }
+
+  // Goes on from where another one is, by moves of its own.
+  void follow(const Reseating& other) {
+    patterns_ = other.patterns_, now_ = other.now_, least_ = other.least_, left_ = other.left_, worth_ = other.worth_;
+    best_ = other.best_, least_worth_ = other.least_worth_, history_ = other.history_;
+  }
+
+  bool operator<(const Reseating& other) const { return least_worth_ < other.least_worth_; }
 
   void read(int64_t* lane, int64_t* nodes) const {
     for (int64_t i = 0; i < s_.pools; ++i, nodes += s_.of->options) {
-      const Seat& seat = patterns_[i][now_[i]];
+      const Seat& seat = patterns_[i][best_[i]];
       lane[i] = seat.lane;
       for (const auto& [k, taken] : seat.nodes) nodes[k] = taken;
     }
@@ -121,6 +132,11 @@ class Reseating {
     uint64_t z = state_ += 0x9E3779B97F4A7C15u;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u, z = (z ^ (z >> 27)) * 0x94D049BB133111EBu, z ^= z >> 31;
     return static_cast<int64_t>((z >> 32) * static_cast<uint64_t>(most) >> 32);
+  }
+
+  bool served(int64_t ranks) const {
+    const auto begin = least_worth_.short_of.begin();
+    return ranks > 0 && std::all_of(begin, begin + ranks, [](int64_t parts) { return parts == 0; });
   }
 
   int64_t any() { return open_[below(static_cast<int64_t>(open_.size()))]; }
@@ -234,20 +250,23 @@ class Reseating {
     return best;
   }
 
+  // Most weights are 1, and dividing takes long.
+  static int64_t units_of(int64_t left, int64_t weight) { return weight == 1 ? left : left / weight; }
+
   // Into `pattern_`: the lane's cheapest below `least`, which becomes what it costs; whether there is one.
   bool price(int64_t lane, double times, double* least) {
     Lane mine(*s_.of, lane);
     for (int64_t k = 0; k < mine.options; ++k) {
       const int64_t at = lane * mine.options + k, row = s_.row[at];
-      most_[k] = row < s_.rows ? std::min(mine.most[k], left_[row] / s_.weight[at]) : mine.most[k];
+      most_[k] = row < s_.rows ? std::min(mine.most[k], units_of(left_[row], s_.weight[at])) : mine.most[k];
       node_[k] = s_.dollars * s_.price[at];
       if (row < s_.rows) node_[k] += times * s_.dual[row] * static_cast<double>(s_.weight[at]);
     }
     mine.most = most_.data();
     std::fill(nodes_.begin(), nodes_.end(), 0);
+    const Question question{node_.data(), s_.unserved[lane], s_.missing, *least, 0.0, kUnits, kPrices};
     double bound;
-    if (!pricer_.price(mine, {node_.data(), s_.unserved[lane], s_.missing, *least, 0.0, kUnits}, &bound, nodes_.data()))
-      return false;
+    if (!pricer_.price(mine, question, &bound, nodes_.data())) return false;
     const Served served = kept_to_rules(mine);
     double cost = shortage(lane, served);
     for (const auto& [k, count] : pattern_) cost += static_cast<double>(count) * node_[k];
@@ -275,7 +294,9 @@ class Reseating {
   std::vector<size_t> now_;                  // [pool] pattern
   std::vector<double> least_;                // [pool] reduced cost of the best
   std::vector<int64_t> left_;                // [row] units
-  Worth worth_;
+  Worth worth_, least_worth_;                // of now, and of `best_`
+  std::vector<size_t> best_;                 // [pool] pattern
+  std::vector<Worth> history_;
   std::vector<int64_t> open_;                // pools that are not settled
   std::vector<int64_t> out_, most_, nodes_;  // pools that are taken out, in the order in which they come back
   std::vector<double> node_;
@@ -283,15 +304,38 @@ class Reseating {
   Pricer pricer_;
   Neighbours neighbours_;
   Serving serving_;
-  uint64_t state_ = 1;
+  uint64_t state_;
 };
+
+constexpr int64_t kParts = 32;  // after each of which both searches go on from the better one's plan
+
+// Two searches side by side, each half of the moves.
+void reseat(Reseating& one, Reseating& other, int64_t moves, int64_t enough) {
+  for (int64_t part = 0; part < kParts; ++part) {
+    const int64_t each = (moves * (part + 1) / kParts - moves * part / kParts + 1) / 2;
+    const auto half = [&] { other.run(each, enough); };
+    std::thread beside;
+    try {
+      beside = std::thread(half);
+    } catch (const std::system_error&) {  // no thread can be had: one after the other, they come to the same plan
+      half();
+    }
+    one.run(each, enough);
+    if (beside.joinable()) beside.join();
+    if (other < one)
+      one.follow(other);
+    else
+      other.follow(one);
+  }
+}
 
 }  // namespace
 }  // namespace berth
 
-// `lane` [pool] and `nodes` [pool, option], zero before, after so many moves.
-BERTH_API void berth_reseat(const berth::Seats* seats, int64_t moves, int64_t* lane, int64_t* nodes) {
-  berth::Reseating reseating(*seats);
-  reseating.run(moves);
-  reseating.read(lane, nodes);
+// `lane` [pool] and `nodes` [pool, option], zero before, after so many moves; fewer where `enough` ranks, if that is
+// above 0, have all that they want.
+BERTH_API void berth_reseat(const berth::Seats* seats, int64_t moves, int64_t enough, int64_t* lane, int64_t* nodes) {
+  berth::Reseating one(*seats, 1), other(*seats, 2);
+  reseat(one, other, moves, enough);
+  one.read(lane, nodes);
 }
