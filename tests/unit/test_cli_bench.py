@@ -272,6 +272,24 @@ def test_arguments_that_cannot_work_are_exit_code_2(
     assert not result.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["localhost:1", "--cpu=two"], "no valid ServingProfile comes of this: spec.resources.cpu: found"),
+        (["localhost:1", "--memory=4"], "--memory: found '4', which is 4 bytes: write a unit, such as 4Gi"),
+        (["localhost:1", "--name=Mine"], "no valid ServingProfile comes of this: metadata.name: found 'Mine'"),
+        (["localhost:1", "--hardware-class=G_4"], "no valid ServingProfile comes of this: spec.hardwareClass: found"),
+        (["localhost"], "ADDRESS: found 'localhost': write the worker's gRPC host:port"),
+        (["http://localhost:1"], "ADDRESS: found 'http://localhost:1': write the worker's gRPC host:port"),
+    ],
+)
+def test_what_could_not_be_applied_is_refused_before_anything_is_measured(arguments: list[str], message: str) -> None:
+    """Nobody is at the address: whoever asks there first, fails with exit code 1."""
+    result = CliRunner().invoke(app, ["bench", "--model=m", "--hardware-class=c", *arguments], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 def test_a_model_that_the_worker_does_not_serve_is_exit_code_2_in_its_own_words(bench: Bench) -> None:
     result = bench(*SHORT, model="other")
     assert result.exit_code == 2

@@ -10,25 +10,28 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from berth_operator.api import ServingPoint, ServingProfile
+from berth_operator.api import ServingPoint
 from berth_operator.api.names import API_VERSION
 from berth_operator.catalog.profile_sanity import shape_faults
+from berth_operator.catalog.resource_quantity import bytes_of
 from berth_operator.cli.generation import GenerationClient, GenerationError, discover
 from berth_operator.cli.measure import DecodePoint, Measurements, Plan, measure
+from berth_operator.cli.objects import read_bodies
 from berth_operator.cli.output import console, print_data
 from berth_operator.cli.problems import BAD_INPUT, FAILED, leave, remark
-from berth_operator.cli.schema_rules import violations
 from berth_operator.cli.worker_facts import FactsError, WorkerFacts, read_facts
 
 _WORKER_HTTP_PORT = 8000
+_STAND_IN = Measurements(1.0, 1.0, 1.0, False, (DecodePoint(1, 1, 1.0, 1.0, 1.0, 1),), ())
+"""For a look at the profile before anything is measured: what cannot be applied is not worth the minutes."""
 
 
 class BenchFormat(StrEnum):
@@ -84,6 +87,8 @@ def command(
             f"--replicas-per-node: found {replicas_per_node} without --cpu, --memory or --accelerators: say what one"
             " replica takes of its node; without, each takes a whole one",
         )
+    if "/" in address or not address.rpartition(":")[2].isdecimal():
+        leave(BAD_INPUT, f"ADDRESS: found {address!r}: write the worker's gRPC host:port, such as 10.0.0.7:9000")
     try:
         plan = Plan(
             model,
@@ -95,6 +100,17 @@ def command(
         )
     except ValueError as error:
         leave(BAD_INPUT, error)
+    body_of = partial(
+        profile_body,
+        plan,
+        name=name,
+        hardware_class=hardware_class,
+        quantization=quantization.value,
+        resources=resources,
+        replicas_per_node=replicas_per_node,
+        date=datetime.now(UTC).date().isoformat(),
+    )
+    _check_profile(body_of(_STAND_IN, kv_cache_tokens=1, source="nothing yet"))
     if machine is None:
         remark("the profile will not say on what it was measured: name the worker's machine with --machine")
     facts = _facts(address, http_address, kv_cache_tokens)
@@ -117,18 +133,7 @@ def command(
     for text in _contradictions(found.points):
         remark(f"something else used the worker or its machine, and `berth plan` will refuse this profile: {text}")
     _print_figures(plan, found)
-    body = profile_body(
-        plan,
-        found,
-        name=name,
-        hardware_class=hardware_class,
-        quantization=quantization.value,
-        kv_cache_tokens=kv_tokens,
-        resources=resources,
-        replicas_per_node=replicas_per_node,
-        source=_source(address, plan, found, facts, machine),
-        date=datetime.now(UTC).date().isoformat(),
-    )
+    body = body_of(found, kv_cache_tokens=kv_tokens, source=_source(address, plan, found, facts, machine))
     _check_profile(body)
     print_data(body, as_yaml=output is BenchFormat.YAML)
 
@@ -292,12 +297,12 @@ def _source(address: str, plan: Plan, found: Measurements, facts: WorkerFacts | 
 
 
 def _check_profile(body: Mapping[str, Any]) -> None:
-    """What is printed must be what an API server takes."""
-    try:
-        ServingProfile.model_validate(body, extra="forbid")
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(map(str, first["loc"]))
-        leave(BAD_INPUT, f"no valid ServingProfile comes of this: {path}: found {first['input']!r}: {first['msg']}")
-    for path, message in violations("ServingProfile", body):
-        leave(BAD_INPUT, f"no valid ServingProfile comes of this: {path}: {message}")
+    """What is printed must be what an API server takes, and `berth plan` understands."""
+    _, problems = read_bodies((), [("", body)])
+    if problems:
+        leave(BAD_INPUT, f"no valid ServingProfile comes of this: {problems[0].field}: {problems[0].message}")
+    memory = body["spec"].get("resources", {}).get("memory")
+    if memory and bytes_of(memory) < 1 << 20:
+        leave(
+            BAD_INPUT, f"--memory: found {memory!r}, which is {bytes_of(memory):.0f} bytes: write a unit, such as 4Gi"
+        )
