@@ -105,6 +105,21 @@ def test_a_class_that_does_not_parse_is_not_called_unknown(plan: Callable[..., R
     assert 'odd: spec.kind: found "cpu": write one of CPU, GPU, Accelerator' in problem["message"]
 
 
+def test_a_class_whose_name_no_worker_can_be_labelled_with_is_named(plan: Callable[..., Result]) -> None:
+    done = plan(hardware("g" * 64, capacity=[{"type": "OnDemand", "usdPerHour": "0.1"}]))
+    assert done.exit_code == 2
+    assert "metadata.name: found one of 64 characters: it also labels workers: at most 63" in done.stderr
+    assert "g" * 64 not in done.stdout
+
+
+def test_reserved_nodes_without_a_number_are_remarked(plan: Callable[..., Result]) -> None:
+    endless = plan(hardware("paid", capacity=[{"type": "Reserved", "usdPerHour": "0.3"}]))
+    assert endless.exit_code == 0
+    assert "note: HardwareClass paid has Reserved nodes without maxNodes" in endless.stderr
+    three = plan(hardware("paid", capacity=[{"type": "Reserved", "usdPerHour": "0.3", "maxNodes": 3}]))
+    assert "Reserved" not in three.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -134,3 +149,6 @@ def test_a_profile_that_no_pool_is_planned_with_is_remarked(
     assert done.exit_code == 0
     notes = [line for line in done.stderr.splitlines() if "mine" in line]
     assert [f"note: ServingProfile mine {says}" in line for line in notes] == ([True] if says else [])
+    if not says:
+        older = plan(body | {"spec": spec}, body | {"metadata": {"name": "again"}, "spec": spec})
+        assert "ServingProfile mine is of the same model, quantization, class and runtime as again" in older.stderr

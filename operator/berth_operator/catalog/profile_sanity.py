@@ -133,7 +133,7 @@ def _share_faults(spec: ServingProfileSpec, hardware: HardwareClass) -> Iterator
             yield (
                 "MissingUnit",
                 "spec.resources.memory",
-                f"found {resources.memory!r}, which is {asked:.0f} bytes: write a unit, such as {resources.memory}Gi",
+                f"found {resources.memory!r}, which is {asked:.0f} bytes: write a unit, such as {asked or 4:.0f}Gi",
             )
         elif node.kind is HardwareKind.CPU and replicas * asked > node.memory_gib * GIB:
             yield (

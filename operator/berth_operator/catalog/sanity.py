@@ -40,6 +40,7 @@ _CPU_LIMITS: Final = {
 _LABEL: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _PREFIX: Final = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 """Of labels: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set"""
+_LONGEST_LABEL: Final = 63
 _MOST_GIB_A_VCPU: Final = 256
 _MOST_INTERRUPTIONS: Final = Decimal(10)
 
@@ -111,6 +112,12 @@ def _of_profile(profile: ServingProfile, reason: str, field: str, message: str) 
 
 def class_faults(hardware: HardwareClass) -> Iterator[tuple[str, str, str]]:
     """(reason, field, message) of everything in a class that cannot be true."""
+    if len(hardware.metadata.name) > _LONGEST_LABEL:
+        yield (
+            "NameTooLong",
+            "metadata.name",
+            f"found one of {len(hardware.metadata.name)} characters: it also labels workers: at most {_LONGEST_LABEL}",
+        )
     for index, capacity in enumerate(hardware.spec.capacity):
         yield from _price_faults(capacity, f"spec.capacity[{index}]")
         yield from _selector_faults(capacity, f"spec.capacity[{index}].selector")

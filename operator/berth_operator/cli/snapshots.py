@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from berth_operator.api import HardwareClass, InferencePool, PriceInForce, Quantization
+from berth_operator.api import CapacityType, HardwareClass, InferencePool, PriceInForce, Quantization, ServingProfile
 from berth_operator.api.meta import Resource
 from berth_operator.api.names import LEADER_WORKER_SET
 from berth_operator.catalog.matching import among, unmatched
@@ -19,6 +19,7 @@ from berth_operator.cluster.observe import Observation
 from berth_operator.load.demand import in_force
 from berth_operator.passes import snapshot_of, unreadable
 from berth_operator.planner import AtFault, Plan, Snapshot, plan
+from berth_operator.planner.speed import best_profile
 from berth_operator.prices import Price, Priced, Quotes, age_text, plan_priced, price
 from berth_operator.prices.quotes import Key
 
@@ -61,8 +62,9 @@ def gather(
     now = datetime.now(UTC)
     snapshot = overlay(objects, seen, now)
     remarks = [f"{item.kind} {item.key} in the cluster is left out: {item.message}" for item in seen.invalid]
-    remarks += [*objects.remarks, *_unused_profiles(objects, snapshot), *nodes.remarks]
     sifted = sift(snapshot.hardware_classes, snapshot.serving_profiles)
+    remarks += [*objects.remarks, *_unused_profiles(objects, snapshot, sifted.serving_profiles), *nodes.remarks]
+    remarks += _endless_reservations(sifted.hardware_classes)
     problems += map(_problem, sifted.faults)
     if nodes.read:
         problems += map(_problem, unmatched(sifted.hardware_classes, among(nodes.nodes), nodes.node_pools))
@@ -154,24 +156,48 @@ def _prices_not_in_question(item: HardwareClass, old: HardwareClass) -> list[Pri
     return [entry for entry in old.status.prices or () if entry.type in same]
 
 
-def _unused_profiles(files: Objects, snapshot: Snapshot) -> Iterable[str]:
-    """Profiles that no plan can use; of files, which somebody asks about, those that this one does not use, too."""
+def _unused_profiles(files: Objects, snapshot: Snapshot, sound: Sequence[ServingProfile]) -> Iterable[str]:
+    """Profiles that no plan can use; of files, which somebody asks about, those that this one does not use, too.
+
+    `sound`: those that can be true; of others more has been said than this.
+    """
     known = {item.metadata.name: item.spec.runtime.name for item in snapshot.hardware_classes}
-    asked = {item.metadata.name for item in files.serving_profiles}
+    asked = {item.metadata.name for item in files.serving_profiles} if snapshot.pools else set[str]()
     served: dict[str, set[Quantization]] = {}
     for pool in snapshot.pools:
         served.setdefault(pool.spec.model.name, set()).add(pool.spec.model.quantization or Quantization.INT8)
-    for name, spec in ((p.metadata.name, p.spec) for p in snapshot.serving_profiles):
+    for profile in sound:
+        name, spec = profile.metadata.name, profile.spec
         runtime, formats = known.get(spec.hardware_class), served.get(spec.model, set())
         if runtime is None:
             why = f"hardware class {spec.hardware_class}, which is not among the objects"
         elif spec.runtime != runtime:
             why = f"runtime {spec.runtime.value}, and hardware class {spec.hardware_class} has {runtime.value}"
-        elif name not in asked or not snapshot.pools or formats & {Quantization.ANY, Quantization(spec.quantization)}:
+        elif name not in asked:
             continue
-        elif formats:
+        elif not formats:
+            why = f"model {spec.model}, which no pool serves"
+        elif not formats & {Quantization.ANY, Quantization(spec.quantization)}:
             has = ", ".join(sorted(q.value for q in formats))
             why = f"quantization {spec.quantization}, and pools of {spec.model} have {has}"
         else:
-            why = f"model {spec.model}, which no pool serves"
+            pair = spec.model, Quantization(spec.quantization), spec.hardware_class, spec.runtime
+            best = best_profile(sound, *pair)
+            if best is None or best is profile:
+                continue
+            why = (
+                f"the same model, quantization, class and runtime as {best.metadata.name}, which goes before it"
+                " (Measured before Published before Estimated, then the newest date, then by name)"
+            )
         yield f"ServingProfile {name} is of {why}: it is not used"
+
+
+def _endless_reservations(classes: Iterable[HardwareClass]) -> Iterable[str]:
+    """Nodes that are paid for already, and that a plan takes for as many as anybody asks for."""
+    for hardware in classes:
+        reserved = hardware.capacity_of(CapacityType.RESERVED)
+        if reserved and reserved.max_nodes is None:
+            yield (
+                f"HardwareClass {hardware.metadata.name} has Reserved nodes without maxNodes: a plan takes as many as"
+                " it likes, for nothing; set maxNodes to those that are paid for"
+            )
