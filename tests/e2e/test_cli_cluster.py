@@ -61,6 +61,8 @@ def replicas(done: "subprocess.CompletedProcess[str]", namespace: str) -> int:
 def test_the_cluster_is_planned_and_a_file_wins_over_it(berth: Berth, pool_namespace: str) -> None:
     as_it_is = berth("plan", "--from-cluster", "-o", "json")
     assert replicas(as_it_is, pool_namespace) == 1, as_it_is.stderr
+    (pool,) = (pool for pool in json.loads(as_it_is.stdout)["pools"] if pool["namespace"] == pool_namespace)
+    assert [(step["from"], step["to"]) for step in pool["changes"]] == [(0, 1)], "no operator runs, so nothing does"
     busy = yaml.safe_dump(_pool(pool_namespace, "1000"))
     as_it_would_be = berth("plan", "--from-cluster", "-f", "-", "-o", "json", text=busy)
     assert replicas(as_it_would_be, pool_namespace) > 1, as_it_would_be.stderr

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from berth_operator.cli.output import TableFormat, console, print_data
+from berth_operator.cli.plan_diff import changes
 from berth_operator.cli.plan_view import plan_data, print_plan
 from berth_operator.cli.problems import BAD_INPUT, FAILED, OK, complain, leave, remark
 from berth_operator.cli.snapshots import gather
@@ -30,7 +31,7 @@ def command(
     summary: Annotated[bool, typer.Option("--summary", help="The fleet's table only, without candidates")] = False,
     output: Annotated[TableFormat, typer.Option("--output", "-o")] = TableFormat.TABLE,
 ) -> None:
-    """Print where every pool would run, what that costs, and why.
+    """Print where every pool would run, what that costs, why, and with --from-cluster what would change.
 
     Needs no cluster with -f.  Exit code: 0 all demand is placed, 1 some is not, 2 something in the input must change
     (the rest is planned all the same).
@@ -47,10 +48,11 @@ def command(
     for text in inputs.remarks:
         remark(text)
     result = inputs.plan()
+    against = changes(result, inputs.snapshot) if from_cluster else None
     if output is TableFormat.TABLE:
-        print_plan(console(), result, inputs.snapshot, summary=summary)
+        print_plan(console(), result, inputs.snapshot, summary=summary, against=against)
     else:
-        print_data(plan_data(result), as_yaml=output is TableFormat.YAML)
+        print_data(plan_data(result, against), as_yaml=output is TableFormat.YAML)
     raise typer.Exit(_exit_code(result, bad_input=bool(inputs.problems)))
 
 

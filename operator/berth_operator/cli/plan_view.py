@@ -20,6 +20,7 @@ from berth_operator.api import (
     format_duration,
     format_rate,
 )
+from berth_operator.cli.plan_diff import Change, dollars, together
 from berth_operator.planner import Candidate, Placement, Plan, PoolPlan, Snapshot, Verdict
 from berth_operator.status import savings_percent
 
@@ -63,16 +64,17 @@ def capacity_words(kind: CapacityType) -> str:
 # --- Data -----------------------------------------------------------------------------------------------------------
 
 
-def plan_data(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON data."""
-    fleet = Fleet.of(plan)
+def plan_data(plan: Plan, against: Mapping[str, Change] | None = None) -> dict[str, Any]:
+    """The plan as JSON data; with what it changes, where what runs is known."""
+    fleet, against = Fleet.of(plan), against or {}
     data: dict[str, Any] = _without_none(
         {
-            "pools": [pool_data(plan.pools[key]) for key in sorted(plan.pools)],
+            "pools": [pool_data(plan.pools[key]) | _change_data(against.get(key)) for key in sorted(plan.pools)],
             "fleet": {
                 "usdPerHour": money(fleet.usd_per_hour),
                 "gpuOnlyUsdPerHour": _optional_money(fleet.gpu_only_usd_per_hour),
                 "savingsPercent": fleet.savings_percent,
+                "moreUsdPerHour": _optional_dollars(together(against)) if against else None,
             },
             "shadowPrices": [
                 {
@@ -140,6 +142,21 @@ def _pool_data(pool: PoolPlan) -> dict[str, Any]:
     }
 
 
+def _change_data(change: Change | None) -> dict[str, Any]:
+    if change is None:
+        return {}
+    steps = [
+        {"hardwareClass": s.hardware_class, "capacityType": s.capacity_type.value, "from": s.before, "to": s.after}
+        for s in change.steps
+    ]
+    more = _optional_dollars(change.more_usd_per_hour)
+    return {"changes": steps} | ({} if more is None else {"moreUsdPerHour": more})
+
+
+def _optional_dollars(more: Decimal | None) -> str | None:
+    return None if more is None else dollars(more).removeprefix("+")
+
+
 def _placement_data(placement: Placement) -> dict[str, Any]:
     carried = placement.capacity
     return {
@@ -186,26 +203,39 @@ def _without_none(data: Any) -> Any:
 # --- Tables ---------------------------------------------------------------------------------------------------------
 
 
-def print_plan(console: Console, plan: Plan, snapshot: Snapshot, *, summary: bool = False) -> None:
-    """Print the fleet on one table and then, unless `summary`, each pool with its candidates."""
+def print_plan(
+    console: Console,
+    plan: Plan,
+    snapshot: Snapshot,
+    *,
+    summary: bool = False,
+    against: Mapping[str, Change] | None = None,
+) -> None:
+    """Print the fleet on one table and then, unless `summary`, each pool with its candidates.
+
+    `against`: what the plan changes, where what runs is known.
+    """
     classes = {item.metadata.name: item for item in snapshot.hardware_classes}
     if not plan.pools:
         console.print("No InferencePool: there is nothing to place.")
         return
-    console.print(_fleet_table(plan))
+    console.print(_fleet_table(plan, against))
     if not summary:
         for key in sorted(plan.pools):
-            console.print(Group(*_pool_section(plan.pools[key], classes)))
+            console.print(Group(*_pool_section(plan.pools[key], classes, (against or {}).get(key))))
     for line in _footnotes(plan):
         console.print(Text(line, style="dim"))
 
 
-def _fleet_table(plan: Plan) -> Table:
+def _fleet_table(plan: Plan, against: Mapping[str, Change] | None) -> Table:
     fleet = Fleet.of(plan)
     table = Table(box=box.SIMPLE_HEAD, show_footer=len(plan.pools) > 1)
     table.add_column("POOL", footer="all pools", no_wrap=True)
     table.add_column("MODEL", overflow="fold")
     table.add_column("PLACEMENT", overflow="fold")
+    if against is not None:
+        more = together(against)
+        table.add_column("AGAINST NOW", overflow="fold", footer="" if more is None else f"{dollars(more)} USD/h")
     table.add_column("USD/H", justify="right", footer=money(fleet.usd_per_hour))
     table.add_column("GPU ONLY", justify="right", footer=money(fleet.gpu_only_usd_per_hour))
     saved = fleet.savings_percent
@@ -218,12 +248,19 @@ def _fleet_table(plan: Plan) -> Table:
             key,
             pool.effective.model,
             "\n".join(map(_short, pool.placements)) or "-",
+            *([] if against is None else [_steps(against.get(key))]),
             money(pool.usd_per_hour) if pool.placements else "-",
             money(pool.gpu_only_usd_per_hour),
             "-" if percent is None else f"{percent}%",
             Text(*_state(pool)),
         )
     return table
+
+
+def _steps(change: Change | None) -> str:
+    if change is None:
+        return "-"
+    return "\n".join(map(str, change.steps)) or "as it is"
 
 
 def _short(placement: Placement) -> str:
@@ -245,7 +282,9 @@ def _state(pool: PoolPlan) -> tuple[str, str]:
     return ("Kept" if pool.kept else "Placed"), "green"
 
 
-def _pool_section(pool: PoolPlan, classes: Mapping[str, HardwareClass]) -> Iterator[RenderableType]:
+def _pool_section(
+    pool: PoolPlan, classes: Mapping[str, HardwareClass], change: Change | None
+) -> Iterator[RenderableType]:
     effective = pool.effective
     yield Text.assemble(
         (pool.pool, "bold"),
@@ -262,6 +301,8 @@ def _pool_section(pool: PoolPlan, classes: Mapping[str, HardwareClass]) -> Itera
             if problem
         ),
     ]
+    if change:
+        lines.append(str(change))
     if effective.suspend:
         cost = "nothing could serve it now" if pool.resume_usd_per_hour is None else money(pool.resume_usd_per_hour)
         lines.append(f"suspended; resuming would cost, in USD/h: {cost}")
