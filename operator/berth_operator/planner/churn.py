@@ -62,7 +62,8 @@ def decide(
     `standing`: replicas of pools that are not planned, whose nodes `limits` count, too.
 
     What a move is worth shows in a plan whose gap nobody knows yet; the plan that is taken is proven.  Where nodes are
-    too few, the free plan is proven first: others have to serve as much, which is tried before they are proven.
+    too few, the free plan is proven first: others have to serve as much, which bounds may exclude, and which is tried
+    before they are proven.
     """
     solver = FleetSolver(problems, limits, standing=standing)
     search = bool(incumbents) and solver.large
@@ -81,8 +82,7 @@ def decide(
     while True:
         going = moves.wanted - stays.keys()
         held = [p if p.key in going else _hold(p, incumbents) for p in problems]
-        tried = solver.solve(held, Effort.COMPARE, settled=frozenset()) if scarce else free
-        if _shortage(problems, tried) > _shortage(problems, free):
+        if scarce and not solver.serves_as_much(held):
             return best or Decision(free, {}, free, problems)
         final = solver.solve(held, settled=going - moves.needed)  # whose moves have to save what they do
         if best and _shortage(problems, final) > _shortage(problems, best.solution):

@@ -115,7 +115,7 @@ class Decomposition(Stock):
         """The same pools with `most` [lane, option] nodes (and `caps` [row]), and each one's best columns that keep
         to it."""
         lanes = replace(self.lanes, most=most, caps=self.lanes.caps if caps is None else caps)
-        part = Decomposition(lanes, self.pools, self.unserved, self.missing)
+        part = Decomposition(lanes, self.pools, self.unserved, self.missing, self.stage)
         part.duals, part.warm, part.scarce, part._proof = self.duals, self.warm, self.scarce, self._proof
         within = np.flatnonzero((self.columns.nodes <= most[self.columns.lane]).all(1))
         pool = self.columns.pool[within]
@@ -249,6 +249,12 @@ class Decomposition(Stock):
             self.feed(master)
         self._proof = _Proof(self.duals, self._least, self.lanes.most)
         return self._bound(self.duals), self.duals
+
+    def bound_with(self, most: Ints) -> float:
+        """The bound of the same pools with other `most` [lane, option] nodes, at the duals of the last proof."""
+        part = self.restricted(most)
+        assert part._proof is not None  # noqa: S101 - for the type checker
+        return part._amended(part.active[(most != part._proof.most).any(1)[part.active]])
 
     def _changed(self) -> Ints | None:
         """Lanes of pools that have been given other options since a proof, where these are few; else None."""

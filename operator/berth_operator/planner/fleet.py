@@ -72,6 +72,8 @@ class FleetSolver:
         self.limits = less(limits, standing.keys() - self.standing.keys(), standing)
         self._shared = groups_of(self.problems) if shared is None else shared
         self._first: Decomposition | None = None
+        self._least: Shed | None = None
+        """Of the last plan that was bettered stage by stage."""
 
     def solve(
         self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE, *, settled: Set[str] | None = None
@@ -84,6 +86,13 @@ class FleetSolver:
         if not self.large:
             return solve(problems, self.limits, self.standing)
         return self.decomposed(problems, effort, settled=settled)
+
+    def serves_as_much(self, problems: Sequence[PoolProblem]) -> bool:
+        """Whether `problems`, which have lost options, seem to have a plan that leaves no more unserved than the last
+        one that was bettered stage by stage; True where none was."""
+        if self._first is None or self._least is None:
+            return True
+        return self._least.kept_with(_allowed(self._first.lanes, {p.key: p.options for p in problems}))
 
     @property
     def large(self) -> bool:
@@ -136,7 +145,7 @@ class FleetSolver:
         settled = frozenset() if staged else settled
         if staged and (_scarce(part, outcome) or _unproven(part, outcome)):
             outcome = _shortened(part, outcome, settled, upper=True)  # spares a stage of who need not go short at all
-            least = least_shortage(part, outcome.chosen)
+            least = self._least = least_shortage(part, outcome.chosen)
             outcome = _chosen(part, outcome, least.chosen)
         else:
             outcome = _shortened(part, outcome, settled)

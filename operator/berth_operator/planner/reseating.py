@@ -30,7 +30,9 @@ MOVES: Final = 700
 LAST_MOVES: Final = 250
 """the same where it is decided who goes short,"""
 FEW_MOVES: Final = 150
-"""and where a plan is only tried,"""
+"""where stages do not follow, or only the highest priorities are to be served,"""
+TRIED_MOVES: Final = 50
+"""and where a plan is tried that keeps to what pools run on,"""
 MOST_MOVES: Final = 100_000
 """but no more for all of them."""
 ABOVE: Final = 3.0
