@@ -123,6 +123,20 @@ def test_a_batch_pool_may_live_on_spot_alone_so_its_cheapest_plan_is_a_spot_node
     assert "one Spot node of graviton4 at 0.25" in problem.message
 
 
+def test_a_budget_below_all_nodes_that_a_replica_spans_comes_with_the_product(
+    refused: Callable[..., Problem], plan_one: Callable[..., PoolPlan], pool: Make, h100: HardwareClass, chat_pool: Make
+) -> None:
+    wide = h100.model_copy(update={"spec": h100.spec.model_copy(update={"max_nodes_per_replica": 4})})
+    large = {"model": "llama-3.1-70b-instruct", "quantization": "BF16", "objectives": {"interTokenLatencyP99": "900ms"}}
+    placed = plan_one(pool("large", "0.01", **large), [wide])
+    (placement,) = placed.placements
+    nodes, price = placement.nodes_per_replica, h100.spec.capacity[0].usd_per_hour
+    assert nodes > 1 and placed.usd_per_hour == nodes * price
+    problem = refused(pool("large", "0.01", **large, budget={"maxUsdPerHour": f"{price + 1}"}), [wide])
+    assert problem.reason == "BudgetTooLow"
+    assert f"{nodes} OnDemand nodes of h100 at {nodes} x {price} = {nodes * price}" in problem.message
+
+
 def test_overspend_accepts_any_budget_and_says_by_how_much_it_is_passed(
     plan_one: Callable[..., PoolPlan], chat_pool: Make, fleet: list[HardwareClass]
 ) -> None:

@@ -154,20 +154,22 @@ def demand_problem(effective: Effective, options: Sequence[Option]) -> Problem |
 
 
 def budget_problem(effective: Effective, options: Sequence[Option]) -> Problem | None:
-    """A budget to shed by that does not pay for one node of anything that may carry traffic alone."""
+    """A budget to shed by that does not pay for the nodes of one replica of anything that may carry traffic alone."""
     if effective.max_usd_per_hour is None or effective.on_exceeded != "Shed":
         return None
     usable = [o for o in options if may_carry_alone(effective, o)] or list(options)
     if not usable:
         return None
-    cheapest = min(usable, key=lambda o: (o.node_usd_per_hour, o.hardware_class, o.capacity_type.value))
-    if cheapest.node_usd_per_hour <= effective.max_usd_per_hour:
+    cheapest = min(usable, key=lambda o: (o.replica_usd_per_hour, o.hardware_class, o.capacity_type.value))
+    if cheapest.replica_usd_per_hour <= effective.max_usd_per_hour:
         return None
+    nodes, usd = cheapest.nodes_per_replica, format_decimal(cheapest.replica_usd_per_hour)
+    price = usd if nodes == 1 else f"{nodes} x {format_decimal(cheapest.node_usd_per_hour)} = {usd}"
     return Problem(
         "BudgetTooLow",
         f"spec.budget.maxUsdPerHour: {format_decimal(effective.max_usd_per_hour)} is below the cheapest plan,"
-        f" one {cheapest.capacity_type.value} node of {cheapest.hardware_class} at"
-        f" {format_decimal(cheapest.node_usd_per_hour)}: raise it to at least that",
+        f" {'one' if nodes == 1 else nodes} {cheapest.capacity_type.value} node{'' if nodes == 1 else 's'} of"
+        f" {cheapest.hardware_class} at {price}: raise it to at least that",
     )
 
 

@@ -74,6 +74,11 @@ class Option:
     parts: int = 1
     """Of a node it takes, and pays, one of so many; the rest is others' (`sharing`).  Prices are of the whole node."""
 
+    @property
+    def replica_usd_per_hour(self) -> Decimal:
+        """The least that a first replica adds to the bill: all nodes that it spans, else a whole one."""
+        return self.node_usd_per_hour * self.nodes_per_replica
+
     def nodes_for(self, replicas: int) -> int:
         """Whole nodes that so many replicas take."""
         return -(-replicas // (self.replicas_per_node * self.parts)) * self.nodes_per_replica

@@ -83,20 +83,21 @@ def _budget(short: _Short) -> Problem | None:
     effective = short.problem.effective
     used = {a.option.resource: a.nodes for a in short.solution.assignments}
     there = [
-        o.node_usd_per_hour
+        (o.replica_usd_per_hour, o.nodes_per_replica)
         for o in short.candidates.options
         if used.get(o.resource, 0) + o.nodes_per_replica <= short.left.get(o.resource, math.inf)
     ]
     if effective.max_usd_per_hour is None or effective.on_exceeded != "Shed" or not there:
         return None
     spent = sum((a.nodes * a.option.node_usd_per_hour for a in short.solution.assignments), Decimal(0))
-    cheapest = min(there)
+    cheapest, nodes = min(there)
     if spent + cheapest <= effective.max_usd_per_hour:
         return None
     return Problem(
         "Budget",
         f"${format_decimal(spent)}/h of budget.maxUsdPerHour {format_decimal(effective.max_usd_per_hour)} is spent"
-        f" and no node that can be had costs less than ${format_decimal(cheapest)}/h",
+        f" and no {'node' if nodes == 1 else f'replica, of {nodes} nodes,'} that can be had costs less than"
+        f" ${format_decimal(cheapest)}/h",
     )
 
 
