@@ -127,7 +127,7 @@ def our_log_probabilities(
         ids[: len(bos)] = bos
         table = list(range(CHUNK // BLOCK_TOKENS))
         with torch.inference_mode():
-            logits = model.forward(Batch(ids, list(range(CHUNK)), [0, CHUNK], [CHUNK], [table], rows), cache)
+            logits = model.forward(Batch(ids, list(range(CHUNK)), [0, CHUNK], [CHUNK], [table], rows), cache).values
             yield logits.log_softmax(-1), _came(tokens, index)
     progress("")
 

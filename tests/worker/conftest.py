@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from berth_worker.engine.batch import Batch
     from berth_worker.engine.engine import Engine
-    from berth_worker.model.interface import KVCache, LoadedModel, Model
+    from berth_worker.model.interface import KVCache, LoadedModel, Logits, Model
 
 MODEL = "smollm2-135m-instruct"
 pytest.register_assert_rewrite("scheduler_harness")
@@ -51,11 +51,11 @@ class Gated:
     def new_cache(self, num_blocks: int) -> KVCache:
         return self._model.new_cache(num_blocks)
 
-    def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:
+    def forward(self, batch: Batch, cache: KVCache) -> Logits:
         self.entered.set()
         assert self.gate.wait(60), "a test left the gate closed"
         logits = self._model.forward(batch, cache)
-        return logits if self.fault is None else self.fault(logits)
+        return logits if self.fault is None else logits.of(self.fault(logits.values))
 
     def close(self) -> None:
         """Let the next step wait; returns once the engine may be anywhere before it."""

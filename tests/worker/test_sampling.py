@@ -123,7 +123,7 @@ def test_a_sampler_that_goes_on_counts_as_one_that_starts_anew() -> None:
     sampler = Sampler(r)
     for _ in range(150):
         logits = rng.standard_normal(400).astype(np.float32)
-        token = sampler.next(logits)
+        token = sampler.next(logits, int(logits.argmax()))
         assert token == sample(logits, r)
         r.tokens.append(token)
 
@@ -131,9 +131,9 @@ def test_a_sampler_that_goes_on_counts_as_one_that_starts_anew() -> None:
 def test_the_end_does_not_come_before_min_tokens() -> None:
     logits = np.array([1.0, 9.0, 2.0], dtype=np.float32)
     r = request(generated=2, temperature=0, min_tokens=3)
-    assert Sampler(r, ends=[1]).next(logits) == 2
+    assert Sampler(r, ends=[1]).next(logits, 1) == 2
     r.tokens.append(0)
-    assert Sampler(r, ends=[1]).next(logits) == 1
+    assert Sampler(r, ends=[1]).next(logits, 1) == 1
 
 
 @settings(deadline=None)

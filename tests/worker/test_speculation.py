@@ -136,15 +136,18 @@ class Letters:
 def test_sampled_tokens_are_distributed_as_without_a_draft() -> None:
     """The model is a table: the logits after token t are row t. Two tokens, drafted as if the first two were (1, 2)."""
     table = np.log(np.array([[0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1]], dtype=np.float32))
+    best = table.argmax(axis=1)
     draft = (1, 2)
     seen: Counter[tuple[int, ...]] = Counter()
     runs = 6000
     for seed in range(runs):
         params = SamplingParams(temperature=1, seed=seed, ignore_eos=True)
         active = Active.start(Request("r", [0], params, 3), Letters(), SyncStream(), None)  # type: ignore[arg-type]
-        came = active.advance(table[[0, *draft]], draft, 0.0, StepReport(1)).token_ids
+        rows = [0, *draft]
+        came = active.advance(table[rows], best[rows], draft, 0.0, StepReport(1)).token_ids
         while len(came) < 2:
-            came += active.advance(table[[came[-1]]], (), 0.0, StepReport(1)).token_ids
+            rows = [came[-1]]
+            came += active.advance(table[rows], best[rows], (), 0.0, StepReport(1)).token_ids
         seen[came[:2]] += 1
     for first, second in itertools.product(range(3), repeat=2):
         p = float(np.exp(table[0, first] + table[first, second]))
@@ -158,7 +161,7 @@ def test_a_draft_beyond_the_end_of_the_request_is_not_taken() -> None:
     report = StepReport(4)
     active = Active.start(Request("r", [2], GREEDY, 9), Letters(), SyncStream(), None)  # type: ignore[arg-type]
     active.ends = frozenset({0})
-    assert active.advance(logits, (1, 0, 1), 0.0, report) == Chunk("ba", (1, 0))
+    assert active.advance(logits, [1, 0, 1, 1], (1, 0, 1), 0.0, report) == Chunk("ba", (1, 0))
     assert active.ended is not None
     assert (report.drafted, report.accepted, report.generated) == (3, 1, 2)
 

@@ -4,6 +4,7 @@
 //   kernels_check digest        a digest of the scalar set's results on fixed inputs, the same on every processor
 //   kernels_check compare SET   compares SET with scalar; prints what differs, exits 1 if anything does
 //   kernels_check unchecked SET the same without asking whether the processor has it
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -187,6 +188,14 @@ void compare_vectors(const Isa& a, const Isa& b) {
     Array<float> scalar(1), other(1);
     scalar[0] = a.inverse_rms(x.get(), n, 1e-5f), other[0] = b.inverse_rms(x.get(), n, 1e-5f);
     expect_same("inverse_rms " + size, scalar, other);
+    for (const int64_t hole : {int64_t{-1}, int64_t{0}, n / 2, n - 1}) {  // a NaN there
+      copies();
+      Array<float> top(1);
+      top[0] = *std::max_element(x.get(), x.get() + n);
+      if (hole >= 0) one[hole] = top[0] = std::numeric_limits<float>::quiet_NaN();
+      scalar[0] = a.greatest(one.get(), n), other[0] = b.greatest(one.get(), n);
+      expect_same("greatest " + size, top, scalar), expect_same("greatest " + size, top, other);
+    }
     Array<int8_t> q(n), r(n);
     Array<uint8_t> magnitudes(n);
     Array<int32_t> bias(1), same(1);

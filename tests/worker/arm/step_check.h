@@ -1,5 +1,6 @@
 // Two small Llamas of random weights, packed as Python packs them (kernels/packing.py): do whole steps give the same logits and cache?
 #pragma once
+#include <algorithm>
 #include <bit>
 #include <string>
 #include <vector>
@@ -13,7 +14,7 @@ namespace check {
 // layers, and scales for every 32 values.
 class SmallModel {
  public:
-  static constexpr int64_t kVocab = 100, kHidden = 96, kIntermediate = 160, kLayers = 2, kHeads = 6, kKvHeads = 2, kHeadDim = 32;
+  static constexpr int64_t kVocab = 1000, kHidden = 96, kIntermediate = 160, kLayers = 2, kHeads = 6, kKvHeads = 2, kHeadDim = 32;
 
   explicit SmallModel(bool rotated) : rotated_(rotated), unit_(rotated ? 64 : 32), weights_(1 << 20) {
     plan = {3, kVocab, kHidden, kIntermediate, kLayers, kHeads, kKvHeads, kHeadDim, rotated ? kHeadDim : 1, rotated ? kHeadDim : 1,
@@ -95,10 +96,16 @@ inline void compare_steps(const berth::Isa& a, const berth::Isa& b, bool rotated
     append(tokens), append(starts), append(contexts[i]), append(rows), append(tables);
     Array<float> expected(sequences * model.output.channels), found(sequences * model.output.channels);
     const berth::BatchView view(batch.data(), static_cast<int64_t>(batch.size()), model, kBlocks);
-    berth::step(model, a, threads, view, expected_cache.get(), kBlocks, expected.get());
-    berth::step(model, b, threads, view, found_cache.get(), kBlocks, found.get());
+    Array<int32_t> best(sequences), found_best(sequences), greatest(sequences);
+    berth::step(model, a, threads, view, expected_cache.get(), kBlocks, expected.get(), best.get());
+    berth::step(model, b, threads, view, found_cache.get(), kBlocks, found.get(), found_best.get());
+    for (int64_t n = 0; n < sequences; ++n) {
+      const float* row = expected.get() + n * model.output.channels;
+      greatest[n] = static_cast<int32_t>(std::max_element(row, row + SmallModel::kVocab) - row);  // the first of equals
+    }
     const std::string name = std::string(rotated ? "rotated" : "4-bit") + " model, step " + std::to_string(i);
     expect_same(name + ": logits", expected, found);
+    expect_same(name + ": best", greatest, best), expect_same(name + ": best", greatest, found_best);
     expect_same(name + ": cache", expected_cache, found_cache);
     for (int64_t j = 0; j < found.size(); ++j)
       if (!(found[j] - found[j] == 0.0f)) ++different, std::printf("%s: logits are not finite\n", name.c_str());

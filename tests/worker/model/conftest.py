@@ -271,7 +271,7 @@ def all_logits(model: Model, tokens: list[int], steps: list[int] | None = None) 
     table = list(range(blocks + 2, 2, -1))  # not in order, not from 0
     parts, start = [], 0
     for length in steps or [len(tokens)]:
-        parts.append(model.forward(single(tokens[start : start + length], start, table), cache))
+        parts.append(model.forward(single(tokens[start : start + length], start, table), cache).values)
         start += length
     assert start == len(tokens)
     return torch.cat(parts)

@@ -101,7 +101,7 @@ def mixed_steps(seed: int, vocab: int) -> list[Batch]:
 def run_all(model: Llama, steps: Sequence[Batch], stale: float = 0.0) -> list[torch.Tensor]:
     cache = model.new_cache(NUM_BLOCKS)
     cache.data.fill_(stale)
-    return [model.forward(batch, cache).cpu() for batch in steps]
+    return [model.forward(batch, cache).values.cpu() for batch in steps]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -143,7 +143,7 @@ def test_what_overflowed_in_one_sequence_stays_there(tiny: Any, tiny_reader: Any
     model.forward(traffic.step({short: 20, long: 40, sick: 8}), cache)
     cache.data[:, :, traffic.tables[sick]] = float("nan")
     batch = traffic.step({short: 1, long: 1, sick: 1})
-    found = model.forward(replace(batch, output_rows=[0, 1, 2]), cache)
+    found = model.forward(replace(batch, output_rows=[0, 1, 2]), cache).values
     assert found[:2].isfinite().all()
     assert found[2].isnan().all()
 
@@ -196,8 +196,8 @@ def test_clients_of_one_engine_get_the_oracles_greedy_text(tiny: Any, tiny_reade
 def test_an_empty_batch_and_a_batch_without_outputs_give_no_rows(tiny: Any, tiny_reader: Any) -> None:
     model = BatchedLlama(tiny_reader(tiny.Shape()), torch.float32)
     cache = model.new_cache(2)
-    assert model.forward(Batch([], [], [0], [], [], []), cache).shape == (0, tiny.VOCAB)
-    assert model.forward(tiny.single([3, 4], 0, [1], rows=[]), cache).shape == (0, tiny.VOCAB)
+    assert model.forward(Batch([], [], [0], [], [], []), cache).values.shape == (0, tiny.VOCAB)
+    assert model.forward(tiny.single([3, 4], 0, [1], rows=[]), cache).values.shape == (0, tiny.VOCAB)
     assert cache.data[:, :, 1, :2].abs().amin(dim=(0, 1, 3, 4)).min() >= 0
     assert cache.data[:, :, 1, :2].any() and not cache.data[:, :, 0].any()  # written nevertheless, and nowhere else
 

@@ -101,7 +101,7 @@ def test_any_company_in_a_batch_gives_the_same_bits(tiny: Any, whole: Any, data:
             )
             done[i] += take
         if batch.tokens:
-            rows.append(model.forward(replace(batch, output_rows=wanted), cache))
+            rows.append(model.forward(replace(batch, output_rows=wanted), cache).values)
     assert torch.equal(torch.cat(rows), expected)
 
 
@@ -233,7 +233,8 @@ def test_the_real_model_gives_the_same_bits_alone_and_in_company(loaded: LoadedM
         cache,
     )
     for i in range(8):
-        assert torch.equal(together[i * n : (i + 1) * n], alone)
+        assert torch.equal(together.values[i * n : (i + 1) * n], alone)
+    assert torch.equal(together.best, together.values.argmax(-1).int())
 
 
 @pytest.mark.parametrize(
@@ -265,8 +266,8 @@ def test_rows_without_logits_and_repeated_rows_are_as_asked(tiny: Any, whole: An
     model, tokens, expected = whole
     cache = model.new_cache(20)
     table = list(range(20))
-    assert model.forward(tiny.single(tokens[:100], 0, table, rows=[]), cache).shape == (0, tiny.VOCAB)
-    found = model.forward(tiny.single(tokens[100:], 100, table, rows=[199, 0, 199]), cache)
+    assert model.forward(tiny.single(tokens[:100], 0, table, rows=[]), cache).values.shape == (0, tiny.VOCAB)
+    found = model.forward(tiny.single(tokens[100:], 100, table, rows=[199, 0, 199]), cache).values
     assert torch.equal(found, expected[[299, 100, 299]])
 
 
@@ -292,7 +293,7 @@ def test_blocks_that_sequences_share_are_read_together_with_the_same_bits(
         lengths = [common + len(tail) + 1 for tail in tails[:count]]
         starts = list(range(count + 1))
         step = Batch([7] * count, [n - 1 for n in lengths], starts, lengths, tables, starts[:-1])
-        return model.forward(step, cache)
+        return model.forward(step, cache).values
 
     expected = streams(shared=False, count=12)
     assert torch.equal(streams(shared=True, count=12), expected)
@@ -339,7 +340,7 @@ def test_what_follows_copied_blocks_has_the_bits_of_what_follows_the_blocks_them
     cache = model.new_cache(5)
     model.forward(tiny.single(tokens[:30], 0, [3, 0]), cache)
     after = replace(tiny.single(tokens[30:40], 30, [1, 4, 2]), copies=[(3, 1), (0, 4)])
-    assert torch.equal(model.forward(after, cache), expected[30:40])
+    assert torch.equal(model.forward(after, cache).values, expected[30:40])
 
 
 def test_a_bad_batch_is_refused_and_the_model_goes_on(tiny: Any, whole: Any) -> None:
@@ -347,7 +348,7 @@ def test_a_bad_batch_is_refused_and_the_model_goes_on(tiny: Any, whole: Any) -> 
     cache = model.new_cache(2)
     with pytest.raises(ValueError, match=r"block_tables\[0\]: found a block outside 0 to 1"):
         model.forward(tiny.single(tokens[:20], 0, [0, 2]), cache)
-    assert torch.equal(model.forward(tiny.single(tokens[:20], 0, [0, 1]), cache), expected[:20])
+    assert torch.equal(model.forward(tiny.single(tokens[:20], 0, [0, 1]), cache).values, expected[:20])
 
 
 @pytest.mark.parametrize(
@@ -364,19 +365,20 @@ def test_the_kernels_themselves_check_what_they_index(whole: Any, position: int,
     model, _, _ = whole
     cache = model.new_cache(2)
     batch = torch.tensor([1, 1, 1, 1, 3, 0, 1, 1, 0, 1], dtype=torch.int32)  # one token of one sequence
-    logits = torch.empty(1, 80)
-    kernels.step(model._weights, model._plan, cache.data, batch, logits, 1, "")
+    logits, best = torch.empty(1, 80), torch.empty(1, dtype=torch.int32)
+    kernels.step(model._weights, model._plan, cache.data, batch, logits, best, 1, "")
     batch[position] = value
     with pytest.raises(RuntimeError, match=says):
-        kernels.step(model._weights, model._plan, cache.data, batch, logits, 1, "")
+        kernels.step(model._weights, model._plan, cache.data, batch, logits, best, 1, "")
 
 
 def test_a_plan_that_does_not_fit_the_weights_is_refused(whole: Any) -> None:
     model, _, _ = whole
     batch = torch.tensor([1, 1, 1, 1, 3, 0, 1, 1, 0, 1], dtype=torch.int32)
+    logits, best = torch.empty(1, 80), torch.empty(1, dtype=torch.int32)
     for plan in (model._plan[:-1], model._plan * 1000):
         with pytest.raises(RuntimeError, match="plan"):
-            kernels.step(model._weights, plan, model.new_cache(2).data, batch, torch.empty(1, 80), 1, "")
+            kernels.step(model._weights, plan, model.new_cache(2).data, batch, logits, best, 1, "")
 
 
 SCRIPT = """
@@ -388,7 +390,7 @@ try:
     model = load(sys.argv[1], threads=2).model
 except ModelError as error:
     sys.exit(f"refused: {error}")
-step = lambda: model.forward(Batch([5], [0], [0, 1], [1], [[0]], [0]), model.new_cache(1))
+step = lambda: model.forward(Batch([5], [0], [0, 1], [1], [[0]], [0]), model.new_cache(1)).values
 before = step()
 if sys.argv[2] == "fork":
     child = os.fork()

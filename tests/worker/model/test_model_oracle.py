@@ -85,7 +85,7 @@ def test_a_sequence_that_goes_on_in_copied_blocks_gets_the_logits_of_one_that_wr
     cache = model.new_cache(5)
     model.forward(tiny.single(tokens[:20], 0, [0, 1]), cache)
     on = tiny.single(tokens[20:], 20, [3, 4])
-    found = model.forward(dataclasses.replace(on, copies=[(0, 2), (2, 3), (1, 4), (0, 1)]), cache)
+    found = model.forward(dataclasses.replace(on, copies=[(0, 2), (2, 3), (1, 4), (0, 1)]), cache).values
     assert torch.equal(found, exact)
 
 

@@ -47,17 +47,19 @@ class Active:
         text = StopText(tokenizer.stream(), params.stop)
         return Active(request, text, Sampler(request, ends), stream, ends, drafter)
 
-    def advance(self, logits: NDArray[np.float32], draft: Sequence[int], now: float, report: StepReport) -> Chunk:
+    def advance(
+        self, logits: NDArray[np.float32], best: Sequence[int], draft: Sequence[int], now: float, report: StepReport
+    ) -> Chunk:
         """Add what comes next to the request's tokens, and return it.
 
-        logits: float32 [1 + len(draft), vocab], of the request's last token and of each drafted one. Row by row the
-        token is sampled as if there were no draft; the first that differs from it, or that ends the request, is the
-        last. Raises NonFiniteLogitsError.
+        logits: float32 [1 + len(draft), vocab], of the request's last token and of each drafted one; best: the greatest
+        of each row. Row by row the token is sampled as if there were no draft; the first that differs from it, or that
+        ends the request, is the last. Raises NonFiniteLogitsError.
         """
         request, came, text = self.request, [], ""
         logprobs: list[TokenLogprobs] = []
-        for row, drafted in zip(logits, (*draft, None), strict=True):
-            token = self.sampler.next(row)
+        for row, greatest, drafted in zip(logits, best, (*draft, None), strict=True):
+            token = self.sampler.next(row, greatest)
             if request.params.logprobs is not None:
                 logprobs.append(self.sampler.logprobs(row, token, request.params.logprobs))
             request.tokens.append(token)

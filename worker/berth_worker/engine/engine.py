@@ -245,16 +245,16 @@ class Engine:
             if item.request.admitted is None:
                 item.request.admitted = now
         try:
-            logits = run_step(self._model, self._cache, work, scheduler.copies)
+            logits, best = run_step(self._model, self._cache, work, scheduler.copies)
         finally:
             self._step_began = None
         now = time.monotonic()
         moved, row = [], 0
         for item in work:
             if item.samples:
-                rows = logits[row : row + 1 + len(item.draft)]
-                row += len(rows)
-                moved.append((item, *self._advance(item, rows, now, report)))
+                end = row + 1 + len(item.draft)
+                moved.append((item, *self._advance(item, logits[row:end], best[row:end], now, report)))
+                row = end
         with self._lock:
             scheduler.complete(work)
         chunks = [(active, self._end(active, chunk) if active.ended else chunk) for _, active, chunk in moved]
@@ -263,12 +263,12 @@ class Engine:
         self._cost.observe(load, time.monotonic() - began)
 
     def _advance(
-        self, item: Scheduled, logits: NDArray[np.float32], now: float, report: StepReport
+        self, item: Scheduled, logits: NDArray[np.float32], best: Sequence[int], now: float, report: StepReport
     ) -> tuple[Active, Chunk]:
         """What comes next of a request; one that fails ends alone, the others go on."""
         active = self._active[item.request]
         try:
-            return active, active.advance(logits, item.draft, now, report)
+            return active, active.advance(logits, best, item.draft, now, report)
         except Exception as error:
             log.exception("request %s failed", item.request.id)
             active.ended = FinishReason.ERROR

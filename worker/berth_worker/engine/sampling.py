@@ -90,14 +90,14 @@ class Sampler:
         self._taken = 0
         """Of the request's tokens, those that are counted."""
 
-    def next(self, logits: NDArray[np.float32]) -> int:
+    def next(self, logits: NDArray[np.float32], best: int) -> int:
         """The next token from its row of logits, float32 [vocab], which is left as it is.
 
+        best: the token with the greatest logit; of equals the first, and NaN counts as the greatest.
         The random number is a function of the request's seed and of how many tokens it has, so neither the rest of the
         batch nor a preemption nor a draft changes the outcome. Raises NonFiniteLogitsError.
         """
-        best = int(logits.argmax())  # of equals the lowest id; NaN counts as the greatest
-        if not np.isfinite(logits[best]):
+        if not math.isfinite(logits[best]):
             raise NonFiniteLogitsError(f"request {self._request.id}: logit of token {best} is {logits[best]}")
         if not self._plain:
             logits = self._adjusted(logits)
@@ -159,7 +159,7 @@ class Sampler:
 
 def sample(logits: NDArray[np.float32], request: Request) -> int:
     """The request's next token; see Sampler.next."""
-    return Sampler(request).next(logits)
+    return Sampler(request).next(logits, int(logits.argmax()))
 
 
 def _uniform(seed: int, place: int) -> float:

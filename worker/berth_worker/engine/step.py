@@ -49,11 +49,11 @@ def to_batch(work: Sequence[Scheduled], copies: Sequence[tuple[int, int]] = ()) 
 
 def run_step(
     model: Model, cache: KVCache, work: Sequence[Scheduled], copies: Sequence[tuple[int, int]] = ()
-) -> NDArray[np.float32]:
-    """Copy blocks, (from, to), and run the model once; float32 [N, vocab] logits, the rows of `to_batch`."""
+) -> tuple[NDArray[np.float32], list[int]]:
+    """Copy blocks, (from, to), and run the model once; float32 [N, vocab] logits, the rows of `to_batch`, and the token
+    with the greatest of each."""
     logits = model.forward(to_batch(work, copies), cache)
-    rows: NDArray[np.float32] = logits.numpy() if logits.device.type == "cpu" else logits.numpy(force=True)
-    return rows
+    return logits.values.numpy(), logits.best.tolist()
 
 
 def warm_up(model: Model, cache: KVCache, cost: StepCost) -> None:

@@ -63,14 +63,17 @@ def selected_isa() -> str:
     return str(torch.ops.berth.selected_isa())
 
 
-def step(weights: Tensor, plan: Tensor, cache: Tensor, batch: Tensor, logits: Tensor, threads: int, isa: str) -> None:
+def step(
+    weights: Tensor, plan: Tensor, cache: Tensor, batch: Tensor, logits: Tensor, best: Tensor, threads: int, isa: str
+) -> None:
     """One step of the whole model.
 
     weights uint8, plan int64: from packing.WeightStore; cache int8 [layers, blocks, bytes]: written; batch int32: see
-    BatchView in csrc/model.h; logits: float32 [N, vocab padded to 16], written; isa: "" for the selected one.
+    BatchView in csrc/model.h; logits: float32 [N, vocab padded to 16], written; best: int32 [N], written: the token
+    with the greatest logit of each row, see interface.Logits; isa: "" for the selected one.
     Raises RuntimeError, before anything is written, if they contradict each other.
     """
-    torch.ops.berth.step(weights, plan, cache, batch, logits, threads, isa)
+    torch.ops.berth.step(weights, plan, cache, batch, logits, best, threads, isa)
 
 
 def int8_dots(packed: Tensor, values: Tensor, isa: str, *, positive: bool = False) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from berth_worker.engine.batch import Batch
 from berth_worker.model.device import check_cache_fits, gpu_memory
-from berth_worker.model.interface import KVCache
+from berth_worker.model.interface import KVCache, Logits
 from berth_worker.model.llama import Llama, LlamaLayer, PagedCache, check_batch
 from berth_worker.model.paged_attention import Layout, Step, attend, workspace_bytes
 from berth_worker.model.weights import LlamaWeights
@@ -51,18 +51,21 @@ class BatchedLlama(Llama):
         return super().new_cache(num_blocks)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+    def forward(self, batch: Batch, cache: KVCache) -> Logits:
         if not isinstance(cache, PagedCache):
             raise TypeError(f"cache: found {type(cache).__name__}; right is what this model's new_cache gave")
         check_batch(batch, self.config, cache.num_blocks)
         for source, target in batch.copies:
             cache.copy_block(source, target)
         if not batch.tokens:
-            return torch.empty(0, self.config.vocab_size)
+            return Logits.of(torch.empty(0, self.config.vocab_size))
         layout = Layout(batch, self.device.type)
         step = Step.of(layout, self._to_device(layout), self.config.group_size, self.dtype)
         logits = self.run(step, cache.data)
-        return self._to_host(logits) if batch.output_rows else torch.empty(0, self.config.vocab_size)
+        if not batch.output_rows:
+            return Logits.of(torch.empty(0, self.config.vocab_size))
+        best = logits.argmax(-1).int()
+        return Logits(self._to_host(logits), best.cpu())
 
     def run(self, step: Step, cache: Tensor) -> Tensor:
         """Logits [N, vocab_size] of a step, on the device and in its dtype; nothing here waits for the device."""

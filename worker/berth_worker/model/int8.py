@@ -12,7 +12,7 @@ from berth_worker.engine.batch import BLOCK_TOKENS, Batch
 from berth_worker.kernels.memory import fill_in, huge_zeros
 from berth_worker.kernels.packing import PANEL
 from berth_worker.model.config import LlamaConfig
-from berth_worker.model.interface import KVCache, ModelError
+from berth_worker.model.interface import KVCache, Logits, ModelError
 from berth_worker.model.llama import check_batch
 from berth_worker.model.packed_weights import packed_weights
 from berth_worker.model.quantization import Recipe
@@ -77,16 +77,17 @@ class Int8Llama:
     def new_cache(self, num_blocks: int) -> Int8Cache:
         return Int8Cache(self.config, num_blocks, self._block_bytes)
 
-    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+    def forward(self, batch: Batch, cache: KVCache) -> Logits:
         if not isinstance(cache, Int8Cache):
             raise TypeError(f"cache: found {type(cache).__name__}; right is what this model's new_cache gave")
         check_batch(batch, self.config, cache.num_blocks)
         for source, target in batch.copies:
             cache.copy_block(source, target)
         logits = torch.empty(len(batch.output_rows), self._padded_vocab, dtype=torch.float32)
+        best = torch.empty(len(batch.output_rows), dtype=torch.int32)
         if batch.tokens:
-            kernels.step(self._weights, self._plan, cache.data, _flatten(batch), logits, self.threads, self.isa)
-        return logits[:, : self.config.vocab_size]
+            kernels.step(self._weights, self._plan, cache.data, _flatten(batch), logits, best, self.threads, self.isa)
+        return Logits(logits[:, : self.config.vocab_size], best)
 
 
 def _flatten(batch: Batch) -> Tensor:

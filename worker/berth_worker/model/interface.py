@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from berth_worker.engine.batch import BLOCK_TOKENS, Batch
 
@@ -18,6 +18,7 @@ __all__ = [
     "Batch",
     "KVCache",
     "LoadedModel",
+    "Logits",
     "Model",
     "ModelError",
     "Quantization",
@@ -49,6 +50,20 @@ class KVCache(Protocol):
         ...
 
 
+class Logits(NamedTuple):
+    """What a step gives for each of the batch's output rows, on the CPU."""
+
+    values: torch.Tensor
+    """float32 [N, vocab_size]"""
+    best: torch.Tensor
+    """int32 [N], the token with the greatest logit: of equals the first; NaN counts as the greatest."""
+
+    @staticmethod
+    def of(values: torch.Tensor) -> Logits:
+        """Logits whose best tokens are looked for here."""
+        return Logits(values, values.argmax(-1).int())
+
+
 class Model(Protocol):
     """A Llama that runs one Batch a call.
 
@@ -68,11 +83,10 @@ class Model(Protocol):
         """
         ...
 
-    def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:
-        """Copy the batch's blocks, write the K and V of its tokens into the cache; return float32 logits
-        [N, vocab_size].
+    def forward(self, batch: Batch, cache: KVCache) -> Logits:
+        """Copy the batch's blocks, write the K and V of its tokens into the cache; return its output rows' logits.
 
-        The result is a fresh tensor.  Raises ValueError for a batch that contradicts itself, the model or the cache
+        The result is fresh tensors.  Raises ValueError for a batch that contradicts itself, the model or the cache
         (token id, position, block id out of range), before anything is written.
         """
         ...

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from berth_worker.engine.batch import BLOCK_TOKENS, Batch
 from berth_worker.model.config import LlamaConfig
-from berth_worker.model.interface import KVCache, ModelError
+from berth_worker.model.interface import KVCache, Logits, ModelError
 from berth_worker.model.weights import LlamaWeights
 
 __all__ = ["Llama", "LlamaLayer", "PagedCache", "check_batch", "rotary_frequencies"]
@@ -119,7 +119,7 @@ class Llama:
         return PagedCache(self.config, num_blocks, self.dtype, self.device)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+    def forward(self, batch: Batch, cache: KVCache) -> Logits:
         if not isinstance(cache, PagedCache):
             raise TypeError(f"cache: found {type(cache).__name__}; right is what this model's new_cache gave")
         check_batch(batch, self.config, cache.num_blocks)
@@ -134,7 +134,7 @@ class Llama:
             gate, up = F.linear(self._norm(x, layer.ffn_norm), layer.gate_up).chunk(2, dim=-1)
             x = x + F.linear(F.silu(gate) * up, layer.down)
         rows = x[torch.tensor(batch.output_rows, dtype=torch.int64, device=self.device)]
-        return F.linear(self._norm(rows, self.output_norm), self.output).float()
+        return Logits.of(F.linear(self._norm(rows, self.output_norm), self.output).float())
 
     def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
         """RMSNorm, computed in float32 whatever the dtype."""

@@ -164,6 +164,23 @@ inline float largest_magnitude(const float* x, int64_t n) {
   return larger(largest_of(most), rest);
 }
 
+float greatest(const float* x, int64_t n) {
+  Floats most[4] = {all(-__builtin_inff()), all(-__builtin_inff()), all(-__builtin_inff()), all(-__builtin_inff())};
+  Ints unordered = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (int j = 0; j < 4; ++j) {  // several at a time: each depends on the one before
+      const Floats v = load(x + i + j * kLanes);
+      unordered |= v != v;
+      most[j] = larger(v, most[j]);
+    }
+  float rest = largest_of(larger(larger(most[0], most[1]), larger(most[2], most[3])));
+  bool some = false;
+  for (; i < n; ++i) some |= x[i] != x[i], rest = larger(x[i], rest);
+  for (int lane = 0; lane < kLanes; ++lane) some |= unordered[lane] != 0;
+  return some ? __builtin_nanf("") : rest;
+}
+
 inline void round_row(const float* x, int64_t n, float inverse, int8_t* to) {
   int64_t i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes)
@@ -422,4 +439,4 @@ void finish() {}
 #include "attend.h"
 
 #define BERTH_ISA_TABLE(NAME) \
-  {NAME, kRows, dot, dot_positive, matmul, quantize, inverse_rms, hadamard, swiglu, rotate, quantize_head, attend, merge, finish}
+  {NAME, kRows, dot, dot_positive, matmul, quantize, inverse_rms, hadamard, swiglu, rotate, quantize_head, attend, merge, greatest, finish}

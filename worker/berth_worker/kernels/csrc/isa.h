@@ -89,6 +89,8 @@ struct Isa {
   // merges a later chunk's (maximum, sum, out[n]) into an earlier one's, for `rows` rows
   void (*merge)(float* maximum, float* sum, float* out, const float* later_maximum, const float* later_sum, const float* later, int64_t rows,
                 int64_t n);
+  // the greatest of x[0..n), n > 0; NaN if there is one
+  float (*greatest)(const float* x, int64_t n);
   // ends what the calling thread keeps between calls of matmul and attend; each thread of a step calls it at its end
   void (*finish)();
 };

@@ -46,7 +46,8 @@ struct BatchView {
   BatchView(const int32_t* data, int64_t length, const Model& model, int64_t num_blocks);
 };
 
-// Runs the batch: writes the K and V of its tokens into cache [layers][kv_heads][num_blocks][kv_head_bytes], and logits [N][output.channels].
-void step(Model model, const Isa& isa, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits);
+// Runs the batch: writes the K and V of its tokens into cache [layers][kv_heads][num_blocks][kv_head_bytes], logits [N][output.channels], and
+// best [N], the token with the greatest logit: of equals the first; NaN counts as the greatest.
+void step(Model model, const Isa& isa, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits, int32_t* best);
 
 }  // namespace berth

@@ -32,12 +32,13 @@ const berth::Isa& isa_named(const std::string& name) {
 }
 
 // See kernels/__init__.py for the meaning of each.
-void step(Tensor weights, Tensor plan, Tensor cache, Tensor batch, Tensor logits, int64_t threads, std::string isa) {
+void step(Tensor weights, Tensor plan, Tensor cache, Tensor batch, Tensor logits, Tensor best, int64_t threads, std::string isa) {
   require_plain(weights, 1, "weights");
   require_plain(plan, 8, "plan");
   require_plain(cache, 1, "cache");
   require_plain(batch, 4, "batch");
   require_plain(logits, 4, "logits");
+  require_plain(best, 4, "best");
   require(threads >= 1 && threads <= 1024, "threads: must be 1 to 1024");
   berth::Model model(static_cast<const int64_t*>(plan.const_data_ptr()), plan.numel(), static_cast<const uint8_t*>(weights.const_data_ptr()),
                            weights.numel());
@@ -45,8 +46,9 @@ void step(Tensor weights, Tensor plan, Tensor cache, Tensor batch, Tensor logits
   require(cache.numel() == num_blocks * per_block, "cache: not a whole number of blocks");
   const berth::BatchView view(static_cast<const int32_t*>(batch.const_data_ptr()), batch.numel(), model, num_blocks);
   require(logits.numel() == view.outputs * model.output.channels, "logits: wrong size");
+  require(best.numel() == view.outputs, "best: wrong size");
   berth::step(std::move(model), isa_named(isa), static_cast<int>(threads), view, static_cast<int8_t*>(cache.mutable_data_ptr()), num_blocks,
-              static_cast<float*>(logits.mutable_data_ptr()));
+              static_cast<float*>(logits.mutable_data_ptr()), static_cast<int32_t*>(best.mutable_data_ptr()));
 }
 
 // out[r][c] = values[r] . channel c of packed [channels / 16][depth / 4][16][4], integers: for tests of the instruction sets.
@@ -109,7 +111,7 @@ std::string selected_isa() { return berth::select_isa().name; }
 }  // namespace
 
 STABLE_TORCH_LIBRARY(berth, m) {
-  m.def("step(Tensor weights, Tensor plan, Tensor(a!) cache, Tensor batch, Tensor(b!) logits, int threads, str isa) -> ()");
+  m.def("step(Tensor weights, Tensor plan, Tensor(a!) cache, Tensor batch, Tensor(b!) logits, Tensor(c!) best, int threads, str isa) -> ()");
   m.def("dots(Tensor packed, Tensor values, Tensor(a!) out, bool positive, str isa) -> ()");
   m.def("read_bytes(Tensor bytes, int threads) -> int");
   m.def("isas() -> str");

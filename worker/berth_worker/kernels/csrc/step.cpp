@@ -24,7 +24,7 @@ namespace {
 constexpr int64_t kHeadRows = 256;  // rows that an item of QKV takes through its float buffer at once
 constexpr int64_t kFfnRows = 64;    // the same of gate/up
 constexpr int64_t kFfnItem = 256;   // inner channels of the feed-forward that an item computes, about
-constexpr int64_t kOutputPanels = 16;   // of an item of the logits
+constexpr int64_t kOutputChannels = 256;  // of an item of the logits
 constexpr int64_t kAskedBytes = 64 << 10;  // of the next matrix, that a waiting thread asks for at most
 constexpr int64_t kSerialRows = 2;  // up to this many rows, the last thread of a phase does the work between two matrices alone
 
@@ -49,7 +49,7 @@ static_assert(channels_of_item(1) == kFfnItem && channels_of_item(128) == kFfnIt
 
 class Step {
  public:
-  Step(Model model, const Isa& isa, Arena& arena, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits)
+  Step(Model model, const Isa& isa, Arena& arena, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits, int32_t* best)
       : m_(std::move(model)),
         isa_(isa),
         b_(batch),
@@ -58,7 +58,8 @@ class Step {
         product_items_((m_.hidden / kPanel + product_panels_ - 1) / product_panels_),
         cache_(cache),
         num_blocks_(num_blocks),
-        logits_(logits) {
+        logits_(logits),
+        best_(best) {
     const int64_t t = b_.total, d = m_.head_dim;
     x_ = arena.take<float>(t * m_.hidden);
     normed_ = activations(arena, t, m_.hidden);
@@ -76,11 +77,12 @@ class Step {
     ages_ = arena.take<int64_t>(t * m_.group_heads());
     slots_ = arena.take<int64_t>(t);
     place_tokens();
+    tops_ = arena.take<float>(b_.outputs * ((m_.vocab + kOutputChannels - 1) / kOutputChannels));
     partials_ = plan_.partials == 0 ? nullptr : arena.take<float>(plan_.partials * m_.kv_heads * partial_size());
   }
 
   void run(Member& team) {
-    const int64_t output_panels = m_.output.channels / kPanel, output_items = (output_panels + kOutputPanels - 1) / kOutputPanels;
+    const int64_t output_items = (m_.vocab + kOutputChannels - 1) / kOutputChannels;
     ask_for_heads(team, m_.layer[0]);
     team.phase(b_.total, [&](int64_t t) { begin_row(t); });
     for (int64_t l = 0; l < m_.layers; ++l) {
@@ -102,15 +104,12 @@ class Step {
         ask_for_heads(team, next);
         add_product(team, layer.down, gated_, [&](int64_t t) { norm_row(t, next.attention_gain); });
       } else {
-        ask_for(team, m_.output, team.first_of(output_items) * kOutputPanels);
+        ask_for(team, m_.output, team.first_of(output_items) * kOutputChannels / kPanel);
         add_product(team, layer.down, gated_, [](int64_t) {});
       }
     }
     team.phase(b_.outputs, [&](int64_t n) { finish_row(n); });
-    team.phase(output_items, [&](int64_t item) {
-      const int64_t first = item * kOutputPanels, last = std::min(first + kOutputPanels, output_panels);
-      isa_.matmul(m_.output, first, last, final_, b_.outputs, logits_ + first * kPanel, m_.output.channels, false);
-    });
+    then_rows(team, output_items, [&](int64_t item) { output(item, output_items); }, b_.outputs, [&](int64_t n) { best_[n] = best_of(n, output_items); });
     isa_.finish();
   }
 
@@ -478,6 +477,24 @@ class Step {
     isa_.quantize(plain.data(), scale, nullptr, final_, n);
   }
 
+  // Logits of an item's channels for all rows, and the greatest of each row there.
+  void output(int64_t item, int64_t items) {
+    const int64_t first = item * kOutputChannels, last = std::min(first + kOutputChannels, m_.vocab), stride = m_.output.channels;
+    isa_.matmul(m_.output, first / kPanel, (last + kPanel - 1) / kPanel, final_, b_.outputs, logits_ + first, stride, false);
+    for (int64_t n = 0; n < b_.outputs; ++n) tops_[n * items + item] = isa_.greatest(logits_ + n * stride + first, last - first);
+  }
+
+  int32_t best_of(int64_t n, int64_t items) const {
+    const int64_t first = first_greatest(tops_ + n * items, items) * kOutputChannels;
+    return static_cast<int32_t>(first + first_greatest(logits_ + n * m_.output.channels + first, std::min(kOutputChannels, m_.vocab - first)));
+  }
+  static int64_t first_greatest(const float* x, int64_t n) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < n && x[best] == x[best]; ++i)
+      if (!(x[i] <= x[best])) best = i;
+    return best;
+  }
+
   static Activations from(const Activations& a, int64_t row) {
     Activations b = a;
     b.values += row * a.depth;
@@ -502,6 +519,7 @@ class Step {
   int8_t* cache_;
   int64_t num_blocks_;
   float* logits_;
+  int32_t* best_;
 
   float* x_;                                       // [T][hidden] residual stream, rotated
   Activations normed_, mixed_, gated_, final_;     // inputs of qkv and gate/up, o, down, output
@@ -513,6 +531,7 @@ class Step {
   float* query_scales_;                            // [kv_heads][T][group heads]
   int64_t* ages_;                                  // [T][group heads] position
   int64_t* slots_;                                 // [T] block * 16 + offset
+  float* tops_;                                    // [N][items of the output] greatest logits
   float* partials_ = nullptr;
   const uint64_t number_ = ++steps_;
   static inline uint64_t steps_ = 0;  // made so far, one at a time
@@ -520,12 +539,12 @@ class Step {
 
 }  // namespace
 
-void step(Model model, const Isa& isa, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits) {
+void step(Model model, const Isa& isa, int threads, const BatchView& batch, int8_t* cache, int64_t num_blocks, float* logits, int32_t* best) {
   static std::mutex one_step_at_a_time;
   static Arena arena;
   const std::lock_guard<std::mutex> lock(one_step_at_a_time);
   arena.reset();
-  const auto step = std::make_shared<Step>(std::move(model), isa, arena, threads, batch, cache, num_blocks, logits);
+  const auto step = std::make_shared<Step>(std::move(model), isa, arena, threads, batch, cache, num_blocks, logits, best);
   Pool::get(threads).run([step](Member& team) { step->run(team); });
 }
 
