@@ -193,7 +193,7 @@ void stream_block(const Block& b) {
     _tile_zero(0);
     for (int64_t t = first; t < end; ++t) {
       _tile_loadd(4, values + t * kDeep, depth);
-      _tile_loadd(6, weights + t * kTileBytes, 64);
+      _tile_stream_loadd(6, weights + t * kTileBytes, 64);  // not again: activations stay in L1
       _tile_dpbssd(0, 4, 6);
       ask_for(weights + (t + kTilesAhead) * kTileBytes, kTileBytes);
     }
