@@ -6,6 +6,7 @@ far from the master even so, and whatever goes short (a stage), is bettered by t
 (`reseating`).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -15,7 +16,7 @@ from berth_operator.planner.effort import ANSWERS, Effort
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes
 from berth_operator.planner.master import Master, divided, total_use
 from berth_operator.planner.patterns import EXACT, cheapest
-from berth_operator.planner.reseating import LAST_MOVES, MOVES, reseated
+from berth_operator.planner.reseating import LAST_MOVES, MOVES, reseated, reseating
 from berth_operator.planner.rounding import Patterns, exchange, make_room, relieved
 from berth_operator.planner.stock import AROUND, UNITS, Stock
 
@@ -42,11 +43,13 @@ MENDING: Final = 450
 """Of these, for each pool."""
 
 
+def begun(stock: Stock, start: Ints, duals: Floats) -> Callable[[], Ints]:
+    """[pool] columns of a stage within all rows, bettered from `start` beside whatever is done next."""
+    return reseating(stock, start, duals, LAST_MOVES if stock.stage.dollars == 1.0 else MOVES)
+
+
 def whole(stock: Stock, master: Master, effort: Effort) -> Ints:
     """[pool] columns of `stock` within all rows, near what its `master` comes to; more are added to both."""
-    if stock.stage.start is not None:
-        moves = LAST_MOVES if stock.stage.dollars == 1.0 else MOVES
-        return reseated(stock, stock.stage.start, master.solve()[1], moves)
     near = _Near(stock, master)
     if not near.open.any():
         return near.heaviest

@@ -8,13 +8,14 @@ smoothed towards those of the best bound (Wentges 1997).  The bound is Lagrange'
 which holds for any p >= 0 and for prices that are themselves lower bounds.  The master's own objective is no bound.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from berth_operator.planner.balancing import solve
-from berth_operator.planner.choosing import whole
+from berth_operator.planner.choosing import begun, whole
 from berth_operator.planner.effort import CLOSELY, SMALL, WIDELY, Effort
 from berth_operator.planner.exact import exact_pattern
 from berth_operator.planner.lanes import Floats, Ints, Lanes
@@ -200,6 +201,7 @@ class Decomposition(Stock):
         master = Master(self.pools, self.caps, self._first_most())
         master.begin(self.columns.pool, self.costs(), self.use(), self.duals)
         best, short = 0.0, False
+        choosing: Callable[[], Ints] | None = None
         if self.stage is not WHOLE:
             self.duals = self._solved(master, self.duals)[1]
         changed = self._changed() if effort is Effort.PROVE else None
@@ -217,13 +219,15 @@ class Decomposition(Stock):
             rounds = self.depth.warm_rounds if few else self.depth.rounds[effort]
             at = self._price_rounds(master, at, rounds, shed=shed)
             short = shed and self.short(master.solve()[2])
+            if self.stage.start is not None:  # in a stage, pools are taken out and put back beside the proof
+                choosing = begun(self, self.stage.start, master.solve()[1])
             if effort is Effort.PROVE and not short:
                 best, at = self._proven(master, at)
         if self.stage is WHOLE:
             master.raise_most(1e6)
         if effort is Effort.SEARCH:
             at = self.duals = master.solve()[1]
-        chosen = whole(self, master, Effort.COMPARE if short else effort)
+        chosen = choosing() if choosing else whole(self, master, Effort.COMPARE if short else effort)
         far = self.stage is WHOLE and self.costs()[chosen].sum() > best * (1 + WANTED)  # in a stage it is the choice
         if effort is Effort.PROVE and best > 0.0 and far:
             _, duals, _ = self._solved(master, at)

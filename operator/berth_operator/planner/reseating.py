@@ -16,6 +16,8 @@ moves are drawn by generators of fixed seeds, and how threads run changes nothin
 """
 
 import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
@@ -55,13 +57,21 @@ class _Seats(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in _ARRAYS),
         *((name, ctypes.c_double) for name in ("dollars", "missing")),
     )
+    kept: tuple[Any, ...]
+    """What it points into."""
 
 
 _reseat: Final = function("berth_reseat", ctypes.POINTER(_Seats), LENGTH, LENGTH, INTS, INTS)
 
 
 def reseated(stock: Stock, chosen: Ints, duals: Floats, moves: int = MOVES, enough: int = 0) -> Ints:
-    """[pool] columns of a `stock`, no worse than `chosen`, a choice within all rows; new ones are added.
+    """What comes of `reseating`."""
+    return reseating(stock, chosen, duals, moves, enough)()
+
+
+def reseating(stock: Stock, chosen: Ints, duals: Floats, moves: int = MOVES, enough: int = 0) -> Callable[[], Ints]:
+    """Begin a search, which goes on beside whatever is done next; what is returned waits for its result:
+    [pool] columns of a `stock`, no worse than `chosen`, a choice within all rows; new ones are added.
 
     `duals`: of the stage's rows.  `moves`: for each pool; fewer where the `enough` most important ranks, if any are
     asked for, are served in full.
@@ -106,6 +116,15 @@ def reseated(stock: Stock, chosen: Ints, duals: Floats, moves: int = MOVES, enou
         missing=max(prices.missing, LEAST * dearest),
         **{name: array.ctypes.data for name, array in kept.items()},
     )
+    seats.kept = lanes, *kept.values()
     lane, nodes = np.zeros(stock.pools, dtype=np.int64), np.zeros((stock.pools, lanes.share.shape[1]), dtype=np.int64)
-    _reseat(seats, min(moves * stock.pools, MOST_MOVES), min(enough, last + 1), lane, nodes)
-    return stock.find(lane, nodes)
+    most = min(moves * stock.pools, MOST_MOVES)
+    beside = ThreadPoolExecutor(1)
+    found = beside.submit(_reseat, seats, most, min(enough, last + 1), lane, nodes)
+    beside.shutdown(wait=False)
+
+    def waited() -> Ints:
+        found.result()
+        return stock.find(lane, nodes)
+
+    return waited
