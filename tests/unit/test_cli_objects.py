@@ -236,6 +236,7 @@ def test_whatever_stands_in_a_field_is_either_read_or_complained_about(
             "a0: &a0 [1, 1]\n" + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)),
             "has more than 1000000 values once its aliases are written out",
         ),
+        (f"spec: {'[' * 3000}", "is not valid YAML: maximum recursion depth exceeded"),
         ("metadata: {name: x, namespace: A_b}", "metadata.namespace: found 'A_b': write lower-case letters"),
     ],
 )

@@ -107,7 +107,7 @@ def _parse(where: str, text: str, documents: list[Document], problems: list[Inpu
             line = f"line {text.count(chr(10), 0, start) + mark.line + 1}: " if mark else ""
             message = f"{line}is not valid YAML: {error.problem or error.context}"
         except (yaml.YAMLError, RecursionError) as error:
-            message = f"is not valid YAML: {error}"
+            message = f"is not valid YAML: {str(error).partition(chr(10))[0]}"
         problems.append(InputProblem(where, "", "", message))
         bodies.append(None)
     numbered = len(bodies) > 1

@@ -217,7 +217,7 @@ def print_plan(
     """
     classes = {item.metadata.name: item for item in snapshot.hardware_classes}
     if not plan.pools:
-        console.print("No InferencePool: there is nothing to place.")
+        console.print("No InferencePool that can be planned: there is nothing to place.")
         return
     console.print(_fleet_table(plan, against))
     if not summary:
