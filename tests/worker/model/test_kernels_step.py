@@ -140,26 +140,30 @@ def test_memory_that_nobody_holds_is_not_filled_in_to_its_end(monkeypatch: pytes
 
 @given(size=st.integers(1, 40 * HUGE_PAGE), parts=st.integers(1, 30))
 def test_of_each_part_the_first_page_is_filled_in_before_any_second_one(size: int, parts: int) -> None:
-    pages = [page // HUGE_PAGE for page in memory._pages(0, size, parts)]
+    found = list(memory._pages(0, size, parts))
+    pages = [page // HUGE_PAGE for _, page in found]
     assert sorted(pages) == list(range(-(-size // HUGE_PAGE))), "every page, once"
-    begins = [size * part // parts // HUGE_PAGE for part in range(parts)]
-    assert set(pages[: len(set(begins))]) == set(begins)
-    before = [pages.index(page) - pages.index(max(b for b in begins if b <= page)) for page in pages]
-    assert min(before) >= 0, "a part is filled in from its beginning on"
+    begins = {size * part // parts // HUGE_PAGE for part in range(parts)}
+    for (place, _), page in zip(found, pages, strict=True):
+        assert page - place == max(begin for begin in begins if begin <= page), "counted from where its part begins"
+    assert [place for place, _ in found] == sorted(place for place, _ in found)
 
 
-def test_steps_do_not_wait_for_the_thread_that_fills_memory_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    nice: list[int] = []
+def test_beginnings_are_filled_in_at_once_and_the_rest_leaves_the_processor_to_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, slept = [0.0], []
 
     def madvise(*_: object) -> int:
-        nice.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        clock[0] += 2.0
         return 0
 
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=madvise))
-    holder = Holder(memory.huge_zeros(3 * HUGE_PAGE))
-    memory.fill_in(holder).join()
-    assert nice == [19] * 3
-    assert os.getpriority(os.PRIO_PROCESS, 0) < 19
+    monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=slept.append))
+    holder = Holder(memory.huge_zeros(8 * HUGE_PAGE))
+    memory.fill_in(holder, 3).join()
+    assert clock[0] == 8 * 2.0
+    assert slept == [18.0] * 5, "after all but the first pages of three parts: a tenth of the time is its own"
 
 
 ENDING = """

@@ -5,12 +5,11 @@ Decoding reads all of it again and again; 2 MiB pages save most of the address t
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import itertools
 import mmap
-import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Final, Protocol
@@ -23,8 +22,8 @@ __all__ = ["fill_in", "huge_zeros"]
 _HUGE_PAGE: Final = 1 << 21
 _POPULATE_WRITE: Final = 23
 """MADV_POPULATE_WRITE of Linux 5.14: as if each page were written, with what it holds."""
-_LAST_IN_LINE: Final = 19
-"""The nice value of a thread that the others do not wait for: beside a busy one it has 1.5 % of a processor."""
+_REST: Final = 9
+"""Times what the last call took: a tenth of a processor is what steps give up meanwhile."""
 
 
 def huge_zeros(size: int) -> Tensor:
@@ -49,9 +48,11 @@ def fill_in(holder: _Holder, parts: int = 1) -> threading.Thread:
     """Have the system give the memory of `holder.data` now, in a thread of its own, which this returns.
 
     data: contiguous, of `huge_zeros`; what is written to it meanwhile stays.  It consists of so many parts of the same
-    size, whose beginnings are wanted first: all get their first page, then all their second.  The thread runs when
-    no other has work, so that steps do not share a processor with it.  It ends early once nobody else holds the holder,
-    when the process ends, or where the system cannot do so: then memory is given when it is first written.
+    size, whose beginnings are wanted first: all get their first page at once, then their second and so on, with rests,
+    because steps share the processors.  (A low priority would not do: who waits for a processor in the middle of a call
+    holds the process's memory map, for which page faults of all other threads then wait.)  The thread ends early once
+    nobody else holds the holder, when the process ends, or where the system cannot do so: then memory is given when it
+    is first written.
     """
     start, size, held = holder.data.data_ptr(), holder.data.nbytes, weakref.ref(holder)
     # No daemon: the process waits for it (one call).  It may be the last to hold the tensor, and to let go of that
@@ -62,26 +63,28 @@ def fill_in(holder: _Holder, parts: int = 1) -> threading.Thread:
 
 
 def _fill_in(held: weakref.ref[_Holder], start: int, size: int, parts: int) -> None:
-    with contextlib.suppress(OSError):  # Linux has a nice value for each thread
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LAST_IN_LINE)
     madvise = getattr(ctypes.CDLL(None), "madvise", None)  # not mmap's: that one keeps Python's lock
-    for page in _pages(start, size, parts):
+    for place, page in _pages(start, size, parts):
         holder = held()  # for as long as the call takes
         if madvise is None or holder is None or not threading.main_thread().is_alive():
             return
+        began = time.monotonic()
         if madvise(ctypes.c_void_p(page), ctypes.c_size_t(min(_HUGE_PAGE, start + size - page)), _POPULATE_WRITE) != 0:
             return
         del holder
+        if place:
+            time.sleep(_REST * (time.monotonic() - began))
 
 
-def _pages(start: int, size: int, parts: int) -> Iterator[int]:
-    """Addresses of huge pages, counted from `start`, in which parts lie: the first of each, then the second, and so on.
+def _pages(start: int, size: int, parts: int) -> Iterator[tuple[int, int]]:
+    """Huge pages, counted from `start`, in which parts lie: the first of each, then the second, and so on.
 
-    A page in which one part ends and the next one begins comes for the second one; every other comes once.
+    Each as its place in its part, from 0, and its address.  A page in which one part ends and the next one begins comes
+    for the second one; every other comes once.
     """
     edges = [size * part // parts // _HUGE_PAGE for part in range(parts)] + [-(-size // _HUGE_PAGE)]
     spans = list(itertools.pairwise(edges))
     for place in range(max(last - first for first, last in spans)):
         for first, last in spans:
             if first + place < last:
-                yield start + (first + place) * _HUGE_PAGE
+                yield place, start + (first + place) * _HUGE_PAGE
