@@ -68,7 +68,7 @@ Pool::Pool(int threads) : team_(threads) {
 
 Pool::~Pool() {
   stop_.store(true, std::memory_order_relaxed);
-  started_.fetch_add(1, std::memory_order_release);
+  started_.fetch_add(1);
   started_.notify_all();
   for (auto& thread : workers_) thread.join();
 }
@@ -97,7 +97,7 @@ void Pool::run(std::function<void(Member&)> function) {
       const std::lock_guard<std::mutex> lock(mutex_);
       region_ = region;
     }
-    started_.fetch_add(1, std::memory_order_release);
+    started_.fetch_add(1);
     started_.notify_all();
   }
   Member member(team_, 0, region->first_phase);

@@ -73,7 +73,7 @@ class Member {
       serial();
       team_.done.store(0, std::memory_order_relaxed);
       for (auto& part : team_.parts) part.taken.store(static_cast<uint64_t>(mine + 1) << 32, std::memory_order_release);
-      team_.phase.store(mine + 1, std::memory_order_release);
+      team_.phase.store(mine + 1);  // in one order with the number of sleepers, which notify_all reads: else it could miss one
       if (team_.threads > 1) team_.phase.notify_all();
       return;
     }
