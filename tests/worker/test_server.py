@@ -188,6 +188,10 @@ async def test_every_sampling_parameter_reaches_the_sampler(serving: Any) -> Non
         ),
         ({"text": "x", "sampling": {"stop_token_ids": [50000]}}, "sampling.stop_token_ids[50000]: no such token"),
         (
+            {"text": "x", "sampling": {"min_tokens": 3, "stop_token_ids": range(49152)}},
+            "sampling.stop_token_ids: all 49152 tokens, and 3 others first (min_tokens): none is left",
+        ),
+        (
             {"text": "x", "sampling": {"min_tokens": 5, "max_tokens": 4}},
             "sampling.min_tokens: 5 is out of range; 0 to max_tokens (4)",
         ),

@@ -65,8 +65,8 @@ class EngineConfig:
 def allowed_tokens(config: EngineConfig, vocab_size: int, prompt: Sequence[int], params: SamplingParams) -> int:
     """How many tokens the request may generate: params.max_tokens, or all that the context has room for.
 
-    Raises InvalidRequestError for a prompt that is empty, too long or no text of this model, and for a max_tokens
-    beyond the room that the prompt leaves.
+    Raises InvalidRequestError for a prompt that is empty, too long or no text of this model, for a max_tokens beyond
+    the room that the prompt leaves, and where no token is left to come before the end.
     """
     context = config.max_context_tokens
     if not prompt:
@@ -83,6 +83,11 @@ def allowed_tokens(config: EngineConfig, vocab_size: int, prompt: Sequence[int],
         for token in ids:
             if not 0 <= token < vocab_size:
                 raise InvalidRequestError(f"{name}[{token}]", f"no such token; 0 to {vocab_size - 1}")
+    if params.min_tokens and len(set(params.stop_token_ids)) == vocab_size:
+        raise InvalidRequestError(
+            "stop_token_ids",
+            f"all {vocab_size} tokens, and {params.min_tokens} others first (min_tokens): none is left",
+        )
     room = context - len(prompt)
     if params.max_tokens is None:
         return room
