@@ -155,7 +155,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         metrics_address=address("metrics-address", given.metrics_address),
         health_address=address("health-address", given.health_address),
         debounce_s=seconds("debounce", given.debounce),
-        interval_s=seconds("interval", given.interval),
+        interval_s=max(0.1, seconds("interval", given.interval)),
         log_format=choice("log-format", given.log_format, "text", "json"),
         log_level=choice("log-level", given.log_level.lower(), "debug", "info", "warning", "error"),
         render=RenderSettings(
@@ -174,7 +174,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         integrations=tuple(
             choice("integrations", name, *_INTEGRATIONS) for name in _items(given.integrations) if name != _KARPENTER
         ),
-        discover_s=seconds("discover-interval", given.discover_interval),
+        discover_s=max(0.1, seconds("discover-interval", given.discover_interval)),
         watch_nodes=switch("watch-nodes", given.watch_nodes) if given.watch_nodes != "" else not given.watch_namespaces,
         lease_duration_s=max(1.0, seconds("lease-duration", given.lease_duration)),
         node_check_s=seconds("node-check", given.node_check or ("0s" if given.watch_namespaces else "1m")),

@@ -22,6 +22,11 @@ def test_flags_win_over_the_environment_and_both_over_defaults() -> None:
     assert given.metrics_address == ("0.0.0.0", 9090)  # noqa: S104
 
 
+def test_an_interval_of_nothing_does_not_spin() -> None:
+    given = parse(["--namespace=ns", "--interval=0s", "--discover-interval=0s"], {})
+    assert (given.interval_s, given.discover_s) == (0.1, 0.1)
+
+
 @pytest.mark.parametrize(("value", "elects"), [("true", True), ("false", False), ("False", False)])
 def test_leader_election_can_be_turned_off_by_environment(value: str, elects: bool) -> None:
     assert parse(["--namespace=ns"], {"BERTH_LEADER_ELECT": value}).leader_elect is elects
