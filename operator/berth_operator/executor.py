@@ -60,7 +60,7 @@ from berth_operator.status_writer import StatusWriter
 from berth_operator.surroundings import belonging, conditions, live_deployments
 from berth_operator.telemetry import Telemetry, readings
 from berth_operator.transition import Steps
-from berth_operator.troubles import QUEUED, troubles
+from berth_operator.troubles import QUEUED, troubles, unwritten
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +232,7 @@ class Executor:
             [child for step in steps.values() for child in step.delete],
         )
         refused = self._cluster.applier.attempts.refused()
+        found |= unwritten(rendered, refused)
         also = conditions(seen.pools, rendered, seen.children, seen.autoscalers, seen.available, refused)
         statuses = await asyncio.to_thread(
             pool_statuses,
@@ -324,6 +325,7 @@ class Executor:
             more=True,
         )
         refused = self._cluster.applier.attempts.refused()
+        found |= unwritten(rendered, refused)
         also = conditions(fresh, rendered, children, last.autoscalers, last.available, refused)
         statuses = pool_statuses(planned, part, (), now, also, None, last.load, found)
         await self._statuses.write_pools(statuses, fresh, (), more=True)

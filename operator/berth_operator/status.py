@@ -187,10 +187,10 @@ def _conditions(
         "Accepted": _accepted(plan),
         "Placed": _asleep(plan) if asleep and plan.not_accepted is None else _placed(plan),
         "Progressing": same_words(
-            _progressing(plan, wanted, up, leaving, sum(r.leaving_replicas for r in running), trouble),
+            _progressing(plan, wanted, up, leaving, sum(r.leaving_replicas for r in running), trouble, asleep=asleep),
             old.get("Progressing"),
         ),
-        "Available": _available(wanted, sum(r.ready_replicas for r in running)),
+        "Available": _available(plan, sum(r.ready_replicas for r in running), asleep=asleep),
         "WithinBudget": _within_budget(plan),
         "ObjectivesMet": _objectives_met(plan),
         "CapacityConstrained": _capacity_constrained(plan),
@@ -230,7 +230,7 @@ def _placed(plan: PoolPlan) -> Facts:
 
 
 def _progressing(
-    plan: PoolPlan, wanted: int, up: int, leaving: int, interrupted: int, trouble: Trouble | None
+    plan: PoolPlan, wanted: int, up: int, leaving: int, interrupted: int, trouble: Trouble | None, *, asleep: bool
 ) -> Facts:
     if plan.effective.mode == "Recommend" or plan.not_accepted:
         return ("False", "NotApplied", "nothing is being changed")
@@ -241,14 +241,25 @@ def _progressing(
     if up < wanted:
         return ("True", "Starting", f"{up} of {wanted} replicas are ready")
     if leaving:
-        return ("True", "Moving", f"{leaving} replicas are leaving hardware that the plan no longer uses")
+        return _leaving(plan, leaving, asleep=asleep)
     return ("False", "Complete", "what runs is what the plan wants")
 
 
-def _available(wanted: int, up: int) -> Facts:
+def _leaving(plan: PoolPlan, leaving: int, *, asleep: bool) -> Facts:
+    """Of workers on hardware that the plan does not use.  Where it has none at all, they stay."""
+    short, rests = plan.shortfall, asleep or plan.effective.suspend
+    if short and short.reason != "Budget" and not (plan.placements or rests):
+        return ("False", "Kept", f"{leaving} replicas stay where they are: the plan has nothing to replace them")
+    return ("True", "Moving", f"{leaving} replicas are leaving hardware that the plan no longer uses")
+
+
+def _available(plan: PoolPlan, up: int, *, asleep: bool) -> Facts:
     if up:
         return ("True", "Serving", f"{up} replicas are ready to serve")
-    return ("False", "NoReadyReplica", "no replica is ready" if wanted else "no replica is wanted")
+    if plan.placements:
+        return ("False", "NoReadyReplica", "no replica is ready")
+    rests = asleep or plan.effective.suspend
+    return ("False", "NoReadyReplica", "no replica is wanted" if rests else "no replica is placed: see Placed")
 
 
 def _within_budget(plan: PoolPlan) -> Facts:
@@ -299,7 +310,8 @@ def _ready(plan: PoolPlan, facts: Mapping[str, Facts], wanted: int, up: int, tro
             return ("False", reason, facts[kind][2])
     if up < wanted:
         why = f": {facts['Progressing'][2]}" if trouble else ""
-        return ("False", "Starting" if up == 0 else "Degraded", f"{up} of {wanted} replicas are ready{why}")
+        reason = trouble.reason if trouble and trouble.stuck else "Starting"
+        return ("False", reason if up == 0 else "Degraded", f"{up} of {wanted} replicas are ready{why}")
     if facts["ObjectivesMet"][0] == "False":
         return ("False", "DemandUnserved", facts["ObjectivesMet"][2])
     if facts["WithinBudget"][0] == "False":

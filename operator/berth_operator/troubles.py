@@ -6,14 +6,15 @@ The rules are an ordered chain; the first that finds something answers.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from berth_operator.api import format_time
 from berth_operator.cluster.observe import Child, Worker
 from berth_operator.cluster.pod_troubles import Fault, Obstacle
+from berth_operator.cluster.resources import WORKLOAD_KINDS
 from berth_operator.planner import Plan
 from berth_operator.shortage import OBSTACLES, Hardware, Lack, Shortages
 from berth_operator.status import Trouble
@@ -55,6 +56,24 @@ def troubles(
         trouble = trouble_of(wanted, owned[key], failing[key], short.lacks.get(key, ()), now)
         if trouble:
             out[key] = trouble
+    return out
+
+
+def unwritten(
+    rendered: Mapping[str, Sequence[Mapping[str, Any]] | None], refused: Mapping[Hashable, tuple[str, str]]
+) -> dict[str, Trouble]:
+    """Pools (`namespace/name`) whose workers cannot be written as their plan wants: nothing comes of waiting.
+
+    `rendered`: what each pool is to have.  `refused`: reason and message of writes that somebody has to mend, by (kind,
+    namespace, name).
+    """
+    out: dict[str, Trouble] = {}
+    for key, manifests in rendered.items() if refused else ():
+        for manifest in manifests or ():
+            kind, metadata = manifest["kind"], manifest["metadata"]
+            failure = refused.get((kind, metadata["namespace"], metadata["name"]))
+            if failure and kind in WORKLOAD_KINDS:
+                out.setdefault(key, Trouble(failure[0], f"{kind} {metadata['name']}: {failure[1]}", stuck=True))
     return out
 
 

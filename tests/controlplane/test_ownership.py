@@ -103,6 +103,24 @@ def test_a_name_that_is_taken_is_told_in_a_condition_until_it_is_free(
     assert ("Service", "agents-headless") in fleet.children(namespace)
 
 
+def test_workers_that_a_quota_forbids_are_not_said_to_start(
+    fleet: Fleet, operator: OperatorProcess, settled: Callable[..., None], namespace: str
+) -> None:
+    fleet.cluster.kubectl("create", "quota", "none", "--hard=count/deployments.apps=0", f"--namespace={namespace}")
+    fleet.pool(namespace, "agents")
+
+    def refused() -> Any:
+        return fleet.condition(namespace, "agents", "Ready").get("reason") == "Refused"
+
+    operator.wait_for("Ready says what stands against it", refused)
+    for kind in ("Ready", "Progressing"):
+        condition = fleet.condition(namespace, "agents", kind)
+        assert (condition["status"], condition["reason"]) == ("False", "Refused")
+        assert "exceeded quota: none" in condition["message"]
+    fleet.cluster.kubectl("delete", "quota", "none", f"--namespace={namespace}")
+    settled()
+
+
 def test_an_autoscaler_aimed_at_a_child_is_told_and_the_plan_stands(
     fleet: Fleet, operator: OperatorProcess, settled: Callable[..., None], namespace: str
 ) -> None:

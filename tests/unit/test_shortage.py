@@ -14,7 +14,7 @@ from berth_operator.cluster.pod_troubles import Blocked, Obstacle
 from berth_operator.cluster.resources import DEPLOYMENTS
 from berth_operator.planner.candidates import api_time
 from berth_operator.shortage import Refusal, ShortagePolicy, Shortages, shortages
-from berth_operator.troubles import trouble_of
+from berth_operator.troubles import trouble_of, unwritten
 from devcluster.hardware import graviton4
 from hypothesis import given
 from hypothesis import strategies as st
@@ -345,3 +345,18 @@ def test_each_trouble_is_named_as_what_it_is(hardware: Any) -> None:
 
 def test_a_wait_of_seconds_is_not_worth_a_word(hardware: Any) -> None:
     assert _trouble(_child(1), [_worker(NOW - timedelta(seconds=5))], hardware()) is None
+
+
+def test_workers_that_the_api_server_refuses_are_a_trouble_and_a_refused_service_is_none() -> None:
+    rendered = {
+        key: [{"kind": kind, "metadata": {"namespace": key.split("/")[0], "name": "agents-1"}} for kind in kinds]
+        for key, kinds in {"a/agents": ("Service", "Deployment"), "b/agents": ("Service", "Deployment")}.items()
+    }
+    refused = {
+        ("Deployment", "a", "agents-1"): ("Refused", "exceeded quota: z"),
+        ("Service", "b", "agents-1"): ("NameTaken", "not ours"),
+    }
+    (trouble,) = unwritten(rendered | {"c/broken": None}, refused).values()
+    assert trouble == unwritten(rendered, refused)["a/agents"]
+    assert (trouble.reason, trouble.stuck) == ("Refused", True)
+    assert trouble.message == "Deployment agents-1: exceeded quota: z"

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from berth_operator.api import CapacityType, HardwareClass, InferencePool, InferencePoolStatus, resolve
 from berth_operator.class_status import hardware_class_status, nodes_in_use
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement
-from berth_operator.status import pool_status, savings_percent
+from berth_operator.status import Trouble, pool_status, savings_percent
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +63,44 @@ def test_ready_sums_up_the_other_conditions(
     pool = make_pool()
     status = pool_status(pool, make_plan(pool, **changes), [_running(ready)], now)
     assert _conditions(status)["Ready"] == expected
+
+
+def test_a_pool_that_waiting_does_not_help_is_not_said_to_start(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime
+) -> None:
+    pool, stuck = make_pool(), Trouble("ImagePullFailed", "no such image", stuck=True)
+    conditions = _conditions(pool_status(pool, make_plan(pool), [], now, trouble=stuck))
+    assert conditions["Ready"] == conditions["Progressing"] == ("False", "ImagePullFailed")
+    waits = Trouble("WaitingForNode", "pods wait for a node", stuck=False)
+    assert _conditions(pool_status(pool, make_plan(pool), [], now, trouble=waits))["Ready"] == ("False", "Starting")
+
+
+@pytest.mark.parametrize(
+    ("reason", "spec", "expected"),
+    [
+        ("NoCapacity", {}, ("False", "Kept")),
+        ("Budget", {}, ("True", "Moving")),
+        ("NoCapacity", {"suspend": True}, ("True", "Moving")),
+    ],
+)
+def test_workers_that_stay_for_want_of_others_are_not_said_to_leave(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime, reason: str, spec: dict, expected: tuple[str, str]
+) -> None:
+    pool = make_pool(**spec)
+    plan = make_plan(pool, placements=(), shortfall=Problem(reason, "m"))
+    assert _conditions(pool_status(pool, plan, [_running(1)], now))["Progressing"] == expected
+
+
+def test_a_pool_for_which_nothing_can_be_had_is_not_said_to_want_nothing(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime
+) -> None:
+    def says(**spec: Any) -> str:
+        pool = make_pool(**spec)
+        status = pool_status(pool, make_plan(pool, placements=()), [], now)
+        return next(c.message for c in status.conditions or () if c.type == "Available")
+
+    assert says() == "no replica is placed: see Placed"
+    assert says(suspend=True) == "no replica is wanted"
 
 
 def test_a_suspended_pool_says_what_resuming_costs(make_pool: MakePool, make_plan: MakePlan, now: datetime) -> None:
