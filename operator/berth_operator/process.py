@@ -75,6 +75,7 @@ class Operator:
             self._settings.namespace,
             self._settings.identity,
             on_change=self._wake,
+            name=self._settings.lease_name,
             duration_s=duration,
             renew_every_s=duration / 5,
         )

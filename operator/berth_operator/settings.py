@@ -13,6 +13,7 @@ from typing import Final
 
 from berth_operator.api.quantities import parse_duration
 from berth_operator.cluster.kube import namespace_of_pod
+from berth_operator.cluster.lease import LEASE_NAME
 from berth_operator.cluster.resources import OPTIONAL_CHILDREN
 from berth_operator.load.settings import LoadSettings, add_flags, load_settings
 from berth_operator.moves import MOST_MOVES
@@ -53,6 +54,8 @@ class Settings:
     """How often it is asked whether hardware classes have nodes; 0: never."""
     watch_nodes: bool = True
     """Whether nodes are watched for word that they go away."""
+    lease_name: str = LEASE_NAME
+    """Operators that serve different pools from one namespace have one each."""
     lease_duration_s: float = 10.0
     load: LoadSettings = field(default_factory=LoadSettings)
     shortage: ShortagePolicy = field(default_factory=ShortagePolicy)
@@ -176,6 +179,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         ),
         discover_s=max(0.1, seconds("discover-interval", given.discover_interval)),
         watch_nodes=switch("watch-nodes", given.watch_nodes) if given.watch_nodes != "" else not given.watch_namespaces,
+        lease_name=given.lease_name,
         lease_duration_s=max(1.0, seconds("lease-duration", given.lease_duration)),
         node_check_s=seconds("node-check", given.node_check or ("0s" if given.watch_namespaces else "1m")),
         load=load_settings(given, parser, seconds),
@@ -192,6 +196,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
 
 def _add_failure_handling(parser: argparse.ArgumentParser, default: Callable[[str, str], str]) -> None:
     add = parser.add_argument
+    add("--lease-name", default=default("LEASE_NAME", LEASE_NAME), help="those of one name are replicas of each other")
     add(
         "--lease-duration",
         default=default("LEASE_DURATION", "10s"),

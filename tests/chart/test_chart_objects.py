@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,71 @@ def test_rights_over_namespaced_objects_shrink_to_the_watched_namespaces(helm: A
 def test_common_labels_reach_every_object(helm: Any) -> None:
     objects = helm.objects(*POD_MONITOR_API, commonLabels={"team": "x"}, metrics={"podMonitor": {"enabled": True}})
     assert [m["kind"] for m in objects if m["metadata"].get("labels", {}).get("team") != "x"] == []
+
+
+class _Strict(yaml.SafeLoader):
+    """Refuses a mapping with a key twice, as kubectl and GitOps tools do."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"a key stands twice among {keys}"
+        return super().construct_mapping(node, deep)
+
+
+def test_labels_of_users_stand_beside_the_charts_and_never_twice(helm: Any) -> None:
+    text = helm.render(
+        commonLabels={"team": "a", "app.kubernetes.io/name": "theirs"},
+        podLabels={"team": "b", "app.kubernetes.io/instance": "theirs"},
+        podAnnotations={"kubectl.kubernetes.io/default-container": "sidecar"},
+        dashboards={"labels": {"team": "c"}},
+    )
+    objects = [manifest for manifest in yaml.load_all(text, _Strict) if manifest]
+    (deployment,) = (m for m in objects if m["kind"] == "Deployment")
+    template = deployment["spec"]["template"]["metadata"]
+    assert deployment["metadata"]["labels"]["team"] == "a"
+    assert template["labels"]["team"] == "b"
+    assert template["annotations"] == {"kubectl.kubernetes.io/default-container": "sidecar"}
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= template["labels"].items()
+    (dashboards,) = (m for m in objects if m["kind"] == "ConfigMap")
+    assert dashboards["metadata"]["labels"]["team"] == "c"
+
+
+def test_names_made_of_digits_stay_texts(helm: Any) -> None:
+    for manifest in replace(helm, release="12345", namespace="678").objects(nameOverride="90"):
+        metadata = manifest["metadata"]
+        assert [value for value in metadata.get("labels", {}).values() if not isinstance(value, str)] == []
+        assert isinstance(metadata.get("namespace", ""), str)
+
+
+def test_extra_environment_goes_before_the_charts_own(only: Only) -> None:
+    deployment = only("Deployment", extraEnv=[{"name": "BERTH_INTERVAL", "value": "7s"}, {"name": "A", "value": "b"}])
+    names = [v["name"] for v in deployment["spec"]["template"]["spec"]["containers"][0]["env"]]
+    assert len(names) == len(set(names))  # the API server refuses a name that stands twice
+    assert _settings(deployment).interval_s == 7.0
+
+
+def test_releases_of_one_namespace_elect_leaders_of_their_own(helm: Any) -> None:
+    leases = set()
+    for release in ("team-a", "team-b"):
+        objects = replace(helm, release=release).objects()
+        (deployment,) = (m for m in objects if m["kind"] == "Deployment")
+        (rules,) = (m["rules"] for m in objects if m["kind"] == "Role" and m["metadata"]["name"].endswith("-lease"))
+        name = _settings(deployment).lease_name
+        assert [rule["resourceNames"] for rule in rules if "resourceNames" in rule] == [[name]]
+        leases.add(name)
+    assert len(leases) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"metrics": {"port": 8080}}, r"metrics\.port and health\.port are both 8080: choose two ports"),
+        ({"fullnameOverride": "Berth_Op"}, "fullnameOverride"),
+        ({"watchNamespaces": ["team_a"]}, "watchNamespaces/0"),
+        ({"image": {"registry": "registry.local/"}}, "image/registry"),
+        ({"dashboards": {"namespace": "Monitoring"}}, "dashboards/namespace"),
+    ],
+)
+def test_values_that_no_cluster_takes_are_refused_by_name(helm: Any, values: Manifest, says: str) -> None:
+    with pytest.raises(RuntimeError, match=says):
+        helm.render(**values)

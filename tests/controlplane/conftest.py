@@ -64,6 +64,7 @@ class OperatorProcess:
             *(sys.executable, "-m", "berth_operator"),
             f"--kubeconfig={self.kubeconfig}",
             f"--namespace={self._namespace}",
+            f"--lease-name={self._account}",
             f"--metrics-address=127.0.0.1:{metrics}",
             f"--health-address=127.0.0.1:{health}",
             *self._flags,

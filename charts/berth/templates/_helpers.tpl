@@ -12,20 +12,19 @@
 {{- end }}
 
 {{- define "berth.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "berth.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "berth.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end }}
 
+{{- /* The chart's own labels go before those of the user: selectors and Helm itself count on them. */}}
 {{- define "berth.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{ include "berth.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-app.kubernetes.io/part-of: berth
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- $labels := include "berth.selectorLabels" . | fromYaml }}
+{{- $_ := set $labels "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_") }}
+{{- $_ := set $labels "app.kubernetes.io/version" .Chart.AppVersion }}
+{{- $_ := set $labels "app.kubernetes.io/managed-by" .Release.Service }}
+{{- $_ := set $labels "app.kubernetes.io/part-of" "berth" }}
+{{- merge $labels (default dict .Values.commonLabels) | toYaml }}
 {{- end }}
 
 {{- /* Argument: a list of the image's values and the default tag. */}}
@@ -46,6 +45,86 @@ app.kubernetes.io/part-of: berth
 {{- if .Values.integrations.leaderWorkerSet.enabled }}{{ $on = append $on "leader-worker-set" }}{{ end }}
 {{- if .Values.integrations.keda.enabled }}{{ $on = append $on "keda" }}{{ end }}
 {{- join "," $on }}
+{{- end }}
+
+{{- /* What the values tell the operator. */}}
+{{- define "berth.env" -}}
+- name: BERTH_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+- name: BERTH_IDENTITY
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: BERTH_LEASE_NAME
+  value: {{ include "berth.fullname" . }}
+{{- with .Values.watchNamespaces }}
+- name: BERTH_WATCH_NAMESPACES
+  value: {{ join "," . | quote }}
+{{- end }}
+- name: BERTH_WORKER_IMAGE
+  value: {{ include "berth.image" (list .Values.worker.image .Chart.AppVersion) | quote }}
+- name: BERTH_VLLM_IMAGE
+  value: {{ include "berth.image" (list .Values.vllm.image "") | quote }}
+- name: BERTH_IMAGE_PULL_POLICY
+  value: {{ .Values.worker.image.pullPolicy }}
+{{- with include "berth.integrations" . }}
+- name: BERTH_INTEGRATIONS
+  value: {{ . }}
+{{- end }}
+{{- if .Values.integrations.podMonitor.enabled }}
+- name: BERTH_POD_MONITOR_INTERVAL
+  value: {{ .Values.metrics.podMonitor.interval }}
+{{- with .Values.metrics.podMonitor.labels }}
+{{- $pairs := list }}
+{{- range $key, $value := . }}{{ $pairs = append $pairs (printf "%s=%s" $key $value) }}{{ end }}
+- name: BERTH_POD_MONITOR_LABELS
+  value: {{ join "," $pairs | quote }}
+{{- end }}
+{{- end }}
+- name: BERTH_INTERVAL
+  value: {{ .Values.planning.interval }}
+- name: BERTH_DEBOUNCE
+  value: {{ .Values.planning.debounce }}
+- name: BERTH_MAX_MOVES
+  value: {{ .Values.planning.maxMoves | quote }}
+- name: BERTH_SHORTAGE_GRACE
+  value: {{ .Values.shortage.grace }}
+- name: BERTH_SHORTAGE_BACK_OFF
+  value: {{ .Values.shortage.backOff }}
+- name: BERTH_SHORTAGE_BACK_OFF_MAX
+  value: {{ .Values.shortage.maxBackOff }}
+{{- with .Values.prices.configMap }}
+- name: BERTH_PRICE_CONFIG_MAP
+  value: {{ . | quote }}
+{{- end }}
+{{- with .Values.prices.aws.region }}
+- name: BERTH_AWS_PRICE_REGION
+  value: {{ . | quote }}
+- name: BERTH_PRICE_INTERVAL
+  value: {{ $.Values.prices.aws.interval }}
+{{- end }}
+- name: BERTH_PRICE_MAX_AGE
+  value: {{ .Values.prices.maxAge }}
+{{- if .Values.activator.enabled }}
+- name: BERTH_ACTIVATOR_ADDRESS
+  valueFrom:
+    fieldRef:
+      fieldPath: status.podIP
+{{- end }}
+- name: BERTH_LOAD_INTERVAL
+  value: {{ .Values.load.interval }}
+- name: BERTH_LOAD_STABILIZATION
+  value: {{ .Values.load.stabilization }}
+- name: BERTH_METRICS_ADDRESS
+  value: 0.0.0.0:{{ .Values.metrics.port }}
+- name: BERTH_HEALTH_ADDRESS
+  value: 0.0.0.0:{{ .Values.health.port }}
+- name: BERTH_LOG_LEVEL
+  value: {{ .Values.log.level }}
+- name: BERTH_LOG_FORMAT
+  value: {{ .Values.log.format }}
 {{- end }}
 
 {{- /* Rights over namespaced objects: in every namespace, or in each of watchNamespaces. */}}
