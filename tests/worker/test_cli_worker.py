@@ -152,6 +152,39 @@ def test_a_worker_told_to_leave_while_it_loads_leaves_at_once() -> None:
         assert "ready grpc" not in output
 
 
+FIRST_REQUEST = """
+import asyncio, json, sys
+from berth_worker.server.http_face import HttpServer
+from berth_worker.server.options import Options
+from berth_worker.server.worker import Worker, build_engine
+
+async def main():
+    worker = Worker()
+    server = HttpServer(worker, "127.0.0.1", 0)
+    server.start()
+    worker.serve(*await asyncio.to_thread(build_engine, Options(kv_cache_tokens=1024, threads=1)))
+    known = set(sys.modules)
+    body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "stream": True}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    head = "POST /v1/chat/completions HTTP/1.1\\r\\nhost: here\\r\\nconnection: close\\r\\n"
+    writer.write(head.encode() + b"content-length: %d\\r\\n\\r\\n" % len(body) + body)
+    answer = await reader.read()
+    assert b"[DONE]" in answer, answer
+    print(*(name for name in sys.modules if name not in known and not name.startswith("encodings.")))
+    worker.engine.stop()
+    await server.stop()
+
+asyncio.run(main())
+"""
+
+
+def test_all_that_a_chat_needs_is_imported_before_the_first_one_comes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_REQUEST], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])

@@ -29,8 +29,19 @@ class ChatTemplate:
     """A chat template with the helpers that transformers' templates expect: raise_exception, strftime_now, tojson."""
 
     def __init__(self, source: str | None, *, bos_token: str, eos_token: str) -> None:
-        self._source, self._bos, self._eos = source, bos_token, eos_token
+        """source: Jinja; compiled at once, so that the first conversation does not wait for it. None: there is none."""
+        self._bos, self._eos = bos_token, eos_token
         self._compiled: tuple[jinja2.Template, bool] | None = None
+        """And whether it knows tools."""
+        self._problem = "this model has no chat template; send a plain prompt instead"
+        if source is None:
+            return
+        try:
+            environment = _environment()
+            known = jinja2.meta.find_undeclared_variables(environment.parse(source))
+            self._compiled = environment.from_string(source), "tools" in known
+        except _REFUSALS as error:
+            self._problem = _refusal(error)
 
     def render(
         self,
@@ -45,14 +56,10 @@ class ChatTemplate:
         text; see `chat_tools`.  Raises ValueError if there is no template, or it is broken, or it refuses these
         messages.
         """
-        if self._source is None:
-            raise ValueError("this model has no chat template; send a plain prompt instead")
+        if self._compiled is None:
+            raise ValueError(self._problem)
+        template, knows_tools = self._compiled
         try:
-            if self._compiled is None:
-                environment = _environment()
-                known = jinja2.meta.find_undeclared_variables(environment.parse(self._source))
-                self._compiled = environment.from_string(self._source), "tools" in known
-            template, knows_tools = self._compiled
             return template.render(
                 messages=with_objects(messages) if knows_tools else described(messages, tools),
                 tools=list(tools) or None,
@@ -61,7 +68,11 @@ class ChatTemplate:
                 eos_token=self._eos,
             )
         except _REFUSALS as error:
-            raise ValueError(f"messages: the model's chat template refuses them: {error}") from error
+            raise ValueError(_refusal(error)) from error
+
+
+def _refusal(error: Exception) -> str:
+    return f"messages: the model's chat template refuses them: {error}"
 
 
 class Shield:
