@@ -72,6 +72,19 @@ def test_under_pressure_the_least_recently_used_session_goes_first_and_whole() -
     assert cached == [48, 48]
 
 
+def test_of_sessions_whose_next_turns_wait_the_last_in_the_queue_goes_first() -> None:
+    harness = Harness(12, 1, 4, 64)
+    turns = {name: request([i] * 40, max_tokens=9, session=name) for i, name in enumerate("abc")}
+    for turn in turns.values():
+        run_all(harness, [turn])
+    assert (harness.blocks.retained, harness.blocks.free) == (9, 3)
+    harness.scheduler.add(request([7] * 40, max_tokens=30))  # 3 blocks, and 2 more while the others wait
+    harness.step()
+    following = [request([*turns[name].tokens, 5], session=name) for name in "abc"]
+    run_all(harness, following)
+    assert [turn.cached_tokens for turn in following[:2]] == [48, 48], "they come before c"
+
+
 def test_sessions_make_room_before_anyone_is_preempted_or_kept_waiting() -> None:
     harness = Harness(8, 4, 4, 64)
     for i, name in enumerate("ab"):

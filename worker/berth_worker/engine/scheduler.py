@@ -263,8 +263,10 @@ class Scheduler:
 
     def _make_free(self, count: int) -> bool:
         """Let go of sessions until so many blocks are free; False if even without them fewer are."""
-        while self.blocks.free < count and self.sessions.reclaim():
-            pass
+        if self.blocks.free < count:
+            awaiting = [request.session_id for request in self.waiting]
+            while self.blocks.free < count and self.sessions.reclaim(awaiting):
+                pass
         return self.blocks.free >= count
 
     def _publish(self, request: Request) -> list[bytes]:

@@ -2,8 +2,9 @@
 
 When a turn ends, the blocks of its prompt and output are pinned for its session: other traffic does not reuse them, and
 the session's next turn finds its prefix. They are unpinned when the session's next turn ends (which pins its own), when
-the session has not come back in time, or under memory pressure, least recently used session first and whole: a prefix
-without its beginning is worth nothing. Unpinned blocks keep their content until they are taken like all others.
+the session has not come back in time, or under memory pressure, whole sessions, because a prefix without its beginning
+is worth nothing: the least recently used first, and of those whose next turn waits already the one that is furthest
+from its turn. Unpinned blocks keep their content until they are taken like all others.
 
 The last block, seldom full, is kept too: the next turn goes on in a copy of it.
 """
@@ -56,11 +57,16 @@ class Sessions:
         while self._kept and now - next(iter(self._kept.values()))[1] > self._seconds:
             self.reclaim()
 
-    def reclaim(self) -> bool:
-        """Let go of the least recently used session; False if there is none."""
+    def reclaim(self, awaiting: Sequence[str] = ()) -> bool:
+        """Let go of the session that is used last, as far as can be told; False if there is none.
+
+        awaiting: sessions whose next turns are to run, in that order; all others are taken to come later.
+        """
         if not self._kept:
             return False
-        self._drop(next(iter(self._kept)))
+        place = {session: index for index, session in reversed(list(enumerate(awaiting)))}
+        away = next((session for session in self._kept if session not in place), None)
+        self._drop(max(self._kept, key=place.__getitem__) if away is None else away)
         return True
 
     def _drop(self, session_id: str) -> None:
