@@ -56,27 +56,32 @@ def hardware_class_status(
     used = {kind: math.ceil(in_use.get((hardware.metadata.name, kind), 0)) for kind in CapacityType}
     short, shunned = in_force(constrained, now), in_force(avoided, now)
     limited = [c for c in hardware.spec.capacity if c.max_nodes is not None and used[c.type] >= c.max_nodes]
+    match, wrong = _nodes_match(hardware, faults, matched), _own(faults)
     facts: Facts
-    if short:
+    if wrong:
+        facts = ("False", wrong[0].reason, "no plan uses it: see Accepted")
+    elif short:
         facts = ("False", "Constrained", "no more nodes for now: " + "; ".join(map(_shortage, short)))
     elif shunned:
         facts = ("False", shunned[0].reason, "new placements keep off it: " + "; ".join(map(_shortage, shunned)))
     elif len(limited) == len(hardware.spec.capacity):
         limits = ", ".join(f"{c.type.value} {used[c.type]} of {c.max_nodes}" for c in limited)
         facts = ("True", "AllInUse", f"every node that capacity.maxNodes allows is in use: {limits}")
+    elif constrained:
+        since = ", ".join(f"{c.type.value} since {c.until}" for c in constrained)
+        facts = ("True", "Recovering", f"tried again after a shortage: {since}")
+    elif match and match[0] == "False":
+        facts = ("Unknown", match[1], "there is no such node now: see NodesMatch")
     else:
         facts = ("True", "Available", "nodes can be had")
-        if constrained:
-            since = ", ".join(f"{c.type.value} since {c.until}" for c in constrained)
-            facts = ("True", "Recovering", f"tried again after a shortage: {since}")
     name = hardware.metadata.name
     found = (priced or own_prices([hardware])).of(name) or own_prices([hardware]).of(name)
     said = {
-        "Accepted": _class_accepted(faults),
+        "Accepted": _class_accepted(wrong),
         "Available": facts,
         "PricesCurrent": _prices_current(priced, name, policy),
         "ProfilesAccepted": _profiles_accepted(faults),
-        "NodesMatch": _nodes_match(hardware, faults, matched),
+        "NodesMatch": match,
     }
     old = {c.type: c for c in hardware.status.conditions or ()}
     status = HardwareClassStatus(
@@ -97,8 +102,12 @@ def _shortage(entry: ConstrainedCapacity) -> str:
     return f"{entry.type.value} since {entry.since}, tried again at {entry.until}{why}"
 
 
-def _class_accepted(faults: Sequence[Fault]) -> Facts:
-    own = [fault for fault in faults if fault.kind == "HardwareClass" and fault.reason != NO_NODE]
+def _own(faults: Sequence[Fault]) -> list[Fault]:
+    """What keeps plans off the class itself."""
+    return [fault for fault in faults if fault.kind == "HardwareClass" and fault.reason != NO_NODE]
+
+
+def _class_accepted(own: Sequence[Fault]) -> Facts:
     if own:
         return ("False", own[0].reason, "no plan uses it: " + "; ".join(f"{f.field}: {f.message}" for f in own))
     return ("True", "Accepted", "its figures can be true")

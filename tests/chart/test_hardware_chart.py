@@ -64,3 +64,9 @@ def test_an_api_server_takes_every_class(cluster: ControlPlane, installed: Any) 
 def test_the_values_are_generated_from_the_catalog() -> None:
     values = yaml.safe_load(Path(HARDWARE_CHART / "values.yaml").read_text())
     assert list(values["classes"]) == list(CATALOG)
+
+
+def test_a_label_of_the_user_replaces_that_of_the_catalog(helm: Any) -> None:
+    flags = ("--set=install={l4}", "--set=commonLabels.tier=own")
+    text = helm.run("template", "hardware", str(HARDWARE_CHART), *flags)
+    assert [line.strip() for line in text.splitlines() if line.strip().startswith("tier:")] == ["tier: own"]

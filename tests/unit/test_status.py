@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from berth_operator.api import CapacityType, HardwareClass, InferencePool, InferencePoolStatus, resolve
+from berth_operator.catalog.sanity import Fault
 from berth_operator.class_status import hardware_class_status, nodes_in_use
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement
 from berth_operator.status import Trouble, pool_status, savings_percent
@@ -216,3 +217,16 @@ def test_a_class_shows_nodes_in_use_and_prices(
     status = hardware_class_status(hardware, nodes_in_use(Plan({pool.key: make_plan(pool)}, 0.0, "Optimal")), now)
     assert status.nodes_in_use == 2
     assert [(p.type.value, p.usd_per_hour) for p in status.prices or ()] == [("OnDemand", "0.638"), ("Spot", "0.255")]
+
+
+def test_a_class_that_no_plan_uses_or_no_node_matches_is_not_said_to_be_available(
+    make_class: Callable[..., HardwareClass], now: datetime
+) -> None:
+    def says(*reasons: str) -> tuple[str, str]:
+        faults = [Fault("HardwareClass", "g", "g", reason, "f", "m") for reason in reasons]
+        status = hardware_class_status(make_class(), {}, now, faults=faults)
+        return next((c.status, c.reason) for c in status.conditions or () if c.type == "Available")
+
+    assert says() == ("True", "Available")
+    assert says("NoNodeMatches") == ("Unknown", "NoNodeMatches")
+    assert says("NoNodeMatches", "NameTooLong") == ("False", "NameTooLong")
