@@ -218,14 +218,14 @@ class ParentRef(ApiModel):
     group: str | None = Field(None, max_length=253)
     kind: str | None = Field(None, max_length=63)
     namespace: str | None = Field(None, max_length=63)
-    name: str = Field(max_length=253)
+    name: str = Field(min_length=1, max_length=253)
     section_name: str | None = Field(None, max_length=253)
 
 
 class EndpointPicker(ApiModel):
     """The Gateway API Inference Extension's endpoint picker service."""
 
-    name: str = Field(max_length=253)
+    name: str = Field(min_length=1, max_length=253)
     port: int | None = Field(None, ge=1, le=65535)
 
 
@@ -269,7 +269,7 @@ class Routing(ApiModel):
 class LocalObjectReference(ApiModel):
     """A name in the pool's namespace."""
 
-    name: str = Field(max_length=253)
+    name: str = Field(min_length=1, max_length=253)
 
 
 class EnvFrom(ApiModel):
@@ -280,8 +280,31 @@ class EnvFrom(ApiModel):
     config_map_ref: LocalObjectReference | None = None
 
 
+_LABEL_NAME = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+
+
+def _keys_fit(field: str) -> tuple[str, str]:
+    """CEL: labels or annotations have keys that Kubernetes takes."""
+    return (
+        f"!has(self.{field}) || self.{field}.all(k, k.matches('^([-A-Za-z0-9.]{{1,253}}/)?{_LABEL_NAME}$'))",
+        f"worker.{field} has a key that Kubernetes does not take: write one such as example.com/team",
+    )
+
+
 class WorkerTemplate(ApiModel):
     """What users add to worker pods."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            _keys_fit("labels"),
+            _keys_fit("annotations"),
+            (
+                f"!has(self.labels) || self.labels.all(k, self.labels[k].matches('^({_LABEL_NAME})?$'))",
+                "worker.labels has a value that no label can have: letters, digits, '-', '_' and '.', the first and the"
+                " last a letter or digit",
+            ),
+        )
+    )
 
     labels: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(None, max_length=32)
     annotations: dict[str, Annotated[str, Field(max_length=4096)]] | None = Field(None, max_length=32)
