@@ -95,6 +95,16 @@ def test_a_cooldown_holds_even_a_large_saving_until_it_is_over(
     assert _on(replan(moved(timedelta(minutes=10)), classes(new="0.20"))) == {"new"}
 
 
+def test_a_last_move_far_in_the_future_was_written_by_a_wrong_clock_and_holds_nothing(
+    replan: Make, settled: Make, classes: Make, now: datetime
+) -> None:
+    def on_after(ahead: timedelta) -> set[str]:
+        return _on(replan(settled(status={"lastMoveTime": (now + ahead).isoformat()}), classes(new="0.20")))
+
+    assert on_after(timedelta(seconds=30)) == {"old"}
+    assert on_after(timedelta(days=365)) == {"new"}
+
+
 def test_with_no_thresholds_equal_cost_still_moves_nothing(replan: Make, settled: Make, classes: Make) -> None:
     free = {"disruption": {"minSavingsUsdPerHour": "0", "minSavingsPercent": 0, "cooldown": "0s"}}
     assert _on(replan(settled(placement=free), classes(old="1.00", new="1.00"))) == {"old"}

@@ -207,7 +207,7 @@ def _worth(
     if _places(before) == _places(after):
         return None  # it leaves some of its hardware wherever it stays: no saving is wanted for that
     found = _saves_too_little(effective, before, after)
-    if found is None and incumbent.last_move and now < incumbent.last_move + effective.cooldown:
+    if found is None and incumbent.last_move and abs(now - incumbent.last_move) < effective.cooldown:
         until = (incumbent.last_move + effective.cooldown).isoformat(timespec="seconds")
         return Problem("Cooldown", f"moved less than {format_duration(effective.cooldown)} ago: stays until {until}")
     return found
