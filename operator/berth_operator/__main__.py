@@ -21,11 +21,10 @@ async def run(given: settings.Settings) -> int:
     """
     operator = Operator(given)
     await operator.prepare()
-    host, port = given.health_address
     await kopf.operator(
         standalone=True,
         clusterwide=True,
-        liveness_endpoint=f"http://{host}:{port}/healthz",
+        liveness_endpoint=f"http://{joined(given.health_address)}/healthz",
         stop_flag=operator.ending,
         memo=operator,
     )
@@ -45,7 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _addresses(given: settings.Settings) -> str:
-    return " and ".join(f"{host}:{port}" for host, port in (given.metrics_address, given.health_address))
+    return " and ".join(map(joined, (given.metrics_address, given.health_address)))
+
+
+def joined(address: tuple[str, int]) -> str:
+    """HOST:PORT, as URLs have it: an IPv6 address in brackets."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 if __name__ == "__main__":

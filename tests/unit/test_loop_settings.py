@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from berth_operator import logs
+from berth_operator.__main__ import joined
 from berth_operator.settings import parse
 
 
@@ -20,6 +21,11 @@ def test_flags_win_over_the_environment_and_both_over_defaults() -> None:
     assert given.render.worker_image == "w:flag"
     assert given.leader_elect
     assert given.metrics_address == ("0.0.0.0", 9090)  # noqa: S104
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:8080", "[::]:8080", "[fd00::7]:8080"])
+def test_addresses_of_both_families_make_an_url(address: str) -> None:
+    assert joined(parse(["--namespace=ns", f"--health-address={address}"], {}).health_address) == address
 
 
 def test_an_interval_of_nothing_does_not_spin() -> None:
