@@ -65,9 +65,7 @@ def changes(plan: Plan, snapshot: Snapshot) -> dict[str, Change]:
 
 def together(found: Mapping[str, Change]) -> Decimal | None:
     """What all plans cost more; None where that is not known of one."""
-    each = [change.more_usd_per_hour for change in found.values()]
-    known = [usd for usd in each if usd is not None]
-    return sum(known, Decimal(0)) if len(known) == len(each) else None
+    return _sum([change.more_usd_per_hour for change in found.values()])
 
 
 def dollars(more: Decimal) -> str:
@@ -76,17 +74,21 @@ def dollars(more: Decimal) -> str:
     return f"{rounded + 0:+f}"
 
 
+def _sum(each: Sequence[Decimal | None]) -> Decimal | None:
+    """None where one of them is not known."""
+    known = [usd for usd in each if usd is not None]
+    return sum(known, Decimal(0)) if len(known) == len(each) else None
+
+
 def _change(pool: PoolPlan, now: Mapping[Where, RunningPlacement], snapshot: Snapshot) -> Change:
     planned = {(p.hardware_class, p.capacity_type): p for p in pool.placements}
     counts = {
         where: (now[where].replicas if where in now else 0, planned[where].replicas if where in planned else 0)
         for where in sorted(now.keys() | planned.keys(), key=lambda w: (w[0], w[1].value))
     }
-    each = [_usd(one, planned.get(where), pool, snapshot) for where, one in now.items()]
-    known = [usd for usd in each if usd is not None]
     return Change(
         tuple(Step(*where, before, after) for where, (before, after) in counts.items() if before != after),
-        sum(known, Decimal(0)) if len(known) == len(each) else None,
+        _sum([_usd(one, planned.get(where), pool, snapshot) for where, one in now.items()]),
         sum((p.usd_per_hour for p in pool.placements), Decimal(0)),
     )
 
