@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field
 
 from berth_operator.api.meta import API_DEFAULT, ApiModel, Condition, Resource, cel, list_map
-from berth_operator.api.names import EMBEDDED_MODEL
+from berth_operator.api.names import EMBEDDED_MODEL, LABEL_SYNTAX
 from berth_operator.api.quantities import (
     DURATION_PATTERN,
     CapacityType,
@@ -280,13 +280,10 @@ class EnvFrom(ApiModel):
     config_map_ref: LocalObjectReference | None = None
 
 
-_LABEL_NAME = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-
-
 def _keys_fit(field: str) -> tuple[str, str]:
     """CEL: labels or annotations have keys that Kubernetes takes."""
     return (
-        f"!has(self.{field}) || self.{field}.all(k, k.matches('^([-A-Za-z0-9.]{{1,253}}/)?{_LABEL_NAME}$'))",
+        f"!has(self.{field}) || self.{field}.all(k, k.matches('^([-A-Za-z0-9.]{{1,253}}/)?{LABEL_SYNTAX}$'))",
         f"worker.{field} has a key that Kubernetes does not take: write one such as example.com/team",
     )
 
@@ -299,7 +296,7 @@ class WorkerTemplate(ApiModel):
             _keys_fit("labels"),
             _keys_fit("annotations"),
             (
-                f"!has(self.labels) || self.labels.all(k, self.labels[k].matches('^({_LABEL_NAME})?$'))",
+                f"!has(self.labels) || self.labels.all(k, self.labels[k].matches('^({LABEL_SYNTAX})?$'))",
                 "worker.labels has a value that no label can have: letters, digits, '-', '_' and '.', the first and the"
                 " last a letter or digit",
             ),

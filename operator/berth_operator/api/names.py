@@ -6,6 +6,10 @@ GROUP: Final = "berth.dev"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = "berth.dev/v1alpha1"
 
+LABEL_SYNTAX: Final = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+"""Of a label's value that is not empty, and of keys of labels and annotations behind their prefix:
+https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set"""
+
 POOL_LABEL: Final = "berth.dev/pool"
 """Pool name, on every child.  With PLACEMENT_LABEL it is all that a Deployment selects."""
 PLACEMENT_LABEL: Final = "berth.dev/placement"

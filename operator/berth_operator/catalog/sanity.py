@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Final
 
 from berth_operator.api import Capacity, CapacityType, HardwareClass, HardwareKind, ServingProfile, format_decimal
+from berth_operator.api.names import LABEL_SYNTAX
 from berth_operator.catalog.profile_sanity import profile_faults
 from berth_operator.planner.speed import devices
 from berth_operator.planner.types import AtFault
@@ -37,7 +38,7 @@ _CPU_LIMITS: Final = {
     "compute.int8Tops": (1, 10_000, "TOP/s", "GOP/s"),
     "powerWatts": (5, 20_000, "W", "kW or mW"),
 }
-_LABEL: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_LABEL: Final = re.compile(LABEL_SYNTAX)
 _PREFIX: Final = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 """Of labels: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set"""
 _LONGEST_LABEL: Final = 63
