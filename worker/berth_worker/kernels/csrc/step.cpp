@@ -56,6 +56,7 @@ class Step {
         plan_(plan_attention(m_, b_, threads)),
         product_panels_(panels_of_item(m_.hidden / kPanel, threads)),
         product_items_((m_.hidden / kPanel + product_panels_ - 1) / product_panels_),
+        output_items_((m_.vocab + kOutputChannels - 1) / kOutputChannels),
         cache_(cache),
         num_blocks_(num_blocks),
         logits_(logits),
@@ -77,12 +78,11 @@ class Step {
     ages_ = arena.take<int64_t>(t * m_.group_heads());
     slots_ = arena.take<int64_t>(t);
     place_tokens();
-    tops_ = arena.take<float>(b_.outputs * ((m_.vocab + kOutputChannels - 1) / kOutputChannels));
+    tops_ = arena.take<float>(b_.outputs * output_items_);
     partials_ = plan_.partials == 0 ? nullptr : arena.take<float>(plan_.partials * m_.kv_heads * partial_size());
   }
 
   void run(Member& team) {
-    const int64_t output_items = (m_.vocab + kOutputChannels - 1) / kOutputChannels;
     ask_for_heads(team, m_.layer[0]);
     team.phase(b_.total, [&](int64_t t) { begin_row(t); });
     for (int64_t l = 0; l < m_.layers; ++l) {
@@ -104,12 +104,12 @@ class Step {
         ask_for_heads(team, next);
         add_product(team, layer.down, gated_, [&](int64_t t) { norm_row(t, next.attention_gain); });
       } else {
-        ask_for(team, m_.output, team.first_of(output_items) * kOutputChannels / kPanel);
+        ask_for(team, m_.output, team.first_of(output_items_) * kOutputChannels / kPanel);
         add_product(team, layer.down, gated_, [](int64_t) {});
       }
     }
     team.phase(b_.outputs, [&](int64_t n) { finish_row(n); });
-    then_rows(team, output_items, [&](int64_t item) { output(item, output_items); }, b_.outputs, [&](int64_t n) { best_[n] = best_of(n, output_items); });
+    then_rows(team, output_items_, [&](int64_t item) { output(item); }, b_.outputs, [&](int64_t n) { best_[n] = best_of(n); });
     isa_.finish();
   }
 
@@ -478,14 +478,14 @@ class Step {
   }
 
   // Logits of an item's channels for all rows, and the greatest of each row there.
-  void output(int64_t item, int64_t items) {
+  void output(int64_t item) {
     const int64_t first = item * kOutputChannels, last = std::min(first + kOutputChannels, m_.vocab), stride = m_.output.channels;
     isa_.matmul(m_.output, first / kPanel, (last + kPanel - 1) / kPanel, final_, b_.outputs, logits_ + first, stride, false);
-    for (int64_t n = 0; n < b_.outputs; ++n) tops_[n * items + item] = isa_.greatest(logits_ + n * stride + first, last - first);
+    for (int64_t n = 0; n < b_.outputs; ++n) tops_[n * output_items_ + item] = isa_.greatest(logits_ + n * stride + first, last - first);
   }
 
-  int32_t best_of(int64_t n, int64_t items) const {
-    const int64_t first = first_greatest(tops_ + n * items, items) * kOutputChannels;
+  int32_t best_of(int64_t n) const {
+    const int64_t first = first_greatest(tops_ + n * output_items_, output_items_) * kOutputChannels;
     return static_cast<int32_t>(first + first_greatest(logits_ + n * m_.output.channels + first, std::min(kOutputChannels, m_.vocab - first)));
   }
   static int64_t first_greatest(const float* x, int64_t n) {
@@ -516,6 +516,7 @@ class Step {
   const BatchView b_;
   const AttentionPlan plan_;
   const int64_t product_panels_, product_items_;   // of an item of o and down; items
+  const int64_t output_items_;
   int8_t* cache_;
   int64_t num_blocks_;
   float* logits_;
