@@ -17,6 +17,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+OF_THE_EXAMPLES = {
+    "model": "llama-3.1-8b-instruct",
+    "quantization": "Int8",
+    "hardwareClass": "graviton4",
+    "runtime": "Berth",
+}
+"""What a ServingProfile is of that a pool of theirs may be planned with."""
 
 
 @pytest.fixture
@@ -61,10 +68,7 @@ def test_zones_that_contradict_are_refused_as_the_api_server_does(
 def test_a_profile_faster_than_its_memory_is_refused_with_the_arithmetic(plan: Callable[..., Result]) -> None:
     points = [{"concurrency": 1, "contextTokens": 100, "decodeTokensPerSecond": "9000", "interTokenLatencyP99": "1ms"}]
     spec = {
-        "model": "llama-3.1-8b-instruct",
-        "quantization": "Int8",
-        "hardwareClass": "graviton4",
-        "runtime": "Berth",
+        **OF_THE_EXAMPLES,
         "points": points,
         "prefillTokensPerSecond": "100",
         "kvCacheTokens": 9000,
@@ -135,10 +139,7 @@ def test_a_profile_that_no_pool_is_planned_with_is_remarked(
 ) -> None:
     points = [{"concurrency": 1, "contextTokens": 900, "decodeTokensPerSecond": "15", "interTokenLatencyP99": "80ms"}]
     spec = {
-        "model": "llama-3.1-8b-instruct",
-        "quantization": "Int8",
-        "hardwareClass": "graviton4",
-        "runtime": "Berth",
+        **OF_THE_EXAMPLES,
         "points": points,
         "prefillTokensPerSecond": "300",
         "kvCacheTokens": 90000,

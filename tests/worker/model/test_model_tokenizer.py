@@ -51,7 +51,7 @@ def test_while_a_long_text_is_encoded_python_goes_on(tokenizer: GgufTokenizer) -
     thread = threading.Thread(target=encode)
     thread.start()
     while thread.is_alive():
-        time.sleep(0.0001)
+        time.sleep(0.0001)  # lets go of the lock, which this thread then has to get again
         turns += 1
     assert ended[0] - begun[0] > 10
 
