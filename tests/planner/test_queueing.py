@@ -21,6 +21,7 @@ from berth_worker.engine.cost import StepCost
 from berth_worker.engine.pacing import Gaps, next_work
 from berth_worker.engine.request import Request, SamplingParams
 from berth_worker.engine.scheduler import Scheduler
+from berth_worker.engine.turns import Turns
 
 SLOTS = 16
 FIXED, ROW, OUTPUT, ATTENDED = 8e-3, 0.3e-3, 0.25e-3, 0.4e-6
@@ -62,6 +63,14 @@ class _Session:
     left: int
 
 
+class InOrderOfArrival(Turns):
+    """As vLLM reads prompts."""
+
+    def enter(self, tokens: int) -> float:
+        del tokens
+        return 0.0
+
+
 StepSeconds = Callable[[StepLoad], float]
 
 
@@ -89,7 +98,8 @@ def simulate(
 ) -> Seen:
     """About `turns` turns at `rate` a second, after a while without counting; `gap`: promised between tokens.
 
-    With a `token_budget` prompts are read until a step has so many tokens, as vLLM does, whatever was promised.
+    With a `token_budget` prompts are read until a step has so many tokens, in order of arrival, as vLLM does, whatever
+    was promised.
     Of so many `sessions`, each followed by another when it ends; else sessions come at random.
     """
     dice = random.Random(seed)  # noqa: S311 - traffic, not secrets
@@ -100,6 +110,8 @@ def simulate(
         token_budget=token_budget or 256,
         session_seconds=300,
     )
+    if token_budget:
+        scheduler.turns = InOrderOfArrival()
     cost = StepCost()
     for rows in (1, 16):
         cost.observe(StepLoad().plus(0, rows, 1), step_seconds(StepLoad().plus(0, rows, 1)))

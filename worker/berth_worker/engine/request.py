@@ -47,7 +47,7 @@ class Request:
     max_tokens: int
     """Tokens to generate at most: that of params, or what the context has room for."""
     priority: int = 0
-    """Higher goes first; equal priorities go by arrival."""
+    """Higher goes first."""
     session_id: str = ""
     """Which agent session the turn belongs to: a hint for keeping its blocks, empty if none."""
     arrived: float = 0.0
@@ -63,6 +63,10 @@ class Request:
     """Chained digest of each full block of `tokens` that was looked up or published so far."""
     cached_tokens: int = 0
     """Prompt tokens that the prefix cache spared, at the first admission."""
+    unread: int = 0
+    """Prompt tokens still to be read, by what was cached when it came."""
+    turn: float = 0.0
+    """When its prompt is to be read, among those of its priority: the earlier the lower."""
     preemptions: int = 0
     admitted: float | None = None
     first_token: float | None = None
@@ -79,8 +83,13 @@ class Request:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Sorts the request that goes first to the front."""
+        """Sorts the request that goes on longest to the front: the last one makes room where memory is short."""
         return (-self.priority, self.arrival)
+
+    @property
+    def place(self) -> tuple[int, float, int]:
+        """Sorts the request whose prompt is read first to the front."""
+        return (-self.priority, self.turn, self.arrival)
 
     @property
     def output_tokens(self) -> Sequence[int]:

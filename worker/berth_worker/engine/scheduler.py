@@ -1,8 +1,8 @@
 """Which tokens run in the next step?
 
-Continuous batching with chunked prefill: every request that decodes gets its row and those of its draft, then prefills
-share what is left of the step's token budget and, beside running streams, of the time that these may be kept waiting,
-then waiting requests are let in while there is a slot and room for their whole prompt.
+Continuous batching with chunked prefill: every request that decodes gets its row and those of its draft, then prompts
+are read, by turns, with what is left of the step's token budget and, beside running streams, of the time that these may
+be kept waiting; one whose turn it is gets in when there is a slot and room for its whole prompt.
 When a decoding request finds no block, the request that goes last gives all of its own up and is recomputed later.
 Pure and single-threaded: the engine's lock is the only guard.
 """
@@ -19,6 +19,7 @@ from berth_worker.engine.blocks import BlockManager, blocks_for, extend_digests,
 from berth_worker.engine.cost import Load, Pace
 from berth_worker.engine.request import Request, State
 from berth_worker.engine.sessions import Sessions
+from berth_worker.engine.turns import Turns
 
 __all__ = ["QueueFullError", "Scheduled", "Scheduler"]
 
@@ -77,9 +78,10 @@ class Scheduler:
         self.sessions = Sessions(blocks, session_seconds)
         self.now = 0.0
         self.waiting: list[Request] = []
-        """Sorted by rank."""
+        """Sorted by place."""
         self.running: list[Request] = []
         """Sorted by rank."""
+        self.turns = Turns()
         self.copies: list[tuple[int, int]] = []
         """Blocks to copy, (from, to), before the scheduled step writes anything; `complete` forgets them."""
         self.preemptions = 0
@@ -105,7 +107,9 @@ class Scheduler:
         if blocks_for(most) > self.blocks.num_blocks:
             raise ValueError(f"{most} tokens never fit in {self.blocks.num_blocks} blocks of {BLOCK_TOKENS}")
         self.sessions.touch(request.session_id, max(self.now, request.arrived))
-        insort(self.waiting, request, key=lambda r: r.rank)
+        if not self.waiting and all(r.decoding for r in self.running):
+            self.turns.rest()
+        self._queue(request)
 
     def tick(self, now: float) -> None:
         """Seconds on a clock that never goes back: sessions that stayed away too long are let go of."""
@@ -128,13 +132,18 @@ class Scheduler:
                 work[index] = self._with_draft(item, drafts.get(item.request, ()), budget)
                 budget -= len(work[index].draft)
         chunks = _Chunks(work, budget, pace if work else None)
-        for request in self.running:
-            if chunks.room > 0 and not request.decoding:
-                self._catch_up(request)
-                chunks.add(request)
-        if self.preemptions == before:
-            while chunks.room > 0 and (admitted := self._admit()):
-                chunks.add(admitted)
+        reading = sorted((r for r in self.running if not r.decoding), key=lambda r: r.place, reverse=True)
+        may_admit = self.preemptions == before
+        while chunks.room > 0:
+            ahead = not reading or (bool(self.waiting) and self.waiting[0].place < reading[-1].place)
+            if ahead and may_admit and (admitted := self._admit()):
+                self._read(admitted, chunks.add(admitted))
+            elif reading:
+                may_admit = may_admit and not ahead
+                self._catch_up(reading[-1])
+                self._read(reading[-1], chunks.add(reading.pop()))
+            else:
+                break
         return work
 
     def complete(self, work: Sequence[Scheduled]) -> None:
@@ -170,6 +179,7 @@ class Scheduler:
         elif request.state is State.WAITING and request in self.waiting:
             self.waiting.remove(request)
         request.state = State.FINISHED
+        self._read(request, request.unread)
 
     def _decodes(self) -> list[Scheduled]:
         """A row for each request that decodes, first in rank first; those last in rank make room."""
@@ -202,9 +212,7 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self.max_running:
             return None
         request = self.waiting[0]
-        # The last token always runs, because its logits are wanted: the block that holds it is never taken from cache.
-        extend_digests(request.digests, request.tokens, (len(request.tokens) - 1) // BLOCK_TOKENS)
-        shared = self.blocks.find_prefix(request.digests[: (len(request.tokens) - 1) // BLOCK_TOKENS])
+        shared = self._find_prefix(request)
         own = blocks_for(len(request.tokens)) - len(shared)
         reserve = len(self.running)  # a block for each to grow into, so that letting one in does not push one out
         if own + self.blocks.idle_among(shared) + reserve > self.blocks.free + self.blocks.retained:
@@ -221,12 +229,22 @@ class Scheduler:
             block, request.computed = tail
             self.copies.append((block, request.blocks[len(shared)]))
         request.state = State.RUNNING
+        self._read(request, request.unread - request.missing)
         if request.preemptions == 0:
             request.cached_tokens = request.computed
             self.prefix_queried += len(request.tokens)
             self.prefix_hits += request.computed
         insort(self.running, request, key=lambda r: r.rank)
         return request
+
+    def _find_prefix(self, request: Request) -> list[int]:
+        """Cached blocks that its tokens begin with.
+
+        The last token always runs, because its logits are wanted: the block that holds it is never taken from cache.
+        """
+        full = (len(request.tokens) - 1) // BLOCK_TOKENS
+        extend_digests(request.digests, request.tokens, full)
+        return self.blocks.find_prefix(request.digests[:full])
 
     def _find_tail(self, request: Request, full: int) -> tuple[int, int] | None:
         """A block that begins as the request goes on after its full blocks, and up to where it spares computing.
@@ -257,6 +275,7 @@ class Scheduler:
             request.blocks[index] = found
             spared = (index + 1) * BLOCK_TOKENS - request.computed
             request.computed += spared
+            self._read(request, spared)
             if request.preemptions == 0:
                 request.cached_tokens += spared
                 self.prefix_hits += spared
@@ -287,7 +306,21 @@ class Scheduler:
         request.state = State.WAITING
         request.preemptions += 1
         self.preemptions += 1
-        insort(self.waiting, request, key=lambda r: r.rank)
+        self._queue(request)
+
+    def _queue(self, request: Request) -> None:
+        found = self._find_prefix(request)
+        if request.preemptions == 0:
+            request.unread = len(request.tokens) - BLOCK_TOKENS * len(found)
+            request.turn = self.turns.enter(request.unread)
+        insort(self.waiting, request, key=lambda r: r.place)
+
+    def _read(self, request: Request, tokens: int) -> None:
+        """So many more tokens of the prompt are computed, or need no computing: others' turns come nearer."""
+        counted = min(tokens, request.unread)
+        if counted > 0:
+            request.unread -= counted
+            self.turns.read(counted)
 
     def _release(self, request: Request) -> None:
         self.blocks.release(request.blocks)
@@ -308,8 +341,8 @@ class _Chunks:
             for item in work:
                 self._load.add(item.start, item.rows, item.rows)
 
-    def add(self, request: Request) -> None:
-        """Schedule as much of the request's missing tokens as there is room for.
+    def add(self, request: Request) -> int:
+        """Schedule as much of the request's missing tokens as there is room for; how many that is.
 
         A chunk that does not reach the end stops at the end of a block, unless a pace sets its size: a chunk is then
         about as small as a block, and cut to whole ones it would waste much of the time that there is.
@@ -321,10 +354,11 @@ class _Chunks:
                 count = self.room = fits
             self._least = 0
             if count == 0:
-                return
+                return 0
             self._load.add(start, count, 1)
         elif count < request.missing:
             past_block = (start + count) % BLOCK_TOKENS
             count -= past_block if past_block < count else 0
         self._work.append(Scheduled(request, start, count))
         self.room -= count
+        return count
