@@ -51,9 +51,50 @@ def test_a_session_whose_next_turn_waits_in_the_queue_is_kept_for_it() -> None:
     following.arrived = TTL - 1
     harness.scheduler.add(following)
     harness.scheduler.tick(TTL + 1)
-    assert list(harness.scheduler.sessions._kept) == ["agent"]
+    assert list(harness.scheduler.sessions._kept) == ["agent", following.arrival]
+    assert len(harness.scheduler.sessions) == 1, "who waits is no session"
     harness.drain()
     assert following.cached_tokens == 48
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_turn_that_waits_finds_what_was_there_when_it_came_though_it_names_no_session(waits: bool) -> None:
+    harness = Harness(11, 1, 4, 64)
+    turn, rival = (request([i] * 40, max_tokens=9) for i in range(2))
+    run_all(harness, [turn])
+    run_all(harness, [rival])
+    running = request([7] * 20, max_tokens=100)  # 8 blocks, and 5 of 11 have no content
+    following = request([*turn.tokens, 5])
+    harness.scheduler.add(running)
+    harness.step()
+    if waits:
+        harness.scheduler.add(following)
+    while running.state is not State.FINISHED:
+        harness.step()
+        harness.check()
+    if not waits:
+        harness.scheduler.add(following)
+    harness.drain()
+    assert following.cached_tokens == (48 if waits else 0)
+    assert harness.blocks.retained == 0
+
+
+def test_what_is_kept_for_a_request_that_waits_makes_room_for_those_that_run_and_goes_when_it_is_cancelled() -> None:
+    harness = Harness(8, 1, 4, 64)
+    turn = request([1] * 40, max_tokens=9)
+    run_all(harness, [turn])
+    running = request([7] * 20, max_tokens=100)
+    cancelled, following = (request([*turn.tokens, i]) for i in range(2))
+    harness.scheduler.add(running)
+    harness.step()
+    harness.scheduler.add(cancelled)
+    harness.scheduler.add(following)
+    assert harness.blocks.retained == 3
+    harness.scheduler.finish(cancelled)
+    harness.check()
+    harness.drain()
+    assert (harness.scheduler.preemptions, harness.blocks.retained) == (0, 0)
+    assert following.cached_tokens == 0
 
 
 def test_under_pressure_the_least_recently_used_session_goes_first_and_whole() -> None:

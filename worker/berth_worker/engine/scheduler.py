@@ -178,6 +178,7 @@ class Scheduler:
             self._release(request)
         elif request.state is State.WAITING and request in self.waiting:
             self.waiting.remove(request)
+            self.sessions.admit(request.arrival)
         request.state = State.FINISHED
         self._read(request, request.unread)
 
@@ -221,6 +222,7 @@ class Scheduler:
         self.sessions.touch(request.session_id, self.now)
         for block in shared:
             self.blocks.share(block)
+        self.sessions.admit(request.arrival)
         tail = self._find_tail(request, len(shared))
         self._make_free(own + reserve)
         request.blocks = array("i", shared + [self.blocks.take() for _ in range(own)])
@@ -283,7 +285,7 @@ class Scheduler:
     def _make_free(self, count: int) -> bool:
         """Let go of sessions until so many blocks are free; False if even without them fewer are."""
         if self.blocks.free < count:
-            awaiting = [request.session_id for request in self.waiting]
+            awaiting = [keeper for request in self.waiting for keeper in (request.session_id, request.arrival)]
             while self.blocks.free < count and self.sessions.reclaim(awaiting):
                 pass
         return self.blocks.free >= count
@@ -309,7 +311,9 @@ class Scheduler:
         self._queue(request)
 
     def _queue(self, request: Request) -> None:
+        """Let it wait, and keep for it what it would find now."""
         found = self._find_prefix(request)
+        self.sessions.await_turn(request.arrival, found, max(self.now, request.arrived))
         if request.preemptions == 0:
             request.unread = len(request.tokens) - BLOCK_TOKENS * len(found)
             request.turn = self.turns.enter(request.unread)
