@@ -12,6 +12,7 @@ from hypothesis import given, settings
 
 OSLO = ToolCall("weather", '{"city": "Oslo"}')
 TIME = ToolCall("time", "{}")
+NOTE = ToolCall("note", '{"text": "</tool_call> ends"}')
 
 
 def read(*pieces: str) -> list[str | ToolCall]:
@@ -41,6 +42,22 @@ ANSWERS: list[tuple[str, list[str | ToolCall]]] = [
     ('<tool_call>{"name": "time"}</tool_call> Done.', [TIME, " Done."]),
     ('<tool_call>{"name": "time"}', [TIME]),  # the model ended its turn instead
     ('<tool_call>{"name": "time"</tool_call>', ['<tool_call>{"name": "time"</tool_call>']),
+    ('<tool_call>{"name": "note", "arguments": {"text": "</tool_call> ends"}}</tool_call> Done.', [NOTE, " Done."]),
+    ('<tool_call>{"name": "note", "arguments": {"text": "</tool_call> ends"}}', [NOTE]),
+    (
+        '<tool_call>{"name": "note", "arguments": {"text": "\\"</tool_call></tool_call>"}}\n</tool_call>'
+        '<tool_call>{"name": "time"}</tool_call>',
+        [ToolCall("note", '{"text": "\\"</tool_call></tool_call>"}'), TIME],
+    ),
+    (
+        '<tool_call>\n{"name": "note", "arguments": {"text": "a\nb\tc"}}\n</tool_call>',
+        [ToolCall("note", '{"text": "a\\nb\\tc"}')],
+    ),
+    (  # a string that never ends: what comes after the first tag is read all the same
+        '<tool_call>{"name": "note</tool_call> <tool_call>{"name": "time"}</tool_call>',
+        ['<tool_call>{"name": "note</tool_call> ', TIME],
+    ),
+    ('<tool_call>{"name": "note</tool_call>  so', ['<tool_call>{"name": "note</tool_call>  so']),
     ("<tool_call>now</tool_call> or <tool_", ["<tool_call>now</tool_call> or <tool_"]),
     ("a < b <tool_cal", ["a < b <tool_cal"]),
     ('{"name": "weather", "parameters": {"city": "Oslo"}}', [OSLO]),

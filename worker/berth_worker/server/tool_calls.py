@@ -42,6 +42,8 @@ class ToolText:
         self._held = ""
         self._inside = False
         """Between the tags of a call."""
+        self._looked = 0
+        """Of what is held inside, how much has no tag that ends the call."""
         self._whole = False
         """The answer may be a call as a whole."""
         self._beginning = True
@@ -55,9 +57,9 @@ class ToolText:
 
     def flush(self) -> list[str | ToolCall]:
         """What is left when the answer has ended."""
-        found = list(self._certain())
+        found = list(self._certain(ended=True))
         held, self._held = self._held, ""
-        calls = _calls(held) if self._inside or self._whole else []
+        calls = _calls(held)[0] if self._inside or self._whole else []
         if self._inside:
             held = OPEN + held
         elif not all(call.name in self._names for call in calls):
@@ -68,14 +70,14 @@ class ToolText:
             found.append(held)
         return _joined(found)
 
-    def _certain(self) -> Iterator[str | ToolCall]:
+    def _certain(self, *, ended: bool = False) -> Iterator[str | ToolCall]:
         while True:
             if self._inside:
-                body, tag, rest = self._held.partition(CLOSE)
-                if not tag:
+                if (closed := self._closed(ended)) is None:
                     return
-                self._inside, self._held = False, rest
-                calls = _calls(body)
+                at, calls = closed
+                body, self._held = self._held[:at], self._held[at + len(CLOSE) :]
+                self._inside, self._looked = False, 0
                 self._beginning = self._called = self._called or bool(calls)
                 if calls:
                     yield from calls
@@ -95,6 +97,19 @@ class ToolText:
             if before:
                 yield before
 
+    def _closed(self, ended: bool) -> tuple[int, list[ToolCall]] | None:
+        """Where the tag begins that ends the call, and what is called; None as long as it has not come.
+
+        A tag inside of a JSON string is text of an argument. What is no call ends at the first tag.
+        """
+        while (at := self._held.find(CLOSE, self._looked)) >= 0:
+            calls, in_string = _calls(self._held[:at])
+            if not in_string:
+                return at if calls else self._held.find(CLOSE), calls
+            self._looked = at + len(CLOSE)
+        never = ended and self._looked > 0 and not _calls(self._held)[0]
+        return (self._held.find(CLOSE), []) if never else None
+
     def _at_beginning(self) -> bool:
         """Whether to wait for more: white space is held, and what may be a call as a whole."""
         stripped = self._held.lstrip()
@@ -113,21 +128,24 @@ class ToolText:
         return False
 
 
-def _calls(text: str) -> list[ToolCall]:
-    """The calls that the text is, one after the other or in a list; none unless all of it is."""
-    decoder = json.JSONDecoder()
+def _calls(text: str) -> tuple[list[ToolCall], bool]:
+    """The calls that the text is, one after the other or in a list; none unless all of it is.  And whether the text is
+    JSON as far as it goes and ends inside of a string."""
+    decoder = json.JSONDecoder(strict=False)  # models break lines inside of strings
     calls: list[ToolCall] = []
     position = 0
     while (position := _SPACE.match(text, position).end()) < len(text):  # type: ignore[union-attr]  # it always matches
         try:
             value, position = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            return [], error.msg.startswith("Unterminated string")
         except (ValueError, RecursionError):
-            return []
+            return [], False
         for item in value if isinstance(value, list) else [value]:
             if (call := _call(item)) is None:
-                return []
+                return [], False
             calls.append(call)
-    return calls
+    return calls, False
 
 
 def _call(value: Any) -> ToolCall | None:
