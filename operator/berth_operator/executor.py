@@ -247,10 +247,9 @@ class Executor:
         )
         results += await self._statuses.write_pools(statuses, snapshot.pools, seen.invalid)
         results[Result.FAILED] += sum(manifests is None for manifests in rendered.values())
-        said = {key: status.conditions or () for key, status in statuses.items()}
         if quiet() or time.monotonic() - self._read_at >= _READINGS_SECONDS:
             observed = self._traffic.observed(snapshot.pools) if self._traffic else {}
-            self._telemetry.update(readings(snapshot, planned, seen.workers, said, priced.prices, observed))
+            self._telemetry.update(readings(snapshot, planned, seen.workers, statuses, priced.prices, observed))
             self._read_at = time.monotonic()
         self._refresh_if_due()
         return Passed(planned, results)

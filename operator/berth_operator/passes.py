@@ -16,6 +16,7 @@ from berth_operator.api.names import LEADER_WORKER_SET
 from berth_operator.cluster.observe import Child, Invalid, Observation, Worker
 from berth_operator.cluster.resources import WORKLOADS
 from berth_operator.evacuation import with_stand_ins, with_those_that_must_stay, without_stand_ins
+from berth_operator.keeping import why_hold
 from berth_operator.load.demand import follows_demand
 from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.memo import Kept, Memo
@@ -160,7 +161,7 @@ def steps_of(
         if pool_plan is None or pool_plan.not_accepted or pool_plan.effective.mode != "Apply" or manifests is None:
             continue
         own = owned[pool.metadata.uid]
-        suspended, hold = pool_plan.effective.suspend, _why_hold(pool_plan)
+        suspended, hold = pool_plan.effective.suspend, why_hold(pool_plan)
         made = partial(next_steps, manifests, own, suspended=suspended, hold=hold)
         out[pool.key] = memo.get(pool.key, (pool_plan, manifests, *own), made)
     memo.keep_only(out.keys())
@@ -181,17 +182,6 @@ def standing_in(
     surges = with_those_that_must_stay(surges, children)
     steps = steps_of(planned, snapshot, rendered, without_stand_ins(children, workers, wanted), memo)
     return steps | {key: with_stand_ins(steps[key], surge) for key, surge in surges.items() if key in steps}
-
-
-def _why_hold(pool_plan: PoolPlan) -> str | None:
-    """A pool for which not enough hardware is to be had keeps what serves: serving elsewhere beats not serving."""
-    short = pool_plan.shortfall
-    if short is None or short.reason == "Budget":
-        return None
-    if pool_plan.placements and pool_plan.unserved_requests_per_second <= 0:
-        return None
-    what = "not enough" if pool_plan.placements else "nothing"
-    return f"the plan has {what} to replace it: {short.reason}"
 
 
 def pool_statuses(
@@ -227,7 +217,7 @@ def pool_statuses(
     settled_before.keep_only(out.keys())
     for item in invalid:
         if item.kind == "InferencePool":
-            new = rejected_status(item.status, item.generation, item.message, now)
+            new = rejected_status(item.status, item.generation, item.message, now, running[item.key])
             same = settled(item.status.to_api(), new)
             out[item.key] = item.status if same else InferencePoolStatus.model_validate(new)
     return out

@@ -25,6 +25,7 @@ from berth_operator.api import (
 from berth_operator.api.meta import Facts
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from berth_operator.history import Situation, recorded
+from berth_operator.keeping import cost_of, kept_by, kept_of
 from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.planner import Placement, PoolPlan, Problem, RunningPlacement, Verdict
 from berth_operator.settling import condition, same_words, settled
@@ -60,32 +61,23 @@ def pool_status(
     wants, if anything does.
     """
     ready = _ready_by_placement(plan, running)
+    kept = kept_by(plan, running, pool.status)
+    placements = [*(_placement_status(p, ready) for p in plan.placements), *kept]
     before = {(p.hardware_class, p.capacity_type) for p in pool.status.placements or ()}
-    after = {(p.hardware_class, p.capacity_type) for p in plan.placements}
+    after = {(p.hardware_class, p.capacity_type) for p in placements}
     moved = bool(before) and bool(after) and before != after
     status = InferencePoolStatus(
         observed_generation=pool.metadata.generation,
         conditions=_conditions(
-            pool, plan, ready, running, now, {**(also or {}), **load.conditions}, trouble, asleep=load.asleep
+            pool, plan, ready, running, kept, now, {**(also or {}), **load.conditions}, trouble, asleep=load.asleep
         ),
-        ready=f"{sum(ready.values())}/{sum(p.replicas for p in plan.placements)}",
-        placement=", ".join(_short(p) for p in plan.placements) or None,
+        ready=f"{sum(p.ready_replicas for p in placements)}/{sum(p.replicas for p in placements)}",
+        placement=_line(plan.placements, kept),
         saved=None if (percent := savings_percent(plan)) is None else f"{percent}%",
         effective=plan.effective.to_api(),
-        placements=[
-            PlacementStatus(
-                hardware_class=p.hardware_class,
-                capacity_type=p.capacity_type,
-                replicas=p.replicas,
-                ready_replicas=ready[p.hardware_class, p.capacity_type],
-                usd_per_hour=_money(p.usd_per_hour),
-                traffic_percent=p.traffic_percent,
-                nodes_per_replica=p.nodes_per_replica if p.nodes_per_replica > 1 else None,
-            )
-            for p in plan.placements
-        ],
+        placements=placements,
         cost=PoolCost(
-            usd_per_hour=_money(plan.usd_per_hour),
+            usd_per_hour=_money(plan.usd_per_hour + cost_of(kept)),
             usd_per_million_tokens=_optional(plan.usd_per_million_tokens, _money),
             gpu_only_usd_per_hour=_optional(plan.gpu_only_usd_per_hour, _money),
             savings_percent=savings_percent(plan),
@@ -130,7 +122,7 @@ def _situation(
     if plan.effective.mode != "Apply" or plan.effective.suspend or asleep:
         return Situation()
     old = next((c for c in pool.status.conditions or () if c.type == "Progressing"), None)
-    new_trouble = trouble is not None and trouble.stuck and (old is None or old.reason != trouble.reason)
+    failed = trouble if trouble and trouble.stuck else None
     leaving = any(r.replicas for r in running if (r.hardware_class, r.capacity_type) not in ready)
     short = [c for c in plan.candidates if c.verdict in _OUT_OF_REACH or c.limited_until]
     return Situation(
@@ -139,19 +131,37 @@ def _situation(
         settled=not leaving and sum(ready.values()) >= sum(p.replicas for p in plan.placements),
         constrained=[f"{c.hardware_class}/{c.capacity_type.value}" for c in short],
         unplaced=None if plan.placements else _placed(plan)[2],
-        failed=trouble.message if trouble and new_trouble else None,
+        failed=failed.message if failed and (old is None or old.reason != failed.reason) else None,
     )
 
 
 def rejected_status(
-    pool_status_now: InferencePoolStatus, generation: int, message: str, now: datetime
+    pool_status_now: InferencePoolStatus,
+    generation: int,
+    message: str,
+    now: datetime,
+    running: Sequence[RunningPlacement] = (),
 ) -> dict[str, Any]:
-    """The status (API form) of a pool whose object does not even parse: Accepted=False and Ready=False."""
+    """The status (API form) of a pool whose object does not even parse: Accepted=False and Ready=False.
+
+    What it runs (`running`) stays as it is, and so does what its status alone remembers: demand and the last move.
+    """
     problem: Facts = ("False", "InvalidSpec", message)
     old = {c.type: c for c in pool_status_now.conditions or ()}
     conditions = [condition(kind, problem, old, generation, now) for kind in ("Ready", "Accepted")]
     history = recorded(pool_status_now.history or (), now, Situation(refused=message))
-    return InferencePoolStatus(observed_generation=generation, conditions=conditions, history=history).to_api()
+    kept = kept_of(running, pool_status_now)
+    return InferencePoolStatus(
+        observed_generation=generation,
+        conditions=conditions,
+        ready=f"{sum(p.ready_replicas for p in kept)}/{sum(p.replicas for p in kept)}" if kept else None,
+        placement=_line((), kept),
+        placements=list(kept) or None,
+        cost=PoolCost(usd_per_hour=_money(cost_of(kept))) if kept else None,
+        demand=pool_status_now.demand,
+        last_move_time=pool_status_now.last_move_time,
+        history=history,
+    ).to_api()
 
 
 def savings_percent(plan: PoolPlan) -> int | None:
@@ -159,6 +169,18 @@ def savings_percent(plan: PoolPlan) -> int | None:
     if not plan.placements or plan.unserved_requests_per_second > 0:
         return None
     return planner.savings_percent(plan.usd_per_hour, plan.gpu_only_usd_per_hour)
+
+
+def _placement_status(placement: Placement, ready: Mapping[tuple[str, CapacityType], int]) -> PlacementStatus:
+    return PlacementStatus(
+        hardware_class=placement.hardware_class,
+        capacity_type=placement.capacity_type,
+        replicas=placement.replicas,
+        ready_replicas=ready[placement.hardware_class, placement.capacity_type],
+        usd_per_hour=_money(placement.usd_per_hour),
+        traffic_percent=placement.traffic_percent,
+        nodes_per_replica=placement.nodes_per_replica if placement.nodes_per_replica > 1 else None,
+    )
 
 
 def _ready_by_placement(plan: PoolPlan, running: Sequence[RunningPlacement]) -> dict[tuple[str, CapacityType], int]:
@@ -174,6 +196,7 @@ def _conditions(
     plan: PoolPlan,
     ready: Mapping[tuple[str, CapacityType], int],
     running: Sequence[RunningPlacement],
+    kept: Sequence[PlacementStatus],
     now: datetime,
     also: Mapping[str, Facts],
     trouble: Trouble | None,
@@ -185,18 +208,19 @@ def _conditions(
     leaving = sum(r.replicas for r in running if (r.hardware_class, r.capacity_type) not in ready)
     facts: dict[str, Facts] = {
         "Accepted": _accepted(plan),
-        "Placed": _asleep(plan) if asleep and plan.not_accepted is None else _placed(plan),
+        "Placed": _asleep(plan) if asleep and plan.not_accepted is None else _placed(plan, kept),
         "Progressing": same_words(
-            _progressing(plan, wanted, up, leaving, sum(r.leaving_replicas for r in running), trouble, asleep=asleep),
+            _progressing(plan, wanted, up, leaving, sum(r.leaving_replicas for r in running), trouble, kept),
             old.get("Progressing"),
         ),
         "Available": _available(plan, sum(r.ready_replicas for r in running), asleep=asleep),
-        "WithinBudget": _within_budget(plan),
+        "WithinBudget": _within_budget(plan, kept),
         "ObjectivesMet": _objectives_met(plan),
         "CapacityConstrained": _capacity_constrained(plan),
     }
     awaits = asleep and plan.not_accepted is None
-    facts = {"Ready": _AWAITS_REQUESTS if awaits else _ready(plan, facts, wanted, up, trouble), **facts, **also}
+    ready_now = _AWAITS_REQUESTS if awaits else _ready(plan, facts, wanted, up, trouble)
+    facts = {"Ready": ready_now, **facts, **also}
     return [condition(kind, fact, old, pool.metadata.generation, now) for kind, fact in facts.items()]
 
 
@@ -214,9 +238,10 @@ def _asleep(plan: PoolPlan) -> Facts:
     return ("False", "Asleep", f"no request for spec.scaling.scaleToZeroAfter, the next one wakes it: {price}")
 
 
-def _placed(plan: PoolPlan) -> Facts:
+def _placed(plan: PoolPlan, kept: Sequence[PlacementStatus] = ()) -> Facts:
     if plan.not_accepted:
-        return ("False", "NotAccepted", "nothing is placed: see Accepted")
+        stays = f", and {', '.join(map(_short, kept))} stays as it is" if kept else ""
+        return ("False", "NotAccepted", f"nothing is placed{stays}: see Accepted")
     if plan.effective.suspend:
         resume = plan.resume_usd_per_hour
         price = "no hardware can be had for it now" if resume is None else f"resuming costs {_money(resume)} USD/h"
@@ -230,7 +255,13 @@ def _placed(plan: PoolPlan) -> Facts:
 
 
 def _progressing(
-    plan: PoolPlan, wanted: int, up: int, leaving: int, interrupted: int, trouble: Trouble | None, *, asleep: bool
+    plan: PoolPlan,
+    wanted: int,
+    up: int,
+    leaving: int,
+    interrupted: int,
+    trouble: Trouble | None,
+    kept: Sequence[PlacementStatus],
 ) -> Facts:
     if plan.effective.mode == "Recommend" or plan.not_accepted:
         return ("False", "NotApplied", "nothing is being changed")
@@ -241,15 +272,15 @@ def _progressing(
     if up < wanted:
         return ("True", "Starting", f"{up} of {wanted} replicas are ready")
     if leaving:
-        return _leaving(plan, leaving, asleep=asleep)
+        return _leaving(plan, leaving, kept)
     return ("False", "Complete", "what runs is what the plan wants")
 
 
-def _leaving(plan: PoolPlan, leaving: int, *, asleep: bool) -> Facts:
-    """Of workers on hardware that the plan does not use.  Where it has none at all, they stay."""
-    short, rests = plan.shortfall, asleep or plan.effective.suspend
-    if short and short.reason != "Budget" and not (plan.placements or rests):
-        return ("False", "Kept", f"{leaving} replicas stay where they are: the plan has nothing to replace them")
+def _leaving(plan: PoolPlan, leaving: int, kept: Sequence[PlacementStatus]) -> Facts:
+    """Of workers on hardware that the plan does not use.  Where it has not enough to replace them, they stay."""
+    if kept:
+        what = "not enough" if plan.placements else "nothing"
+        return ("False", "Kept", f"{leaving} replicas stay where they are: the plan has {what} to replace them")
     return ("True", "Moving", f"{leaving} replicas are leaving hardware that the plan no longer uses")
 
 
@@ -262,13 +293,16 @@ def _available(plan: PoolPlan, up: int, *, asleep: bool) -> Facts:
     return ("False", "NoReadyReplica", "no replica is wanted" if rests else "no replica is placed: see Placed")
 
 
-def _within_budget(plan: PoolPlan) -> Facts:
+def _within_budget(plan: PoolPlan, kept: Sequence[PlacementStatus]) -> Facts:
     if plan.over_budget:
         return _said("False", plan.over_budget)
-    limit = plan.effective.max_usd_per_hour
+    limit, usd = plan.effective.max_usd_per_hour, plan.usd_per_hour + cost_of(kept)
     if limit is None:
         return ("True", "NoBudget", "spec.budget is unset: costs are not limited")
-    return ("True", "WithinBudget", f"{_money(plan.usd_per_hour)} of at most {_money(limit)} USD/h")
+    if kept and usd > limit:
+        stays = ", ".join(map(_short, kept))
+        return ("False", "Kept", f"{_money(usd)} of at most {_money(limit)} USD/h, with {stays}, which stays as it is")
+    return ("True", "WithinBudget", f"{_money(usd)} of at most {_money(limit)} USD/h")
 
 
 def _objectives_met(plan: PoolPlan) -> Facts:
@@ -314,6 +348,11 @@ def _ready(plan: PoolPlan, facts: Mapping[str, Facts], wanted: int, up: int, tro
         return ("False", reason if up == 0 else "Degraded", f"{up} of {wanted} replicas are ready{why}")
     if facts["ObjectivesMet"][0] == "False":
         return ("False", "DemandUnserved", facts["ObjectivesMet"][2])
+    return _serving(facts, wanted, up, trouble)
+
+
+def _serving(facts: Mapping[str, Facts], wanted: int, up: int, trouble: Trouble | None) -> Facts:
+    """Of a pool that serves all that it should."""
     if facts["WithinBudget"][0] == "False":
         return ("True", "OverBudget", facts["WithinBudget"][2])
     if trouble or facts["Progressing"][0] == "True":
@@ -321,8 +360,12 @@ def _ready(plan: PoolPlan, facts: Mapping[str, Facts], wanted: int, up: int, tro
     return ("True", "Ready", f"{up} of {wanted} replicas are ready")
 
 
-def _short(placement: Placement) -> str:
+def _short(placement: Placement | PlacementStatus) -> str:
     return f"{placement.replicas}x {placement.hardware_class}/{placement.capacity_type.value}"
+
+
+def _line(placements: Sequence[Placement], kept: Sequence[PlacementStatus]) -> str | None:
+    return ", ".join([*map(_short, placements), *(f"{_short(p)} (kept)" for p in kept)]) or None
 
 
 def _taking(placement: Placement) -> str:

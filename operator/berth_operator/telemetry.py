@@ -19,7 +19,7 @@ import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from berth_operator.api import CapacityType, Condition
+from berth_operator.api import CapacityType, InferencePoolStatus, PlacementStatus
 from berth_operator.cluster.observe import Worker
 from berth_operator.planner import Plan, PoolPlan, Snapshot
 from berth_operator.planner.candidates import in_force
@@ -38,7 +38,7 @@ GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         (*_PLACEMENT, "state"),
     ),
     "berth_pool_usd_per_hour": (
-        "Price of a placement's planned nodes, USD per hour; Reserved is zero",
+        "Price of a placement's planned nodes, or of those it keeps without a plan, USD per hour; Reserved is zero",
         _PLACEMENT,
     ),
     "berth_pool_gpu_only_usd_per_hour": (
@@ -88,11 +88,11 @@ def readings(
     snapshot: Snapshot,
     plan: Plan,
     workers: Sequence[Worker],
-    conditions: Mapping[str, Sequence[Condition]],
+    statuses: Mapping[str, InferencePoolStatus],
     prices: Mapping[tuple[str, CapacityType], Price] | None = None,
     observed: Mapping[str, float] | None = None,
 ) -> Readings:
-    """What each series is now.  `conditions` are of every pool (`namespace/name`), rejected ones included.
+    """What each series is now.  `statuses` are of every pool (`namespace/name`), rejected ones included.
 
     `prices`: those in force, where feeds are followed; the snapshot's classes carry the same figures.
     `observed`: requests per second that pools (`namespace/name`) are seen to get.
@@ -108,6 +108,9 @@ def readings(
             gauges["berth_pool_gpu_only_usd_per_hour"][pool] = float(pool_plan.gpu_only_usd_per_hour)
         if pool_plan.watts is not None:
             gauges["berth_pool_watts"][pool] = pool_plan.watts
+    kept = _kept(plan, statuses)
+    for where, stays in kept.items():
+        gauges["berth_pool_usd_per_hour"][where] = float(stays.usd_per_hour)
     gauges["berth_pool_replicas"] = _replicas(plan, workers)
     gauges["berth_pool_demand_requests_per_second"] = {
         _pool(key): p.served_requests_per_second + p.unserved_requests_per_second
@@ -115,27 +118,27 @@ def readings(
         if not p.effective.suspend
     }
     gauges["berth_pool_observed_requests_per_second"] = {_pool(k): v for k, v in (observed or {}).items()}
-    for key, now in conditions.items():
-        for condition in now:
-            for status in ("True", "False", "Unknown"):
-                labels = (*_pool(key), condition.type, status)
-                gauges["berth_pool_condition"][labels] = float(condition.status == status)
+    for key, told in statuses.items():
+        for condition in told.conditions or ():
+            for value in ("True", "False", "Unknown"):
+                labels = (*_pool(key), condition.type, value)
+                gauges["berth_pool_condition"][labels] = float(condition.status == value)
     for hardware in snapshot.hardware_classes:
         short = {c.type for c in in_force(hardware.status.constrained, snapshot.now)}
         for capacity in hardware.spec.capacity:
-            where = (hardware.metadata.name, capacity.type.value)
+            labels = (hardware.metadata.name, capacity.type.value)
             found = (prices or {}).get((hardware.metadata.name, capacity.type))
             source = found.source if found else STATIC
-            gauges["berth_hardware_usd_per_hour"][(*where, source)] = float(capacity.usd_per_hour)
+            gauges["berth_hardware_usd_per_hour"][(*labels, source)] = float(capacity.usd_per_hour)
             if found and found.as_of:
-                gauges["berth_hardware_price_timestamp_seconds"][(*where, source)] = found.as_of.timestamp()
-            gauges["berth_hardware_constrained"][where] = float(capacity.type in short)
-    spent = _spending(snapshot, workers)
+                gauges["berth_hardware_price_timestamp_seconds"][(*labels, source)] = found.as_of.timestamp()
+            gauges["berth_hardware_constrained"][labels] = float(capacity.type in short)
+    spent = _spending(snapshot, workers, kept)
     ready = Counter(worker.pool for worker in workers if worker.ready)
     return Readings(
         gauges=gauges,
         usd_per_hour={
-            "berth_pool_spent_usd": {_pool(key): spent.get(key, 0.0) for key in plan.pools},
+            "berth_pool_spent_usd": {_pool(key): spent.get(key, 0.0) for key in plan.pools | spent.keys()},
             "berth_pool_gpu_only_usd": {_pool(k): _gpu_only(p, ready[k]) for k, p in plan.pools.items()},
         },
     )
@@ -144,6 +147,18 @@ def readings(
 def _pool(key: str) -> tuple[str, str]:
     namespace, _, name = key.partition("/")
     return namespace, name
+
+
+def _kept(plan: Plan, statuses: Mapping[str, InferencePoolStatus]) -> dict[Labels, PlacementStatus]:
+    """What statuses show that the plan has no place for, by the labels of a placement."""
+    out: dict[Labels, PlacementStatus] = {}
+    for key, status in statuses.items():
+        pool_plan = plan.pools.get(key)
+        planned = {(p.hardware_class, p.capacity_type) for p in (pool_plan.placements if pool_plan else ())}
+        for p in status.placements or ():
+            if (p.hardware_class, p.capacity_type) not in planned:
+                out[*_pool(key), p.hardware_class, p.capacity_type.value] = p
+    return out
 
 
 def _replicas(plan: Plan, workers: Sequence[Worker]) -> dict[Labels, float]:
@@ -158,8 +173,13 @@ def _replicas(plan: Plan, workers: Sequence[Worker]) -> dict[Labels, float]:
     return {(*where, state): value for where, states in counts.items() for state, value in states.items()}
 
 
-def _spending(snapshot: Snapshot, workers: Sequence[Worker]) -> dict[str, float]:
-    """USD per hour by pool: each node that has a ready worker, split evenly between the pools on it."""
+def _spending(
+    snapshot: Snapshot, workers: Sequence[Worker], kept: Mapping[Labels, PlacementStatus]
+) -> dict[str, float]:
+    """USD per hour by pool: each node that has a ready worker, split evenly between the pools on it.
+
+    Where a class is gone, the worker that is kept there (`kept`) costs what status says.
+    """
     prices: dict[tuple[str, CapacityType], float] = {
         (hardware.metadata.name, capacity.type): float(capacity.usd_per_hour)
         for hardware in snapshot.hardware_classes
@@ -167,11 +187,16 @@ def _spending(snapshot: Snapshot, workers: Sequence[Worker]) -> dict[str, float]
         if capacity.type != CapacityType.RESERVED  # already paid
     }
     nodes: dict[str, dict[str, float]] = defaultdict(dict)
-    for worker in workers:
-        if worker.ready and worker.node:
-            for node in worker.hosts or (worker.node,):
-                nodes[node][worker.pool] = prices.get((worker.hardware_class, worker.capacity_type), 0.0)
     out: dict[str, float] = defaultdict(float)
+    for worker in workers:
+        if not (worker.ready and worker.node):
+            continue
+        price = prices.get((worker.hardware_class, worker.capacity_type))
+        stays = kept.get((*_pool(worker.pool), worker.hardware_class, worker.capacity_type.value))
+        if price is None and stays:
+            out[worker.pool] += float(stays.usd_per_hour) / stays.replicas
+        for node in worker.hosts or (worker.node,):
+            nodes[node][worker.pool] = price or 0.0
     for pools in nodes.values():
         for pool, price in pools.items():
             out[pool] += price / len(pools)

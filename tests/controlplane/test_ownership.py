@@ -253,6 +253,11 @@ def test_a_class_deleted_while_in_use_leaves_its_workers_until_others_are_ready(
     settled("movable")
     assert len(_pods(fleet, namespace) & pods) == 1  # the pool that has nowhere to go keeps its worker
     kept = _pods(fleet, namespace) & pods
+    operator.wait_for("it shows what it keeps", lambda: fleet.status(namespace, "agents").get("ready") == "1/1")
+    status = fleet.status(namespace, "agents")
+    assert (status["placement"], status["cost"]["usdPerHour"]) == ("1x doomed/OnDemand (kept)", "0.100")
+    where = {"pool_namespace": namespace, "pool": "agents", "hardware_class": "doomed"}
+    operator.wait_for("metrics show it, too", lambda: operator.metric("berth_pool_usd_per_hour", **where) == 0.1)
     fleet.cluster.apply(doomed)
     settled()
     assert kept <= _pods(fleet, namespace)

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
+from berth_operator.api import CapacityType, InferencePoolStatus
 from berth_operator.cli.app import app
 from berth_operator.cli.explanation import paragraph
 from berth_operator.cli.objects import read_objects
 from berth_operator.cli.snapshots import overlay
 from berth_operator.cli.what_if import WhatIf, ask
 from berth_operator.cluster.observe import Observation
-from berth_operator.planner import Snapshot, plan
+from berth_operator.planner import RunningPlacement, Snapshot, plan
 from berth_operator.status import pool_status
 from click.testing import Result
 from typer.testing import CliRunner
@@ -82,6 +83,23 @@ def test_a_pool_that_nothing_can_serve_says_why(berth: Berth) -> None:
     assert result.exit_code == 0
     assert "It runs nowhere: " in result.stdout
     assert "1ms" in result.stdout.splitlines()[0] or "1 ms" in result.stdout.splitlines()[0]
+
+
+def test_what_a_pool_keeps_without_a_place_in_the_plan_is_not_said_to_run_nowhere(tmp_path: Path, now: Any) -> None:
+    file = tmp_path / "chat.yaml"
+    file.write_text(chat(placement={"hardware": {"allow": {"names": ["doomed"]}}}))
+    objects, _ = read_objects([str(EXAMPLES / "hardware.yaml"), str(file)])
+    snapshot = overlay(objects, Observation(), now)
+    (pool,) = snapshot.pools
+    runs = RunningPlacement(pool.key, "doomed", CapacityType.ON_DEMAND, 1, 1)
+    placed = {"hardwareClass": "doomed", "capacityType": "OnDemand", "replicas": 1, "usdPerHour": "0.638"}
+    before = InferencePoolStatus.model_validate({"placements": [placed | {"trafficPercent": 100}]})
+    pool = pool.model_copy(update={"status": before})
+    status = pool_status(pool, plan(snapshot).pools[pool.key], [runs], now)
+    text = paragraph(pool, status, {}, WhatIf(), live=True)
+    assert "It runs on doomed (1 replica on demand). That costs 0.638 USD an hour. The plan has no place for it" in text
+    assert "nowhere" not in text
+    assert 'stays as it is: spec.placement.hardware.allow.names: "doomed" is not a HardwareClass' in text
 
 
 def test_what_a_budget_leaves_unserved_is_said_in_the_paragraph(berth: Berth) -> None:

@@ -11,7 +11,7 @@ from berth_operator.api import CapacityType, HardwareClass, InferencePool, Infer
 from berth_operator.catalog.sanity import Fault
 from berth_operator.class_status import hardware_class_status, nodes_in_use
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement
-from berth_operator.status import Trouble, pool_status, savings_percent
+from berth_operator.status import Trouble, pool_status, rejected_status, savings_percent
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,6 +90,77 @@ def test_workers_that_stay_for_want_of_others_are_not_said_to_leave(
     pool = make_pool(**spec)
     plan = make_plan(pool, placements=(), shortfall=Problem(reason, "m"))
     assert _conditions(pool_status(pool, plan, [_running(1)], now))["Progressing"] == expected
+
+
+DEMAND = {"requestsPerSecond": "7", "source": "Observed", "declaredRequestsPerSecond": "4"}
+
+
+REFUSED = {"not_accepted": Problem("UnknownHardware", "no such class"), "usd_per_hour": Decimal(0)}
+NOTHING = {"shortfall": Problem("NoCapacity", "m"), "usd_per_hour": Decimal(0)}
+
+
+def _was(hardware_class: str = "doomed") -> dict[str, Any]:
+    placed = {"hardwareClass": hardware_class, "capacityType": "OnDemand", "replicas": 4, "usdPerHour": "2.552"}
+    return {"placements": [placed | {"trafficPercent": 100}], "lastMoveTime": "2026-11-20T12:00:00Z"}
+
+
+@pytest.mark.parametrize("changes", [REFUSED, NOTHING])
+def test_workers_that_a_pool_keeps_without_a_place_are_shown_and_paid(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime, changes: dict
+) -> None:
+    pool = make_pool(status=_was())
+    status = pool_status(pool, make_plan(pool, placements=(), **changes), [_running(1, "doomed")], now)
+    assert (status.ready, status.placement) == ("1/2", "2x doomed/OnDemand (kept)")
+    assert [p.to_api() for p in status.placements or ()] == [
+        _was()["placements"][0] | {"replicas": 2, "readyReplicas": 1, "usdPerHour": "1.276"}
+    ]
+    assert status.cost and (status.cost.usd_per_hour, status.saved) == ("1.276", None)
+    assert status.last_move_time == "2026-11-20T12:00:00Z"
+    after = pool_status(_with(pool, status), make_plan(pool, placements=(), **changes), [_running(1, "doomed")], now)
+    assert after is status or after.to_api() == status.to_api()
+
+
+def test_what_a_pool_keeps_may_break_its_budget_and_says_so(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime
+) -> None:
+    pool = make_pool(status=_was(), budget={"maxUsdPerHour": "1.00"})
+    plan = make_plan(pool, placements=(), **REFUSED)
+    found = {n: _conditions(pool_status(pool, plan, [_running(n, "doomed")] * n, now)) for n in (0, 1)}
+    assert [found[n]["WithinBudget"] for n in (0, 1)] == [("True", "WithinBudget"), ("False", "Kept")]
+
+
+def test_what_a_pool_keeps_beside_a_plan_that_is_not_enough_is_paid_and_takes_no_planned_traffic(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime
+) -> None:
+    pool, short = make_pool(status=_was()), Problem("NoCapacity", "m")
+    running = [_running(2), _running(2, "doomed")]
+
+    def shown(**changes: Any) -> tuple[Any, ...]:
+        status = pool_status(pool, make_plan(pool, **changes), running, now)
+        traffic = [(p.hardware_class, p.traffic_percent) for p in status.placements or ()]
+        return status.cost and status.cost.usd_per_hour, traffic, _conditions(status)["Progressing"][1]
+
+    both = [("graviton4-4xl", 100), ("doomed", 0)]
+    assert shown(shortfall=short, unserved_requests_per_second=1.0) == ("2.552", both, "Kept")
+    assert shown() == ("1.276", both[:1], "Moving")
+    assert shown(shortfall=Problem("Budget", "m"), unserved_requests_per_second=1.0)[:2] == ("1.276", both[:1])
+
+
+def test_traffic_of_what_is_kept_adds_up(make_pool: MakePool, make_plan: MakePlan, now: datetime) -> None:
+    pool = make_pool()
+    running = [_running(1, name) for name in "abc"]
+    status = pool_status(pool, make_plan(pool, placements=(), **REFUSED), running, now)
+    assert [p.traffic_percent for p in status.placements or ()] == [33, 33, 34]
+
+
+def test_a_pool_that_does_not_parse_still_shows_what_it_runs_and_forgets_no_demand(
+    make_pool: MakePool, now: datetime
+) -> None:
+    before = make_pool(status=_was() | {"demand": DEMAND}).status
+    status = rejected_status(before, 4, "spec: wrong", now, [_running(2, "doomed")])
+    assert (status["ready"], status["cost"]) == ("2/2", {"usdPerHour": "1.276"})
+    assert status["demand"] == DEMAND
+    assert status["lastMoveTime"] == "2026-11-20T12:00:00Z"
 
 
 def test_a_pool_for_which_nothing_can_be_had_is_not_said_to_want_nothing(

@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 
 import pytest
-from berth_operator.api import CapacityType, Condition, HardwareClass, InferencePool
+from berth_operator.api import CapacityType, Condition, HardwareClass, InferencePool, InferencePoolStatus
 from berth_operator.cluster.observe import Worker
 from berth_operator.planner import Placement, Plan, PoolPlan, Snapshot
 from berth_operator.telemetry import COUNTERS, GAUGES, Readings, Telemetry, readings
@@ -62,11 +62,11 @@ def telemetry(registry: CollectorRegistry, clock: Clock) -> Telemetry:
 
 @pytest.fixture
 def read(make_pool: MakePool, make_plan: MakePlan, make_class: MakeClass, now: datetime) -> Callable[..., Readings]:
-    def make(*workers: Worker, conditions: dict[str, list[Condition]] | None = None, **plan: object) -> Readings:
+    def make(*workers: Worker, statuses: dict[str, InferencePoolStatus] | None = None, **plan: object) -> Readings:
         pool = make_pool()
         snapshot = Snapshot(now=now, pools=(pool,), hardware_classes=(make_class(),))
         planned = Plan({pool.key: make_plan(pool, **plan)}, 0.0, "Optimal")
-        return readings(snapshot, planned, workers, conditions or {}, observed={pool.key: 3.0})
+        return readings(snapshot, planned, workers, statuses or {}, observed={pool.key: 3.0})
 
     return make
 
@@ -116,7 +116,8 @@ def test_unserved_demand_saves_nothing(read: Callable[..., Readings]) -> None:
 
 def test_a_condition_is_one_for_its_status_and_zero_for_the_others(read: Callable[..., Readings]) -> None:
     condition = Condition(type="Ready", status="False", reason="Starting", last_transition_time="2026-11-21T12:00:00Z")
-    series = read(conditions={"default/agents": [condition]}).gauges["berth_pool_condition"]
+    statuses = {"default/agents": InferencePoolStatus(conditions=[condition])}
+    series = read(statuses=statuses).gauges["berth_pool_condition"]
     assert series == {(*AGENTS, "Ready", s): float(s == "False") for s in ("True", "False", "Unknown")}
 
 
@@ -169,7 +170,8 @@ def test_every_metric_of_the_design_is_served_with_its_labels(
     telemetry: Telemetry, registry: CollectorRegistry, read: Callable[..., Readings]
 ) -> None:
     condition = Condition(type="Ready", status="True", reason="Ready", last_transition_time="2026-11-21T12:00:00Z")
-    telemetry.update(read(_worker(), conditions={"default/agents": [condition]}, watts=100))
+    statuses = {"default/agents": InferencePoolStatus(conditions=[condition])}
+    telemetry.update(read(_worker(), statuses=statuses, watts=100))
     telemetry.planned(0.05, 0.01)
     telemetry.passed("success", 123.0)
     served = {sample.name: set(sample.labels) for family in registry.collect() for sample in family.samples}
@@ -204,6 +206,20 @@ def test_only_a_pass_that_left_the_cluster_as_planned_counts_as_success(
     assert registry.get_sample_value("berth_last_success_timestamp_seconds") == 100.0
     for result in ("success", "partial", "error"):
         assert registry.get_sample_value("berth_plans_total", {"result": result}) == 1
+
+
+def test_what_a_pool_keeps_without_a_place_in_the_plan_costs_what_its_status_says(
+    make_class: MakeClass, now: datetime, make_pool: MakePool, make_plan: MakePlan
+) -> None:
+    pool = make_pool()
+    kept = {"hardwareClass": "doomed", "capacityType": "OnDemand", "replicas": 2, "usdPerHour": "1.200"}
+    status = InferencePoolStatus.model_validate({"placements": [kept | {"trafficPercent": 100}]})
+    workers = [_worker("a", hardware_class="doomed"), _worker("b", hardware_class="doomed", ready=False)]
+    snapshot = Snapshot(now=now, pools=(pool,), hardware_classes=(make_class(),))
+    for plan in (Plan({pool.key: make_plan(pool, placements=())}, 0.0, "Optimal"), Plan({}, 0.0, "Optimal")):
+        found = readings(snapshot, plan, workers, {pool.key: status})
+        assert found.gauges["berth_pool_usd_per_hour"] == {(*AGENTS, "doomed", "OnDemand"): 1.2}
+        assert found.usd_per_hour[SPENT] == {AGENTS: pytest.approx(0.6)}
 
 
 def test_a_pool_only_recommended_costs_nothing(read: Callable[..., Readings], make_pool: MakePool) -> None:

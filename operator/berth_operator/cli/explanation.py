@@ -51,7 +51,10 @@ def paragraph(
     effective = resolve(pool.spec)
     sentences = [_serves(pool, effective), *load_sentences(status), _promises(effective)]
     placements = status.placements or []
-    if placements:
+    kept = bool(placements) and effective.mode == "Apply" and _unplaced(status) is not None
+    if kept:
+        sentences += [_runs(placements, classes, effective), _stays(status)]
+    elif placements:
         sentences += [_runs(placements, classes, effective), _costs(status), *_undone(status)]
         sentences += _why(status.candidates or [], effective)
     else:
@@ -59,7 +62,7 @@ def paragraph(
     sentences += _afresh(what_if, status)
     sentences += _next_best(what_if, status)
     sentences += [_at_demand(factor, other) for factor, other in what_if.at_demand]
-    if live and placements:
+    if live and placements and not kept:
         sentences += _not_ready(status)
     if any(c.estimated for c in status.candidates or [] if c.verdict == Verdict.CHOSEN):
         sentences.append(
@@ -173,13 +176,21 @@ def _named(candidate: CandidateStatus) -> str:
     return f"{candidate.hardware_class} {capacity_words(candidate.capacity_type)}"
 
 
-def _nothing(status: InferencePoolStatus) -> str:
+def _unplaced(status: InferencePoolStatus) -> str | None:
+    """Why the plan has no place for it; None where it has one."""
     conditions = {c.type: c for c in status.conditions or []}
-    for kind in ("Accepted", "Placed"):
-        found = conditions.get(kind)
-        if found and found.status != "True":
-            return f"It runs nowhere: {found.message}."
-    return "It runs nowhere."
+    found = (conditions.get(kind) for kind in ("Accepted", "Placed"))
+    return next((c.message for c in found if c and c.status != "True"), None)
+
+
+def _nothing(status: InferencePoolStatus) -> str:
+    why = _unplaced(status)
+    return f"It runs nowhere: {why}." if why else "It runs nowhere."
+
+
+def _stays(status: InferencePoolStatus) -> str:
+    costs = f"That costs {status.cost.usd_per_hour} USD an hour. " if status.cost else ""
+    return f"{costs}The plan has no place for it, and what it runs stays as it is: {_unplaced(status)}."
 
 
 def _afresh(what_if: WhatIf, status: InferencePoolStatus) -> Iterator[str]:
