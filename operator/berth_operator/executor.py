@@ -232,7 +232,7 @@ class Executor:
             [child for step in steps.values() for child in step.delete],
         )
         refused = self._cluster.applier.attempts.refused()
-        found |= unwritten(rendered, refused)
+        found |= unwritten(rendered, seen.children, refused)
         also = conditions(seen.pools, rendered, seen.children, seen.autoscalers, seen.available, refused)
         statuses = await asyncio.to_thread(
             pool_statuses,
@@ -324,7 +324,7 @@ class Executor:
             more=True,
         )
         refused = self._cluster.applier.attempts.refused()
-        found |= unwritten(rendered, refused)
+        found |= unwritten(rendered, children, refused)
         also = conditions(fresh, rendered, children, last.autoscalers, last.available, refused)
         statuses = pool_statuses(planned, part, (), now, also, None, last.load, found)
         await self._statuses.write_pools(statuses, fresh, (), more=True)

@@ -43,6 +43,8 @@ class Trouble:
     message: str
     stuck: bool
     """Nothing will come of waiting: somebody has to change something."""
+    unreachable: bool = False
+    """Clients cannot reach the pool, whatever of it is ready."""
 
 
 def pool_status(
@@ -122,7 +124,7 @@ def _situation(
     if plan.effective.mode != "Apply" or plan.effective.suspend or asleep:
         return Situation()
     old = next((c for c in pool.status.conditions or () if c.type == "Progressing"), None)
-    failed = trouble if trouble and trouble.stuck else None
+    failed = trouble if trouble and trouble.stuck and not trouble.unreachable else None
     leaving = any(r.replicas for r in running if (r.hardware_class, r.capacity_type) not in ready)
     short = [c for c in plan.candidates if c.verdict in _OUT_OF_REACH or c.limited_until]
     return Situation(
@@ -219,7 +221,7 @@ def _conditions(
         "CapacityConstrained": _capacity_constrained(plan),
     }
     awaits = asleep and plan.not_accepted is None
-    ready_now = _AWAITS_REQUESTS if awaits else _ready(plan, facts, wanted, up, trouble)
+    ready_now = _awaiting(trouble) if awaits else _ready(plan, facts, wanted, up, trouble)
     facts = {"Ready": ready_now, **facts, **also}
     return [condition(kind, fact, old, pool.metadata.generation, now) for kind, fact in facts.items()]
 
@@ -337,11 +339,20 @@ def _capacity_constrained(plan: PoolPlan) -> Facts:
     return ("False", "Unconstrained", "no shortage is known")
 
 
+def _awaiting(trouble: Trouble | None) -> Facts:
+    """Of a pool that sleeps: no request can wake it where none can reach it."""
+    if trouble and trouble.unreachable:
+        return ("False", trouble.reason, trouble.message)
+    return _AWAITS_REQUESTS
+
+
 def _ready(plan: PoolPlan, facts: Mapping[str, Facts], wanted: int, up: int, trouble: Trouble | None) -> Facts:
     for kind, bad in (("Accepted", "False"), ("Placed", "False")):
         if facts[kind][0] == bad:
             reason = facts[kind][1] if kind == "Placed" else "NotAccepted"
             return ("False", reason, facts[kind][2])
+    if trouble and trouble.unreachable:
+        return ("False", trouble.reason, trouble.message)
     if up < wanted:
         why = f": {facts['Progressing'][2]}" if trouble else ""
         reason = trouble.reason if trouble and trouble.stuck else "Starting"

@@ -14,7 +14,7 @@ from typing import Any, Final
 from berth_operator.api import format_time
 from berth_operator.cluster.observe import Child, Worker
 from berth_operator.cluster.pod_troubles import Fault, Obstacle
-from berth_operator.cluster.resources import WORKLOAD_KINDS
+from berth_operator.cluster.resources import SERVICES, WORKLOAD_KINDS
 from berth_operator.planner import Plan
 from berth_operator.shortage import OBSTACLES, Hardware, Lack, Shortages
 from berth_operator.status import Trouble
@@ -60,20 +60,27 @@ def troubles(
 
 
 def unwritten(
-    rendered: Mapping[str, Sequence[Mapping[str, Any]] | None], refused: Mapping[Hashable, tuple[str, str]]
+    rendered: Mapping[str, Sequence[Mapping[str, Any]] | None],
+    children: Iterable[Child],
+    refused: Mapping[Hashable, tuple[str, str]],
 ) -> dict[str, Trouble]:
-    """Pools (`namespace/name`) whose workers cannot be written as their plan wants: nothing comes of waiting.
+    """Pools (`namespace/name`) whose workers cannot be written as their plan wants, or that no client can reach because
+    a Service cannot be made: nothing comes of waiting.
 
-    `rendered`: what each pool is to have.  `refused`: reason and message of writes that somebody has to mend, by (kind,
-    namespace, name).
+    `rendered`: what each pool is to have.  `children`: what there is of it.  `refused`: reason and message of writes
+    that somebody has to mend, by (kind, namespace, name).
     """
     out: dict[str, Trouble] = {}
+    there = {child.key for child in children} if refused else set()
     for key, manifests in rendered.items() if refused else ():
-        for manifest in manifests or ():
+        for manifest in sorted(manifests or (), key=lambda manifest: manifest["kind"] not in WORKLOAD_KINDS):
             kind, metadata = manifest["kind"], manifest["metadata"]
-            failure = refused.get((kind, metadata["namespace"], metadata["name"]))
-            if failure and kind in WORKLOAD_KINDS:
-                out.setdefault(key, Trouble(failure[0], f"{kind} {metadata['name']}: {failure[1]}", stuck=True))
+            one = (kind, metadata["namespace"], metadata["name"])
+            missing = kind == SERVICES.kind and one not in there
+            if one in refused and (kind in WORKLOAD_KINDS or missing):
+                reason, message = refused[one]
+                text = f"{kind} {metadata['name']}: {message}"
+                out.setdefault(key, Trouble(reason, text, stuck=True, unreachable=missing))
     return out
 
 

@@ -151,11 +151,18 @@ def test_a_service_of_somebody_else_is_left_alone_and_the_rest_goes_on(
 ) -> None:
     fleet.cluster.kubectl("create", "service", "clusterip", "agents", "--tcp=1:1", f"--namespace={namespace}")
     fleet.pool(namespace, "agents")
-    settled()
+    operator.wait_for(
+        "no client reaches it", lambda: fleet.condition(namespace, "agents", "Ready").get("reason") == "NameTaken"
+    )
+    operator.wait_for(
+        "its worker is up", lambda: fleet.condition(namespace, "agents", "Available").get("status") == "True"
+    )
+    assert fleet.condition(namespace, "agents", "Ready")["status"] == "False"
     assert ("Service", "agents") not in fleet.children(namespace)
     assert f"Service {namespace}/agents: an object of this name exists, not made by Berth" in operator.log
     fleet.cluster.kubectl("delete", "service", "agents", f"--namespace={namespace}")
     operator.wait_for("the Service is ours", lambda: ("Service", "agents") in fleet.children(namespace))
+    settled()
 
 
 # --- One bad pool ---------------------------------------------------------------------------------------------------

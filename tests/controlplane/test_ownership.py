@@ -94,13 +94,20 @@ def test_a_name_that_is_taken_is_told_in_a_condition_until_it_is_free(
     where = f"--namespace={namespace}"
     fleet.cluster.kubectl("create", "service", "clusterip", "agents-headless", "--tcp=1:1", where)
     fleet.pool(namespace, "agents")
-    settled()
+
+    def said(kind: str) -> tuple[Any, Any]:
+        found = fleet.condition(namespace, "agents", kind)
+        return found.get("status"), found.get("reason")
+
+    operator.wait_for("its workers serve", lambda: said("Available") == ("True", "Serving"))
+    operator.wait_for("clients that miss a Service miss the pool", lambda: said("Ready") == ("False", "NameTaken"))
     applied = operator.wait_for("it is told", lambda: fleet.condition(namespace, "agents", "Applied"))
     assert (applied["status"], applied["reason"]) == ("False", "NameTaken")
     assert applied["message"].startswith("Service agents-headless: an object of this name exists, not made by Berth")
     fleet.cluster.kubectl("delete", "service", "agents-headless", where)
     operator.wait_for("it is over", lambda: not fleet.condition(namespace, "agents", "Applied"))
     assert ("Service", "agents-headless") in fleet.children(namespace)
+    settled()
 
 
 def test_workers_that_a_quota_forbids_are_not_said_to_start(

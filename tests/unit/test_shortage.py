@@ -1,6 +1,7 @@
 """Is hardware called short exactly when it is, for a growing while, and is everything else called what it is?"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,9 +12,10 @@ from berth_operator.api.quantities import parse_duration
 from berth_operator.catalog.matching import NodesThere, tolerates
 from berth_operator.cluster.observe import Child, Worker
 from berth_operator.cluster.pod_troubles import Blocked, Obstacle
-from berth_operator.cluster.resources import DEPLOYMENTS
+from berth_operator.cluster.resources import DEPLOYMENTS, SERVICES
 from berth_operator.planner.candidates import api_time
 from berth_operator.shortage import Refusal, ShortagePolicy, Shortages, shortages
+from berth_operator.status import Trouble
 from berth_operator.troubles import trouble_of, unwritten
 from devcluster.hardware import graviton4
 from hypothesis import given
@@ -347,16 +349,23 @@ def test_a_wait_of_seconds_is_not_worth_a_word(hardware: Any) -> None:
     assert _trouble(_child(1), [_worker(NOW - timedelta(seconds=5))], hardware()) is None
 
 
-def test_workers_that_the_api_server_refuses_are_a_trouble_and_a_refused_service_is_none() -> None:
+def test_workers_that_the_api_server_refuses_are_a_trouble_and_so_is_a_service_that_cannot_be_made() -> None:
     rendered = {
-        key: [{"kind": kind, "metadata": {"namespace": key.split("/")[0], "name": "agents-1"}} for kind in kinds]
-        for key, kinds in {"a/agents": ("Service", "Deployment"), "b/agents": ("Service", "Deployment")}.items()
+        f"{namespace}/agents": [
+            {"kind": kind, "metadata": {"namespace": namespace, "name": "agents"}}
+            for kind in ("Service", "PodDisruptionBudget", "Deployment")
+        ]
+        for namespace in "abcd"
     }
     refused = {
-        ("Deployment", "a", "agents-1"): ("Refused", "exceeded quota: z"),
-        ("Service", "b", "agents-1"): ("NameTaken", "not ours"),
+        ("Deployment", "a", "agents"): ("Refused", "exceeded quota: z"),
+        ("Service", "a", "agents"): ("NameTaken", "not ours"),
+        ("Service", "b", "agents"): ("NameTaken", "not ours"),
+        ("Service", "c", "agents"): ("Refused", "by a webhook"),
+        ("PodDisruptionBudget", "d", "agents"): ("NameTaken", "not ours"),
     }
-    (trouble,) = unwritten(rendered | {"c/broken": None}, refused).values()
-    assert trouble == unwritten(rendered, refused)["a/agents"]
-    assert (trouble.reason, trouble.stuck) == ("Refused", True)
-    assert trouble.message == "Deployment agents-1: exceeded quota: z"
+    there = [replace(_child(0), resource=SERVICES, namespace="c", name="agents")]
+    assert unwritten(rendered | {"e/broken": None}, there, refused) == {
+        "a/agents": Trouble("Refused", "Deployment agents: exceeded quota: z", stuck=True),
+        "b/agents": Trouble("NameTaken", "Service agents: not ours", stuck=True, unreachable=True),
+    }

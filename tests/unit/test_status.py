@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from berth_operator.api import CapacityType, HardwareClass, InferencePool, InferencePoolStatus, resolve
+from berth_operator.api.inference_pool import DemandStatus
 from berth_operator.catalog.sanity import Fault
 from berth_operator.class_status import hardware_class_status, nodes_in_use
+from berth_operator.load.facts import LoadFacts
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement
 from berth_operator.status import Trouble, pool_status, rejected_status, savings_percent
 from hypothesis import given
@@ -93,6 +95,27 @@ def test_workers_that_stay_for_want_of_others_are_not_said_to_leave(
 
 
 DEMAND = {"requestsPerSecond": "7", "source": "Observed", "declaredRequestsPerSecond": "4"}
+
+
+def test_a_pool_that_no_client_can_reach_is_not_ready(make_pool: MakePool, make_plan: MakePlan, now: datetime) -> None:
+    pool, taken = make_pool(), Trouble("NameTaken", "Service agents: not ours", stuck=True, unreachable=True)
+    status = pool_status(pool, make_plan(pool), [_running(2)], now, trouble=taken)
+    assert _conditions(status)["Ready"] == _conditions(status)["Progressing"] == ("False", "NameTaken")
+    assert _conditions(status)["Available"] == ("True", "Serving")
+    assert [decision.reason for decision in status.history or ()] == ["Placed"]  # no rollout has failed
+
+
+def test_no_request_wakes_a_sleeping_pool_that_none_can_reach(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime
+) -> None:
+    pool, taken = make_pool(suspend=True), Trouble("NameTaken", "m", stuck=True, unreachable=True)
+    asleep = LoadFacts(DemandStatus.model_validate(DEMAND | {"asleepSince": "2026-11-21T11:00:00Z"}))
+
+    def ready(trouble: Trouble | None) -> tuple[str, str]:
+        status = pool_status(pool, make_plan(pool, placements=()), [], now, load=asleep, trouble=trouble)
+        return _conditions(status)["Ready"]
+
+    assert (ready(None), ready(taken)) == (("True", "Asleep"), ("False", "NameTaken"))
 
 
 REFUSED = {"not_accepted": Problem("UnknownHardware", "no such class"), "usd_per_hour": Decimal(0)}
