@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -48,6 +49,10 @@ constexpr int kPrices = 3;          // of a unit on spot that it tries
 constexpr int64_t kMends = 8;       // steps from what it finds
 constexpr size_t kHistory = 100;    // moves ago: what was good enough then is so now
 
+// Rows as bits: the last one stands for all rows from there on.
+constexpr int64_t kBits = 63;
+uint64_t bit(int64_t row) { return uint64_t{1} << std::min(row, kBits); }
+
 // What a plan comes to, in order of weight.
 struct Worth {
   std::vector<int64_t> short_of;  // [rank] parts of demand unserved, then replicas missing
@@ -61,11 +66,15 @@ struct Worth {
 class Reseating {
  public:
   Reseating(const Seats& seats, uint64_t seed)
-      : s_(seats), patterns_(s_.pools), lanes_(s_.pools), now_(s_.pools), least_(s_.pools, kNever),
-        left_(s_.caps, s_.caps + s_.rows), most_(s_.of->options), nodes_(s_.of->options), node_(s_.of->options),
-        state_(seed) {
+      : s_(seats), patterns_(s_.pools), brief_(s_.pools), lanes_(s_.pools), offers_(s_.lanes), now_(s_.pools), least_(s_.pools, kNever),
+        left_(s_.caps, s_.caps + s_.rows), there_(s_.of->options), state_(seed) {
+    for (int64_t row = 0; row < s_.rows; ++row) left(row, 0);
     for (int64_t lane = 0; lane < s_.lanes; ++lane)
       if (s_.priced[lane]) lanes_[s_.pool[lane]].push_back(lane);
+    for (int64_t lane = 0; lane < s_.lanes; ++lane)
+      for (int64_t k = 0; k < s_.of->options; ++k)
+        if (const int64_t at = lane * s_.of->options + k; s_.of->most[at] > 0)
+          offers_[lane].push_back({k, s_.row[at], s_.row[at] < s_.rows ? bit(s_.row[at]) : 0});
     std::vector<size_t> where(s_.columns);
     for (int64_t c = 0; c < s_.columns; ++c) {
       pattern_of(s_.column_nodes + c * s_.of->options, s_.of->options, pattern_);
@@ -94,7 +103,7 @@ class Reseating {
         if (worth_ < least_worth_) least_worth_ = worth_, best_ = now_;
       } else {
         for (const int64_t i : out_) leave(i);
-        for (size_t i = 0; i < out_.size(); ++i) patterns_[out_[i]].resize(known[i]), seat(out_[i], before[i]);
+        for (size_t i = 0; i < out_.size(); ++i) forget(out_[i], known[i]), seat(out_[i], before[i]);
         worth_ = worth;
       }
       if (worth_ < earlier) earlier = worth_;
@@ -103,7 +112,8 @@ class Reseating {
 
   // Goes on from where another one is, by moves of its own.
   void follow(const Reseating& other) {
-    patterns_ = other.patterns_, now_ = other.now_, least_ = other.least_, left_ = other.left_, worth_ = other.worth_;
+    patterns_ = other.patterns_, brief_ = other.brief_, now_ = other.now_, least_ = other.least_;
+    left_ = other.left_, full_ = other.full_, worth_ = other.worth_;
     best_ = other.best_, least_worth_ = other.least_worth_, history_ = other.history_;
   }
 
@@ -122,9 +132,37 @@ class Reseating {
   struct Seat {
     int64_t lane;
     Pattern nodes, use;  // of options, of rows
-    double dollars, cost, paid;  // USD/h; as the stage counts it; for what it uses at the duals
+    double dollars;
     int64_t unserved, missing;
+  };
+
+  // What is looked at of all patterns of a pool, again and again.
+  struct Brief {
+    double cost, paid;  // as the stage counts it; for what it uses at the duals
+    uint64_t rows;      // that it uses
     double reduced() const { return cost + paid; }
+  };
+
+  // An option of which a lane may have any.
+  struct Offer {
+    int64_t option, row;
+    uint64_t rows;
+  };
+
+  // What nodes there are for a lane: its options of which any are left.
+  struct There {
+    explicit There(int64_t options)
+        : share(options), usd(options), node(options), option(options), per_node(options), most(options), parts(options),
+          vendor(options), zones(options), kind(options), nodes(options), spot(new bool[options]) {}
+    Lane of(Lane all, int64_t count) const {
+      all.options = count, all.share = share.data(), all.usd = usd.data(), all.per_node = per_node.data();
+      all.most = most.data(), all.parts = parts.data(), all.vendor = vendor.data(), all.zones = zones.data();
+      all.kind = kind.data(), all.spot = spot.get();
+      return all;
+    }
+    std::vector<double> share, usd, node;  // `node`: at so many times the duals
+    std::vector<int64_t> option, per_node, most, parts, vendor, zones, kind, nodes;  // `nodes`: of the cheapest pattern
+    std::unique_ptr<bool[]> spot;
   };
 
   // splitmix64 (Steele et al. 2014): a number below `most`.
@@ -152,17 +190,25 @@ class Reseating {
 
   void leave(int64_t pool) {
     count(pool, -1);
-    for (const auto& [row, units] : of(pool).use) left_[row] += units;
+    for (const auto& [row, units] : of(pool).use) left(row, units);
   }
 
   void seat(int64_t pool, size_t pattern) {
     now_[pool] = pattern;
     count(pool, 1);
-    for (const auto& [row, units] : of(pool).use) left_[row] -= units;
+    for (const auto& [row, units] : of(pool).use) left(row, -units);
   }
 
-  bool fits(const Seat& one) const {
-    return std::all_of(one.use.begin(), one.use.end(), [&](const Taken& of) { return of.count <= left_[of.option]; });
+  // So many more are left.
+  void left(int64_t row, int64_t more) {
+    left_[row] += more;
+    if (row < kBits) full_ = left_[row] > 0 ? full_ & ~bit(row) : full_ | bit(row);
+  }
+
+  bool fits(int64_t pool, size_t pattern) const {
+    if (brief_[pool][pattern].rows & full_) return false;
+    const Pattern& use = patterns_[pool][pattern].use;
+    return std::all_of(use.begin(), use.end(), [&](const Taken& of) { return of.count <= left_[of.option]; });
   }
 
   // What a pool's patterns cost that serves so much, in nodes at their own price.
@@ -174,7 +220,8 @@ class Reseating {
   // A pattern that keeps its lane's rules becomes one of its pool's; returns which.
   size_t add(int64_t lane, const Pattern& nodes) {
     const Served served = serving_.served(Lane(*s_.of, lane), nodes);
-    Seat one{lane, nodes, {}, 0.0, 0.0, 0.0, 0, served.missing};
+    Seat one{lane, nodes, {}, 0.0, 0, served.missing};
+    Brief brief{0.0, 0.0, 0};
     for (const auto& [k, taken] : nodes) {
       const int64_t at = lane * s_.of->options + k, row = s_.row[at];
       one.dollars += static_cast<double>(taken) * s_.price[at];
@@ -184,39 +231,44 @@ class Reseating {
         one.use.push_back({row, taken * s_.weight[at]});
       else
         same->count += taken * s_.weight[at];
-      one.paid += static_cast<double>(taken * s_.weight[at]) * s_.dual[row];
+      brief.rows |= bit(row);
+      brief.paid += static_cast<double>(taken * s_.weight[at]) * s_.dual[row];
     }
     one.unserved = served.unserved > kTolerance ? std::llround(served.unserved * kShares) : 0;
-    one.cost = s_.dollars * one.dollars + shortage(lane, served);
-    std::vector<Seat>& mine = patterns_[s_.pool[lane]];
-    least_[s_.pool[lane]] = std::min(least_[s_.pool[lane]], one.reduced());
-    mine.push_back(std::move(one));
-    return mine.size() - 1;
+    brief.cost = s_.dollars * one.dollars + shortage(lane, served);
+    const int64_t pool = s_.pool[lane];
+    least_[pool] = std::min(least_[pool], brief.reduced());
+    patterns_[pool].push_back(std::move(one)), brief_[pool].push_back(brief);
+    return patterns_[pool].size() - 1;
   }
 
-  double excess(int64_t pool) const { return of(pool).reduced() - least_[pool]; }
+  // All patterns of a pool but the first ones.
+  void forget(int64_t pool, size_t known) { patterns_[pool].resize(known), brief_[pool].resize(known); }
+
+  double excess(int64_t pool) const { return brief_[pool][now_[pool]].reduced() - least_[pool]; }
 
   // Into `out_`: of some pools the one that is farthest from its best at the duals, and such as stand in its way.
   void take_out() {
     int64_t first = any();
     for (int64_t i = 1; i < kContest; ++i)
       if (const int64_t other = any(); excess(other) > excess(first)) first = other;
-    const std::vector<Seat>& mine = patterns_[first];
-    const auto better = [](const Seat& a, const Seat& b) { return a.reduced() < b.reduced(); };
-    const auto wish = below(4) == 0 ? mine.begin() + below(static_cast<int64_t>(mine.size()))
-                                    : std::min_element(mine.begin(), mine.end(), better);
+    const std::vector<Brief>& mine = brief_[first];
+    const auto better = [](const Brief& a, const Brief& b) { return a.reduced() < b.reduced(); };
+    const size_t wished = below(4) == 0 ? below(static_cast<int64_t>(mine.size()))
+                                        : std::min_element(mine.begin(), mine.end(), better) - mine.begin();
+    const Pattern& wish = patterns_[first][wished].use;
     out_.assign(1, first), leave(first);
     if (below(kAll) == 0) {
       const size_t begin = below(static_cast<int64_t>(open_.size()));
       for (size_t i = 0; i < open_.size(); ++i)
-        if (const int64_t pool = open_[(begin + i) % open_.size()]; pool != first && in_the_way(pool, wish->use))
+        if (const int64_t pool = open_[(begin + i) % open_.size()]; pool != first && in_the_way(pool, wish))
           out_.push_back(pool), leave(pool);
     } else {
       const size_t most = 2 + below(kOthers);
       for (int64_t i = 0; i < kTries && out_.size() < most; ++i) {
         const int64_t pool = any();
         if (std::find(out_.begin(), out_.end(), pool) != out_.end()) continue;
-        if (i < kTries - 1 && !in_the_way(pool, wish->use)) continue;
+        if (i < kTries - 1 && !in_the_way(pool, wish)) continue;
         out_.push_back(pool), leave(pool);
       }
     }
@@ -225,27 +277,31 @@ class Reseating {
   }
 
   bool in_the_way(int64_t pool, const Pattern& wanted) const {
-    for (const auto& [row, units] : wanted)
+    const uint64_t rows = brief_[pool][now_[pool]].rows;
+    for (const auto& [row, units] : wanted) {
+      if (units <= left_[row] || !(rows & bit(row))) continue;
+      if (row < kBits) return true;
       for (const Taken& mine : of(pool).use)
-        if (mine.option == row && units > left_[row]) return true;
+        if (mine.option == row) return true;
+    }
     return false;
   }
 
   // The pool's cheapest pattern within what is left, at so many times the duals; with `pricing` perhaps a new one.
   size_t best_for(int64_t pool, double times, bool pricing) {
-    std::vector<Seat>& mine = patterns_[pool];
+    const auto cost = [&](size_t i) { return brief_[pool][i].cost + times * brief_[pool][i].paid; };
     size_t best = 0;
     double least = kNever;
-    for (size_t i = 0; i < mine.size(); ++i)
-      if (const double cost = mine[i].cost + times * mine[i].paid; cost < least && fits(mine[i])) least = cost, best = i;
+    for (size_t i = 0; i < brief_[pool].size(); ++i)
+      if (const double mine = cost(i); mine < least && fits(pool, i)) least = mine, best = i;
     if (!pricing) return best;
     for (const int64_t lane : lanes_[pool]) {
       if (!price(lane, times, &least)) continue;
       const size_t found = add(lane, pattern_);
-      if (fits(mine[found]))  // several options may be of one row
+      if (fits(pool, found))  // several options may be of one row
         best = found;
       else
-        least = mine[best].cost + times * mine[best].paid;
+        least = cost(best);
     }
     return best;
   }
@@ -255,52 +311,71 @@ class Reseating {
 
   // Into `pattern_`: the lane's cheapest below `least`, which becomes what it costs; whether there is one.
   bool price(int64_t lane, double times, double* least) {
-    Lane mine(*s_.of, lane);
-    for (int64_t k = 0; k < mine.options; ++k) {
-      const int64_t at = lane * mine.options + k, row = s_.row[at];
-      most_[k] = row < s_.rows ? std::min(mine.most[k], units_of(left_[row], s_.weight[at])) : mine.most[k];
-      node_[k] = s_.dollars * s_.price[at];
-      if (row < s_.rows) node_[k] += times * s_.dual[row] * static_cast<double>(s_.weight[at]);
-    }
-    mine.most = most_.data();
-    std::fill(nodes_.begin(), nodes_.end(), 0);
-    const Question question{node_.data(), s_.unserved[lane], s_.missing, *least, 0.0, kUnits, kPrices};
+    const Lane mine = what_is_there(lane, times);
+    double* node = there_.node.data();
+    int64_t* nodes = there_.nodes.data();
+    std::fill_n(nodes, mine.options, 0);
+    const Question question{node, s_.unserved[lane], s_.missing, *least, 0.0, kUnits, kPrices};
     double bound;
-    if (!pricer_.price(mine, question, &bound, nodes_.data())) return false;
+    if (!pricer_.price(mine, question, &bound, nodes)) return false;
     const Served served = kept_to_rules(mine);
     double cost = shortage(lane, served);
-    for (const auto& [k, count] : pattern_) cost += static_cast<double>(count) * node_[k];
-    neighbours_.better(mine, {node_.data(), s_.unserved[lane], s_.missing, 0.0}, nodes_.data(), &cost, kMends, true);
+    for (const auto& [k, count] : pattern_) cost += static_cast<double>(count) * node[k];
+    neighbours_.better(mine, {node, s_.unserved[lane], s_.missing, 0.0}, nodes, &cost, kMends, true);
     if (cost >= *least - kGain) return false;
     *least = cost;
-    pattern_of(nodes_.data(), mine.options, pattern_);
+    pattern_of(nodes, mine.options, pattern_);
+    for (Taken& one : pattern_) one.option = there_.option[one.option];
     return true;
   }
 
-  // What `nodes_` serve, without those that carry least where they break a budget or maxReplicas; also in `pattern_`.
+  // Into `there_`, which it points into.
+  Lane what_is_there(int64_t lane, double times) {
+    const Lane all(*s_.of, lane);
+    There& t = there_;
+    int64_t count = 0;
+    for (const auto& [k, row, rows] : offers_[lane]) {
+      if (rows & full_) continue;
+      const int64_t at = lane * all.options + k;
+      const int64_t most = row < s_.rows ? std::min(all.most[k], units_of(left_[row], s_.weight[at])) : all.most[k];
+      if (most <= 0) continue;
+      t.option[count] = k, t.most[count] = most, t.node[count] = s_.dollars * s_.price[at];
+      if (row < s_.rows) t.node[count] += times * s_.dual[row] * static_cast<double>(s_.weight[at]);
+      t.share[count] = all.share[k], t.usd[count] = all.usd[k], t.per_node[count] = all.per_node[k];
+      t.parts[count] = all.parts[k], t.vendor[count] = all.vendor[k], t.zones[count] = all.zones[k];
+      t.kind[count] = all.kind[k], t.spot[count] = all.spot[k];
+      ++count;
+    }
+    return t.of(all, count);
+  }
+
+  // What `there_.nodes` serve, without those that carry least where they break a budget or maxReplicas; also in `pattern_`.
   Served kept_to_rules(const Lane& lane) {
     while (true) {
-      pattern_of(nodes_.data(), lane.options, pattern_);
+      pattern_of(there_.nodes.data(), lane.options, pattern_);
       const Served served = serving_.served(lane, pattern_);
       if (served.allowed) return served;
       const auto less = [&](const Taken& a, const Taken& b) { return lane.share[a.option] < lane.share[b.option]; };
-      --nodes_[std::min_element(pattern_.begin(), pattern_.end(), less)->option];
+      --there_.nodes[std::min_element(pattern_.begin(), pattern_.end(), less)->option];
     }
   }
 
   const Seats& s_;
   std::vector<std::vector<Seat>> patterns_;  // [pool]
+  std::vector<std::vector<Brief>> brief_;    // of each
   std::vector<std::vector<int64_t>> lanes_;  // [pool] that are priced
+  std::vector<std::vector<Offer>> offers_;   // [lane]
   std::vector<size_t> now_;                  // [pool] pattern
   std::vector<double> least_;                // [pool] reduced cost of the best
   std::vector<int64_t> left_;                // [row] units
+  uint64_t full_ = 0;                        // rows of which none are left, the first `kBits`
   Worth worth_, least_worth_;                // of now, and of `best_`
   std::vector<size_t> best_;                 // [pool] pattern
   std::vector<Worth> history_;
   std::vector<int64_t> open_;                // pools that are not settled
-  std::vector<int64_t> out_, most_, nodes_;  // pools that are taken out, in the order in which they come back
-  std::vector<double> node_;
+  std::vector<int64_t> out_;                 // pools that are taken out, in the order in which they come back
   Pattern pattern_;
+  There there_;
   Pricer pricer_;
   Neighbours neighbours_;
   Serving serving_;
