@@ -1,9 +1,12 @@
 """Does a real API server take the chart, and does the release keep what users would be sorry to lose?"""
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from chartgen import CHART
 from devcluster import ControlPlane, KubectlError
 
@@ -112,6 +115,48 @@ def test_pools_outlive_an_uninstall_and_are_found_again_by_the_next_install(
     installed.run("upgrade", *target, values={"replicas": 3})
     assert cluster.get("deployment", "berth-operator", f"--namespace={NAMESPACE}")["spec"]["replicas"] == 3
     assert cluster.get("bpool", "agents")["metadata"]["uid"] == made
+
+
+def test_values_of_an_older_release_without_ours_are_refused_by_name(
+    cluster: ControlPlane, installed: Any, tmp_path: Path
+) -> None:
+    """What `--reuse-values` takes: all values of the release before, and none of this chart's defaults."""
+    older = tmp_path / "berth"
+    shutil.copytree(CHART, older)
+    values = yaml.safe_load((older / "values.yaml").read_text())
+    del values["activator"], values["planning"]["maxMoves"]
+    (older / "values.yaml").write_text(yaml.safe_dump(values))
+    for path in (
+        older / "values.schema.json",
+        older / "templates" / "deployment.yaml",
+        older / "templates" / "rbac.yaml",
+    ):
+        path.unlink()
+    target = ["berth", str(CHART), f"--namespace={NAMESPACE}"]
+    installed.run("upgrade", "berth", str(older), f"--namespace={NAMESPACE}", values={"log": {"level": "debug"}})
+    with pytest.raises(
+        RuntimeError, match=r"(?s)missing property 'activator'.*'/planning': missing property 'maxMoves'"
+    ):
+        installed.run("upgrade", *target, "--reuse-values")
+    installed.run("upgrade", *target, "--reset-then-reuse-values")
+    template = cluster.get("deployment", "berth-operator", f"--namespace={NAMESPACE}")["spec"]["template"]
+    told = {variable["name"]: variable.get("value") for variable in template["spec"]["containers"][0]["env"]}
+    assert (told["BERTH_MAX_MOVES"], told["BERTH_LOG_LEVEL"]) == ("10", "debug")
+
+
+def test_a_release_of_another_name_takes_over_the_crds_that_one_before_has_kept(
+    cluster: ControlPlane, installed: Any
+) -> None:
+    cluster.apply(POOL)
+    made = cluster.get("bpool", "agents")["metadata"]["uid"]
+    installed.run("uninstall", "berth", f"--namespace={NAMESPACE}")
+    target = ["other", str(CHART), f"--namespace={NAMESPACE}", "--set=replicas=0"]
+    with pytest.raises(RuntimeError, match="cannot be imported into the current release"):
+        installed.run("install", *target)
+    installed.run("install", *target, "--take-ownership")
+    assert cluster.get("bpool", "agents")["metadata"]["uid"] == made
+    installed.run("uninstall", "other", f"--namespace={NAMESPACE}")
+    installed.run("install", "berth", str(CHART), f"--namespace={NAMESPACE}", "--set=replicas=0", "--take-ownership")
 
 
 def test_an_upgrade_upgrades_the_crds(cluster: ControlPlane, installed: Any) -> None:

@@ -95,12 +95,20 @@ def _leaves(
 
 
 def json_schema(values: Iterable[Value]) -> str:
-    """`values.schema.json`: what Helm refuses an install for.  Types are those of the defaults; a typo is refused."""
+    """`values.schema.json`: what Helm refuses an install for.  Types are those of the defaults; a typo is refused.
+
+    So is a section, or a value that is not empty by default, that is not there: set to null, or not among the values of
+    an older release, which `helm upgrade --reuse-values` takes without this chart's defaults.  Templates would fail
+    without its name, or turn off what it turns on.  A described mapping may be taken away.
+    """
     root: dict[str, Any] = {"$schema": "http://json-schema.org/draft-07/schema#", **_section()}
     for value in values:
         section = root
         for key in value.path[:-1]:
+            _require(section, key)
             section = section["properties"].setdefault(key, _section())
+        if value.default and not isinstance(value.default, dict):
+            _require(section, value.path[-1])
         leaf = {"description": value.description, "type": _json_type(value.default)}
         section["properties"][value.path[-1]] = {**leaf, **value.schema}
     # Helm hands these to every chart: a parent chart's globals, and whether a dependency is wanted.
@@ -109,7 +117,12 @@ def json_schema(values: Iterable[Value]) -> str:
 
 
 def _section() -> dict[str, Any]:
-    return {"type": "object", "additionalProperties": False, "properties": {}}
+    return {"type": "object", "additionalProperties": False, "required": [], "properties": {}}
+
+
+def _require(section: dict[str, Any], key: str) -> None:
+    if key not in section["required"]:
+        section["required"].append(key)
 
 
 def _json_type(default: Any) -> str:
