@@ -6,15 +6,18 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from berth_operator.cluster.kube import Kube, Listed
+from berth_operator.cluster.cluster import Cluster
+from berth_operator.cluster.kube import ApiError, Kube, Listed
 from berth_operator.cluster.lease import Lease
 from berth_operator.cluster.reflector import Reflector
 from berth_operator.cluster.resources import LEASES, Resource
 
 if TYPE_CHECKING:
+    from conftest import Fleet
     from devcluster import ControlPlane
 
 Manifest = dict[str, Any]
@@ -214,3 +217,17 @@ async def test_a_leader_that_slept_through_its_lease_knows_it(kube: Kube, namesp
     await asyncio.gather(task, return_exceptions=True)
     now += 14.0
     assert not lease.held()
+
+
+# --- Statuses -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_status_that_older_crds_do_not_know_says_what_to_upgrade(
+    fleet: Fleet, kube: Kube, namespace: str
+) -> None:
+    fleet.pool(namespace, "agents")
+    version = fleet.cluster.get("bpool", "agents", f"--namespace={namespace}")["metadata"]["resourceVersion"]
+    cluster = Cluster(kube, lambda: None)
+    with pytest.raises(ApiError, match=r"\.status\.newer: .*: the CRDs are older than this operator") as caught:
+        await cluster.write_pool_status(namespace, "agents", version, {"newer": "than the CRDs"})
+    assert caught.value.status == HTTPStatus.INTERNAL_SERVER_ERROR

@@ -13,7 +13,7 @@ from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from berth_operator.cluster.apply import Applier
 from berth_operator.cluster.discovery import Discovery
 from berth_operator.cluster.groups import as_seen, replicas_of
-from berth_operator.cluster.kube import PAGE, Kube
+from berth_operator.cluster.kube import PAGE, ApiError, Kube
 from berth_operator.cluster.neighbours import decode_autoscaler
 from berth_operator.cluster.node_watch import NodeWatch
 from berth_operator.cluster.observe import (
@@ -47,6 +47,8 @@ T = TypeVar("T")
 _AUTOSCALERS_SECONDS: Final = 3.0
 _POOLS_PAGE: Final = 50
 """A pool's status is long: some 50 KB once it is parsed."""
+_UNDECLARED: Final = "field not declared in schema"
+"""What the API server says of a status with a field that its CRD has not."""
 _OURS = f"{MANAGED_BY_LABEL}={MANAGED_BY},{POOL_LABEL}"
 
 
@@ -187,7 +189,15 @@ class Cluster:
             "metadata": metadata | ({"namespace": namespace} if namespace else {}),
             "status": status,
         }
-        return await self.kube.apply(resource, manifest, subresource="status")
+        try:
+            return await self.kube.apply(resource, manifest, subresource="status")
+        except ApiError as error:
+            if _UNDECLARED not in str(error):
+                raise
+            text = (
+                f"{error}: the CRDs are older than this operator: apply those of its chart (crds.install), or of crds/"
+            )
+            raise ApiError(error.status, text, reason=error.reason) from error
 
 
 K = TypeVar("K", InferencePool, HardwareClass, ServingProfile)
