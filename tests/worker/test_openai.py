@@ -263,6 +263,23 @@ async def test_content_may_be_parts_and_developers_speak_as_the_system(talking: 
     assert one.usage.prompt_tokens == other.usage.prompt_tokens
 
 
+async def test_an_answer_that_said_nothing_may_be_sent_back(talking: Any) -> None:
+    async with talking() as (client, running):
+        for said in ({"content": None}, {"content": None, "tool_calls": []}, {"refusal": "No."}):
+            history = [*QUESTION, {"role": "assistant", **said}, {"role": "user", "content": "Well?"}]
+            answer = await client.chat.completions.create(messages=history, **GREEDY)
+            spoken = [history[0], {"role": "assistant", "content": said.get("refusal", "")}, history[2]]
+            assert answer.usage.prompt_tokens == len(running.engine.tokenizer.encode_chat(spoken))
+
+
+async def test_more_answers_than_the_worker_has_room_for_are_refused_for_good(talking: Any) -> None:
+    async with talking(max_running=1, max_waiting=1) as (client, _):
+        with pytest.raises(openai.BadRequestError, match="n: 3 answers in all; this worker has room for 2") as caught:
+            await client.chat.completions.create(messages=QUESTION, n=3, **GREEDY)
+        assert caught.value.param == "n"
+        assert len((await client.chat.completions.create(messages=QUESTION, n=2, **GREEDY)).choices) == 2
+
+
 @pytest.mark.parametrize("how", ["session_id", "x-session-id", "prompt_cache_key"])
 async def test_a_session_is_kept_for_its_next_turn(talking: Any, how: str) -> None:
     asked: dict[str, Any] = dict(GREEDY)
@@ -433,10 +450,15 @@ async def test_the_model_is_listed_and_another_is_not_found(talking: Any) -> Non
             with pytest.raises(openai.NotFoundError, match=f"found 'gpt-5'; this worker serves '{MODEL}'") as caught:
                 await asking
             assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
-        answer = await running.http.get("/v1/nothing")
-        assert (answer.status_code, answer.json()["error"]["message"]) == (404, "GET /v1/nothing: Not Found")
+        served = "this worker serves /v1/chat/completions, /v1/completions, /v1/models"
+        with pytest.raises(openai.NotFoundError, match=f"POST /v1/responses: Not Found; {served}"):
+            await client.responses.create(model=MODEL, input="x")
+        with pytest.raises(openai.NotFoundError, match=f"POST /chat/completions: Not Found; {served}"):
+            await client.with_options(base_url=str(running.http.base_url)).chat.completions.create(
+                model=MODEL, messages=QUESTION
+            )
         assert (await running.http.get("/v1/completions")).json()["error"]["type"] == "invalid_request_error"
-        assert (await running.http.get("/nothing")).text == "Not Found\n"
+        assert (await running.http.get("/nothing")).json()["error"]["message"] == f"GET /nothing: Not Found; {served}"
 
 
 CHAT, TEXT = {"messages": QUESTION}, {"prompt": "x"}

@@ -33,6 +33,7 @@ __all__ = ["OpenAiFace", "problem"]
 
 log = logging.getLogger(__name__)
 
+SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/models")
 MAX_BODY = 16 << 20
 """Bytes; a context of a million tokens is less."""
 INLINE_CHARACTERS = 4096
@@ -157,6 +158,9 @@ class OpenAiFace:
     async def _submit(self, asked: Asked, engine: Engine, request_id: str, streams: list[AsyncStream]) -> None:
         """Queue every choice of every prompt, into streams, so that those already queued are ended if one cannot be."""
         try:
+            most = engine.config.max_running + engine.config.max_waiting
+            if (answers := max(1, len(asked.prompts)) * asked.choices) > most:
+                raise InvalidRequestError("n", f"{answers} answers in all; this worker has room for {most}")
             prompts = [await _ids(prompt, engine) for prompt in asked.prompts] or [await _chat_ids(asked, engine)]
             for ids in prompts:
                 for choice in range(asked.choices):
@@ -195,11 +199,11 @@ class OpenAiFace:
 
 
 def problem(request: Request, error: Exception) -> Response:
-    """What Starlette refuses by itself under /v1, in OpenAI's form; elsewhere as plain text."""
+    """What Starlette refuses by itself, in OpenAI's form: clients show it, and some ask without the /v1."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
-    if not request.url.path.startswith("/v1/"):
-        return Response(f"{error.detail}\n", error.status_code, error.headers, "text/plain")
     text = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code == 404:
+        text += f"; this worker serves {', '.join(SERVED)}"
     return JSONResponse(error_body(text, "invalid_request_error"), error.status_code, error.headers)
 
 
