@@ -345,6 +345,15 @@ async def test_a_client_that_wants_one_call_at_a_time_gets_one(talking: Any, gat
             assert (len(choice.message.tool_calls), choice.finish_reason) == (count, "tool_calls")
 
 
+async def test_that_strict_is_not_enforced_is_said_once(talking: Any, caplog: pytest.LogCaptureFixture) -> None:
+    strict = {"type": "function", "function": WEATHER["function"] | {"strict": True}}
+    async with talking() as (client, _):
+        for tool, times in ((WEATHER, 0), (strict, 1), (strict, 1)):
+            await client.chat.completions.create(messages=QUESTION, tools=[tool], **GREEDY)
+            said = [record for record in caplog.records if "strict is not enforced" in record.message]
+            assert len(said) == times
+
+
 async def test_where_no_tools_are_to_be_called_a_call_is_text(talking: Any, gated: Any) -> None:
     said = '<tool_call>{"name": "weather"}</tool_call>'
     async with talking(speculation="off") as (client, running):
@@ -510,6 +519,11 @@ CHAT, TEXT = {"messages": QUESTION}, {"prompt": "x"}
         (CHAT | {"tool_choice": "required"}, "tool_choice", "'auto' and 'none'"),
         (CHAT | {"tools": [{"type": "web"}]}, "tools[0].type", "'function' is right"),
         (CHAT | {"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", "not empty"),
+        (
+            CHAT | {"tools": [{"type": "function", "function": {"name": "f", "strict": "yes"}}]},
+            "tools[0].function.strict",
+            "true or false is right",
+        ),
         ({"messages": []}, "messages", "at least one message"),
         ({"messages": ["hi"]}, "messages[0]", "an object is right"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "one of system, developer"),

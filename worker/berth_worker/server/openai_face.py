@@ -66,6 +66,7 @@ class OpenAiFace:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        self._told_of_strict = False
         self.open_calls = 0
         """Requests that have arrived and whose client has not been sent everything yet."""
         self.routes = [
@@ -119,6 +120,9 @@ class OpenAiFace:
             except InvalidRequestError as error:
                 raise _RefusedError(400, str(error), error.field) from error
             self._check_model(asked.model)
+            if not self._told_of_strict and any(tool["function"].get("strict") for tool in asked.tools):
+                self._told_of_strict = True
+                log.warning("tools: strict is not enforced: calls may break their schema (said once)")
             await self._submit(asked, engine, request_id, streams)
             reply = Reply(kind, streams[0].request_id, self._worker.model_name)
             names = [tool["function"]["name"] for tool in asked.tools]

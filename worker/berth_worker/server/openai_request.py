@@ -2,7 +2,8 @@
 
 Fields are those of OpenAI's API and, where it has none, of vLLM (top_k, min_p, repetition_penalty, min_tokens,
 stop_token_ids, ignore_eos) and ours (session_id).  What would change the answer and is not done here is refused by
-name; what would not, such as `user` or `metadata`, is ignored.
+name; what would not, such as `user` or `metadata`, is ignored.  So is `strict` of tools, which agents' frameworks set
+unasked: arguments may break their schema, as those of tools that are not strict.
 """
 
 from __future__ import annotations
@@ -331,6 +332,7 @@ def _tools(fields: _Fields) -> tuple[dict[str, Any], ...]:
         function, _ = tool.object("function")
         if not function.text("name"):
             function.refuse("name", "text that is not empty is right")
+        function.boolean("strict")
         tools.append(value)
     return tuple(tools)
 
