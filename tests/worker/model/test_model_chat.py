@@ -6,11 +6,13 @@ import json
 from typing import Any
 
 import pytest
+from berth_worker.model import chat_bounds
 from berth_worker.model.chat import ChatTemplate, Shield
 from berth_worker.model.gguf_file import GgufFile
 from berth_worker.model.tokenizer import GgufTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # Llama 3.2's way with tools, shortened: definitions as JSON in the user's first message, a call as JSON, "ipython"
 LLAMA3 = """{{- bos_token }}
@@ -137,6 +139,77 @@ def test_a_template_without_tools_gets_them_described_and_calls_and_results_as_t
     ) in text
     own = tokenizer.encode_chat([{"role": "system", "content": "Be brief."}, *results], tools=[WEATHER])
     assert tokenizer.decode(own).startswith("system\nBe brief.\n\nYou can call functions")
+
+
+GROWING = "{%- set ns = namespace(x='ab', y=['ab'], n=3) %}{% for i in range(20) %}STEP{% endfor %}done"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{% for i in range(2000) %}{% for j in range(2000) %}{% endfor %}{% endfor %}", "does not end within 0.01 s"),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(18) }}",
+            "does not end within 0.01 s",
+        ),
+        ("{% for i in [17] recursive %}{% if i %}{{ loop([i - 1, i - 1]) }}{% endif %}{% endfor %}", "does not end"),
+        ("{% for i in range(200) %}{{ 'x' * 1000 }}{% endfor %}", "more than 100000 characters"),
+        ("{% for i in range(2000) %}" + "x" * 1000 + "{% endfor %}", "more than 100000 characters"),
+        (
+            "{% filter upper %}{% for i in range(200) %}" + "x" * 1000 + "{% endfor %}{% endfilter %}",
+            "more than 100000",
+        ),
+        (GROWING.replace("STEP", "{% set ns.x = ns.x ~ ns.x %}"), "more than 100000 characters"),
+        (GROWING.replace("STEP", "{% set ns.x = ns.x + ns.x %}"), "more than 100000 characters"),
+        (GROWING.replace("STEP", "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}"), "more than 100000 characters"),
+        (GROWING.replace("STEP", "{% set ns.x = ns.x | replace('a', 'aa') %}"), "more than 100000 characters"),
+        (GROWING.replace("STEP", "{% set ns.y = ns.y + ns.y %}"), "more than 100000 characters"),
+        ("{{ [1] * 100000 }}", "more than 100000 characters"),
+        ("{{ 1000000 * 'x' }}", "more than 100000 characters"),
+        ("{{ 9 ** (9 ** 5) }}", "a number that is too large"),
+        (GROWING.replace("STEP", "{% set ns.n = ns.n * ns.n %}"), "a number that is too large"),
+        ("{{ 'x' | center(10 ** 17) }}", "MemoryError"),
+    ],
+)
+def test_a_template_that_does_not_end_or_builds_too_much_is_refused(
+    source: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_bounds, "MOST_SECONDS", 0.01 if "does not end" in says else 60.0)
+    monkeypatch.setattr(chat_bounds, "MOST_CHARACTERS", 100_000)
+    template = ChatTemplate(source, bos_token="", eos_token="")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"the model's chat template refuses them: .*{says}"):
+            template.render(chat("x"), add_generation_prompt=True)
+
+
+EVERYTHING = """
+{%- macro shout(text, end='!') %}{{ text | upper + end }}{% if caller %}{{ caller() }}{% endif %}{% endmacro %}
+{%- set ns = namespace(n=0, all=[]) %}
+{%- for message in messages if message.content %}
+    {%- set ns.n = ns.n + message.content | length * 2 ** 3 %}
+    {%- set ns.all = ns.all + [loop.index0, 1.5 + 1] %}
+    {%- set both %}{{ message.role }}: {{ message.content }}{% endset %}
+    {%- set low | lower %}{{ both ~ '-' * 3 ~ ns.n }}{% endset %}
+    {%- if loop.index > 3 %}{% break %}{% endif %}
+    {{- loop.previtem.role if loop.previtem is defined }} {{ low + 'a' + 'b' }} {{ shout(both) -}}
+{%- else %}nobody
+{%- endfor %}
+{%- for item in [1, [2, [3]]] recursive %}{{ loop(item) if item is iterable else item }}{% endfor %}
+{%- call shout('x', end='?') %} called {% endcall %}
+{%- filter upper %}filtered {{ tools | tojson }}{% endfilter %}
+{{ ns.all }} {{ none }} {{ [1, 2] + [3] }} {{ (1, 2) }} {{ missing }} {{ 'é' ~ 3 }}
+"""
+
+
+@pytest.mark.parametrize("source", [LLAMA3, EVERYTHING])
+def test_bounds_change_no_text(source: str) -> None:
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    plain.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    conversation = [message for message in CONVERSATION if "tool_calls" not in message]
+    for messages in (conversation, conversation * 3, []):
+        said = {"messages": messages, "tools": [WEATHER], "add_generation_prompt": True}
+        expected = plain.from_string(source).render(**said, bos_token="<b>", eos_token="<e>")
+        assert ChatTemplate(source, bos_token="<b>", eos_token="<e>").render(**said) == expected
 
 
 def test_where_every_mark_is_taken_the_messages_are_refused() -> None:

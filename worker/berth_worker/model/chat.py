@@ -9,19 +9,22 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from berth_worker.model.chat_bounds import BoundedEnvironment
 from berth_worker.model.chat_tools import described, with_objects
 
 __all__ = ["ChatTemplate", "Shield"]
 
-_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-# what a template can run into
+_REFUSALS = (
+    *(jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError),
+    MemoryError,
+)
+"""What a template can run into."""
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # no text has them (Unicode 16, section 23.7)
 
 
@@ -31,7 +34,7 @@ class ChatTemplate:
     def __init__(self, source: str | None, *, bos_token: str, eos_token: str) -> None:
         """source: Jinja; compiled at once, so that the first conversation does not wait for it. None: there is none."""
         self._bos, self._eos = bos_token, eos_token
-        self._compiled: tuple[jinja2.Template, bool] | None = None
+        self._compiled: tuple[Callable[..., str], bool] | None = None
         """And whether it knows tools."""
         self._problem = "this model has no chat template; send a plain prompt instead"
         if source is None:
@@ -39,7 +42,7 @@ class ChatTemplate:
         try:
             environment = _environment()
             known = jinja2.meta.find_undeclared_variables(environment.parse(source))
-            self._compiled = environment.from_string(source), "tools" in known
+            self._compiled = environment.bounded(source), "tools" in known
         except _REFUSALS as error:
             self._problem = _refusal(error)
 
@@ -50,7 +53,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, object]] = (),
         add_generation_prompt: bool,
     ) -> str:
-        """The prompt's text.  messages and tools are in OpenAI's form.
+        """The prompt's text.  messages and tools are in OpenAI's form.  Ends within `chat_bounds`.
 
         A template that knows nothing of tools gets them described in the system message, and calls and results as
         text; see `chat_tools`.  Raises ValueError if there is no template, or it is broken, or it refuses these
@@ -58,9 +61,9 @@ class ChatTemplate:
         """
         if self._compiled is None:
             raise ValueError(self._problem)
-        template, knows_tools = self._compiled
+        render, knows_tools = self._compiled
         try:
-            return template.render(
+            return render(
                 messages=with_objects(messages) if knows_tools else described(messages, tools),
                 tools=list(tools) or None,
                 add_generation_prompt=add_generation_prompt,
@@ -72,7 +75,7 @@ class ChatTemplate:
 
 
 def _refusal(error: Exception) -> str:
-    return f"messages: the model's chat template refuses them: {error}"
+    return f"messages: the model's chat template refuses them: {str(error) or type(error).__name__}"
 
 
 class Shield:
@@ -131,10 +134,8 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda layout: datetime.datetime.now().astimezone().strftime(layout)
