@@ -79,7 +79,7 @@ def _built(request: pytest.FixtureRequest, compiler: str, sets: dict[str, list[s
     if not (program := folder / key).exists():
         shutil.rmtree(folder)
         folder.mkdir()
-        shared = ["scalar", "dispatch", "model", "attention_plan", "step", "pool"]
+        shared = ["scalar", "dispatch", "model", "attention", "attention_plan", "step", "pool"]
         sources = {CSRC / f"{name}.cpp": define for name in shared} | {CSRC / f"{n}.cpp": f for n, f in sets.items()}
         _compile(compiler, {PROGRAM / "kernels_check.cpp": [*define, "-O1"]} | sources, folder).rename(program)
     return program

@@ -34,6 +34,8 @@ def test_only_the_units_of_an_instruction_set_use_its_intrinsics() -> None:
     headers = {"immintrin.h": {"avx2.cpp", "vnni.h"}, "arm_neon.h": {"neon.h"}, "arm_sve.h": {"sve_dot.h"}}
     shared = {
         "attend.h",
+        "attention.cpp",
+        "attention.h",
         "attention_plan.cpp",
         "attention_plan.h",
         "body.h",

@@ -95,6 +95,12 @@ struct Isa {
   void (*finish)();
 };
 
+// x[0..n) in blocks times Hadamard's matrix of that order; a block of 1 changes nothing
+inline void hadamard_blocks(const Isa& isa, float* x, int64_t n, int64_t block) {
+  if (block > 1)
+    for (int64_t i = 0; i < n; i += block) isa.hadamard(x + i, block);
+}
+
 // Keys and values of one KV head in one block of 16 tokens; those of a layer and head lie one after the other:
 //   keys [head_dim / 4][16 tokens][4] int8 | values [head_dim / 16][4][16 dims][4 tokens] int8 | key scales [16] float | value scales [16] float
 // A key block is a panel of weights whose channels are tokens; a value block is head_dim / 16 panels of depth 16: `dot` serves both.

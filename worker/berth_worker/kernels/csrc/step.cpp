@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "arena.h"
-#include "attention_plan.h"
+#include "attention.h"
 #include "model.h"
 #include "pool.h"
 
@@ -53,7 +53,9 @@ class Step {
       : m_(std::move(model)),
         isa_(isa),
         b_(batch),
-        plan_(plan_attention(m_, b_, threads)),
+        // Few rows wait for memory, which lies chunk by chunk.  More wait for each other's partial results, most of which are in the own
+        // cache if a thread takes one KV head after the other and merges what it made.
+        attention_(m_, isa, arena, threads, b_, num_blocks, b_.total > kSerialRows),
         product_panels_(panels_of_item(m_.hidden / kPanel, threads)),
         product_items_((m_.hidden / kPanel + product_panels_ - 1) / product_panels_),
         output_items_((m_.vocab + kOutputChannels - 1) / kOutputChannels),
@@ -67,19 +69,12 @@ class Step {
     mixed_ = activations(arena, t, m_.heads * d);
     gated_ = activations(arena, t, m_.intermediate);
     final_ = activations(arena, b_.outputs, m_.hidden);
-    attended_ = arena.take<float>(t * m_.heads * d);
-    query_biases_ = arena.take<int32_t>(t * m_.heads);
     h_ = arena.take<float>(t * m_.intermediate);
     cos_ = arena.take<float>(t * d / 2);
     sin_ = arena.take<float>(t * d / 2);
-    queries_ = arena.take<int8_t>(t * m_.heads * d);
-    query_magnitudes_ = arena.take<uint8_t>(t * m_.heads * d);
-    query_scales_ = arena.take<float>(t * m_.heads);
-    ages_ = arena.take<int64_t>(t * m_.group_heads());
     slots_ = arena.take<int64_t>(t);
     place_tokens();
     tops_ = arena.take<float>(b_.outputs * output_items_);
-    partials_ = plan_.partials == 0 ? nullptr : arena.take<float>(plan_.partials * m_.kv_heads * partial_size());
   }
 
   void run(Member& team) {
@@ -90,7 +85,7 @@ class Step {
       int8_t* cache = cache_ + l * num_blocks_ * m_.kv_block_bytes();
       ask_for_product(team, layer.o);
       team.phase(m_.heads + 2 * m_.kv_heads, [&](int64_t head) { project_head(layer, head, cache); });
-      attention(team, cache);
+      attend(team, cache);
       const int64_t each = channels_of_item(m_.ffn_block);
       const int64_t ffn_items = (m_.intermediate + each - 1) / each;
       ask_for(team, layer.gate_up, team.first_of(ffn_items) * 2 * each / kPanel);
@@ -143,9 +138,8 @@ class Step {
   void place_tokens() {
     for (int64_t s = 0; s < b_.sequences; ++s)
       for (int64_t t = b_.starts[s]; t < b_.starts[s + 1]; ++t) {
-        const int64_t position = b_.contexts[s] - b_.starts[s + 1] + t;
+        const int64_t position = attention_.position(t);
         slots_[t] = static_cast<int64_t>(b_.tables[s * b_.width + position / kPanel]) * kPanel + position % kPanel;
-        for (int64_t j = 0; j < m_.group_heads(); ++j) ages_[t * m_.group_heads() + j] = position;
       }
   }
 
@@ -180,7 +174,7 @@ class Step {
       for (int64_t k = start; k < end; k += 4)
         for (int64_t i = 0; i < 4; ++i) x_[t * m_.hidden + k + i] = static_cast<float>(weights[k * kPanel + i]) * std::bit_cast<float>(bits);
     }
-    const auto position = static_cast<float>(ages_[t * m_.group_heads()]);
+    const auto position = static_cast<float>(attention_.position(t));
     for (int64_t i = 0; i < m_.head_dim / 2; ++i) {
       cos_[t * m_.head_dim / 2 + i] = std::cos(position * m_.frequencies[i]);
       sin_[t * m_.head_dim / 2 + i] = std::sin(position * m_.frequencies[i]);
@@ -208,7 +202,7 @@ class Step {
 
   // One head of q, k or v for all rows: project, rotate, quantize; keys and values go into the cache.
   void project_head(const Layer& layer, int64_t head, int8_t* cache) {
-    const int64_t d = m_.head_dim, panels = d / kPanel, shared = m_.group_heads();
+    const int64_t d = m_.head_dim, panels = d / kPanel;
     const auto [m, own, query, value] = head_of(layer, head);
     static thread_local std::vector<float> buffer;
     static thread_local std::vector<int8_t> packed;
@@ -235,12 +229,11 @@ class Step {
         const int64_t t = row + r;
         float* x = out + r * d;
         if (!value) isa_.rotate(x, cos_ + t * d / 2, sin_ + t * d / 2, d);
-        turn(x, d, value ? m_.value_block : m_.head_block);
+        hadamard_blocks(isa_, x, d, value ? m_.value_block : m_.head_block);
         if (query) {
-          // [kv head][token][query head of the group]: the rows of an attention tile are consecutive
-          const int64_t place = (own / shared * b_.total + t) * shared + own % shared;
-          query_scales_[place] =
-              isa_.quantize_head(x, d, queries_ + place * d, query_magnitudes_ + place * d, query_biases_ + place) / softmax_divisor;
+          const int64_t place = attention_.place(own, t);
+          Attention& to = attention_;
+          to.scales[place] = isa_.quantize_head(x, d, to.queries + place * d, to.magnitudes + place * d, to.biases + place) / softmax_divisor;
         } else {
           const int64_t slot = slots_[t] % kPanel;
           int8_t* to = block_of(t);
@@ -256,184 +249,12 @@ class Step {
     }
   }
 
-  // x[0..n) in blocks times Hadamard's matrix
-  void turn(float* x, int64_t n, int64_t block) const {
-    if (block > 1)
-      for (int64_t i = 0; i < n; i += block) isa_.hadamard(x + i, block);
-  }
-
-  void attention(Member& team, const int8_t* cache) {
-    const auto quantize = [&](int64_t t) { isa_.quantize(attended_ + t * m_.heads * m_.head_dim, 1.0f, nullptr, mixed_, t); };
-    // Few rows wait for memory, which lies chunk by chunk.  More wait for each other's partial results, most of which are in the own cache
-    // if a thread takes one KV head after the other and merges what it made.
-    const bool by_head = b_.total > kSerialRows;
-    const auto each = static_cast<int64_t>(plan_.items.size()), count = each * m_.kv_heads;
-    const auto place = [&](int64_t i, int64_t n) {
-      return by_head ? std::pair(i % n, i / n) : std::pair(i / m_.kv_heads, i % m_.kv_heads);  // item, KV head
-    };
-    const auto attend = [&](int64_t i) {
-      const auto [own, kv] = place(i, each);
-      Chunk next{};
-      if (i + 1 < count) {
-        const auto [later, later_kv] = place(i + 1, each);
-        next = chunk_of(item(later), later_kv, cache);
-      }
-      attend_item(item(own), kv, cache, next);
-    };
-    if (plan_.merges.empty()) return then_rows(team, count, attend, b_.total, quantize);
-    team.phase(count, attend);
-    const auto merges = static_cast<int64_t>(plan_.merges.size());
-    const auto merge = [&](int64_t i) {
-      const auto [own, kv] = place(i, merges);
-      merge_tile(tile(plan_.merges[static_cast<size_t>(own)]), kv);
-    };
-    then_rows(team, merges * m_.kv_heads, merge, b_.total, quantize);
-  }
-
-  const AttentionTile& tile(int64_t i) const { return plan_.tiles[static_cast<size_t>(i)]; }
-
-  // Where a chunk of context lies, up to what the tile's last token sees.
-  struct Chunk {
-    const int8_t* cache;
-    const int32_t* table;
-    int64_t blocks, position;
-  };
-
-  const AttentionItem& item(int64_t i) const { return plan_.items[static_cast<size_t>(i)]; }
-
-  // `after`: what this thread is likely to read next.
-  void attend_item(const AttentionItem& item, int64_t kv, const int8_t* cache, const Chunk& after) {
-    const int64_t d = m_.head_dim;
-    const AttentionTile& first = tile(item.tiles[0]);
-    if (item.tiles.size() > 1) return attend_together(item, kv, cache, after);
-    if (item.chunk >= 0) {
-      float* p = partial(first, item.chunk, kv);
-      return attend_chunk(first, chunk_of(first, item.chunk, kv, cache), after, kv, p, p + kAttentionRows, p + 2 * kAttentionRows);
-    }
-    static thread_local std::vector<float> buffer;
-    buffer.resize(static_cast<size_t>(2 * kAttentionRows * (d + 2)));
-    float *result = buffer.data(), *later = result + kAttentionRows * (d + 2);
-    for (int64_t chunk = 0; chunk < first.chunks; ++chunk) {
-      float* p = chunk == 0 ? result : later;
-      attend_chunk(first, chunk_of(first, chunk, kv, cache), chunk + 1 < first.chunks ? chunk_of(first, chunk + 1, kv, cache) : after, kv, p,
-                   p + kAttentionRows, p + 2 * kAttentionRows);
-      if (chunk > 0) merge_rows(result, later, first.tokens * m_.group_heads());
-    }
-    write_tile(first, kv, result);
-  }
-
-  // One chunk that several tiles see whole: their queries side by side, which serve the thread's next chunks too, and the results to each
-  // tile's partials.
-  void attend_together(const AttentionItem& item, int64_t kv, const int8_t* cache, const Chunk& after) {
-    const int64_t d = m_.head_dim, shared = m_.group_heads();
-    struct Rows {
-      alignas(64) float maximum[kAttentionRows], sum[kAttentionRows], scales[kAttentionRows];
-      int32_t biases[kAttentionRows];
-      int64_t ages[kAttentionRows];
-      std::vector<int8_t> values;
-      std::vector<uint8_t> magnitudes;
-      std::vector<float> out;
-      int64_t count;
-      int64_t kv;  // this and what follows: whose queries these are
-      std::vector<int64_t> tiles;
-      const int8_t* cache;  // of the layer
-      uint64_t step = 0;
-    };
-    static thread_local Rows rows;
-    const bool there = rows.step == number_ && rows.cache == cache && rows.kv == kv && rows.tiles == item.tiles;
-    if (!there) {
-      rows.values.resize(static_cast<size_t>(kAttentionRows * d));
-      rows.magnitudes.resize(static_cast<size_t>(kAttentionRows * d));
-      rows.out.resize(static_cast<size_t>(kAttentionRows * d));
-      rows.step = number_, rows.cache = cache, rows.kv = kv, rows.tiles = item.tiles, rows.count = 0;
-    }
-    int64_t& count = rows.count;
-    for (size_t j = 0; !there && j < item.tiles.size(); ++j) {
-      const AttentionTile& tile = this->tile(item.tiles[j]);
-      const int64_t n = tile.tokens * shared, place = (kv * b_.total + tile.first) * shared;
-      std::copy_n(queries_ + place * d, n * d, rows.values.data() + count * d);
-      std::copy_n(query_magnitudes_ + place * d, n * d, rows.magnitudes.data() + count * d);
-      std::copy_n(query_biases_ + place, n, rows.biases + count);
-      std::copy_n(query_scales_ + place, n, rows.scales + count);
-      std::copy_n(ages_ + tile.first * shared, n, rows.ages + count);
-      count += n;
-    }
-    AttentionChunk c = with_next(chunk_of(tile(item.tiles[0]), item.chunk, kv, cache), after);
-    c.rows = count;
-    c.values = rows.values.data(), c.magnitudes = rows.magnitudes.data(), c.biases = rows.biases, c.scales = rows.scales, c.ages = rows.ages;
-    c.maximum = rows.maximum, c.sum = rows.sum, c.out = rows.out.data();
-    isa_.attend(c);
-    int64_t at = 0;
-    for (const int64_t i : item.tiles) {
-      const AttentionTile& tile = this->tile(i);
-      const int64_t n = tile.tokens * shared;
-      float* p = partial(tile, item.chunk, kv);
-      std::copy_n(rows.maximum + at, n, p);
-      std::copy_n(rows.sum + at, n, p + kAttentionRows);
-      std::copy_n(rows.out.data() + at * d, n * d, p + 2 * kAttentionRows);
-      at += n;
-    }
-  }
-
-  // A partial result: maximum [kAttentionRows], sum [kAttentionRows], out [kAttentionRows][head_dim].
-  int64_t partial_size() const { return kAttentionRows * (m_.head_dim + 2); }
-  float* partial(const AttentionTile& tile, int64_t chunk, int64_t kv) const {
-    return partials_ + ((tile.partial + chunk) * m_.kv_heads + kv) * partial_size();
-  }
-
-  void merge_rows(float* into, const float* later, int64_t rows) const {
-    isa_.merge(into, into + kAttentionRows, into + 2 * kAttentionRows, later, later + kAttentionRows, later + 2 * kAttentionRows, rows, m_.head_dim);
-  }
-
-  void merge_tile(const AttentionTile& tile, int64_t kv) {
-    float* first = partial(tile, 0, kv);
-    for (int64_t chunk = 1; chunk < tile.chunks; ++chunk) merge_rows(first, partial(tile, chunk, kv), tile.tokens * m_.group_heads());
-    write_tile(tile, kv, first);
-  }
-
-  void write_tile(const AttentionTile& tile, int64_t kv, const float* result) {
-    const int64_t d = m_.head_dim, shared = m_.group_heads();
-    for (int64_t r = 0; r < tile.tokens * shared; ++r) {
-      // a Hadamard matrix not normalized, twice, multiplies by its order
-      const float inverse = 1.0f / (result[kAttentionRows + r] * static_cast<float>(m_.value_block));
-      const float* from = result + 2 * kAttentionRows + r * d;
-      float* to = attended_ + ((tile.first + r / shared) * m_.heads + kv * shared + r % shared) * d;
-      for (int64_t i = 0; i < d; ++i) to[i] = from[i] * inverse;
-      turn(to, d, m_.value_block);
-    }
-  }
-
-  Chunk chunk_of(const AttentionTile& tile, int64_t chunk, int64_t kv, const int8_t* cache) const {
-    const int64_t last = ages_[(tile.first + tile.tokens - 1) * m_.group_heads()], first_block = chunk * kChunkBlocks;
-    return {cache + kv * num_blocks_ * kv_head_bytes(m_.head_dim), b_.tables + tile.sequence * b_.width + first_block,
-            std::min<int64_t>(kChunkBlocks, last / kPanel + 1 - first_block), first_block * kPanel};
-  }
-  // The first one that an item reads.
-  Chunk chunk_of(const AttentionItem& item, int64_t kv, const int8_t* cache) const {
-    return chunk_of(tile(item.tiles[0]), std::max<int64_t>(item.chunk, 0), kv, cache);
-  }
-  AttentionChunk with_next(const Chunk& chunk, const Chunk& after) const {
-    AttentionChunk c{};
-    c.cache = chunk.cache, c.table = chunk.table, c.blocks = chunk.blocks, c.position = chunk.position;
-    c.next_cache = after.cache, c.next_table = after.table, c.next_blocks = after.blocks;
-    c.block_stride = kv_head_bytes(m_.head_dim);
-    c.head_dim = m_.head_dim;
-    return c;
-  }
-
-  void attend_chunk(const AttentionTile& tile, const Chunk& chunk, const Chunk& after, int64_t kv, float* maximum, float* sum, float* out) {
-    const int64_t shared = m_.group_heads(), place = (kv * b_.total + tile.first) * shared;
-    AttentionChunk c = with_next(chunk, after);
-    c.rows = tile.tokens * shared;
-    c.values = queries_ + place * m_.head_dim;
-    c.magnitudes = query_magnitudes_ + place * m_.head_dim;
-    c.biases = query_biases_ + place;
-    c.scales = query_scales_ + place;
-    c.ages = ages_ + tile.first * shared;
-    c.maximum = maximum;
-    c.sum = sum;
-    c.out = out;
-    isa_.attend(c);
+  void attend(Member& team, const int8_t* cache) {
+    const auto quantize = [&](int64_t t) { isa_.quantize(attention_.attended + t * m_.heads * m_.head_dim, 1.0f, nullptr, mixed_, t); };
+    const auto attend = [&](int64_t i) { attention_.attend(i, cache); };
+    if (attention_.merges() == 0) return then_rows(team, attention_.items(), attend, b_.total, quantize);
+    team.phase(attention_.items(), attend);
+    then_rows(team, attention_.merges(), [&](int64_t i) { attention_.merge(i); }, b_.total, quantize);
   }
 
   // Inner channels first..first + n of the feed-forward for all rows: gate, up, SiLU, product, Hadamard.
@@ -446,7 +267,7 @@ class Step {
       for (int64_t r = 0; r < rows; ++r) {
         float* to = h_ + (row + r) * m_.intermediate + first;
         isa_.swiglu(buffer.data() + r * 2 * n, to, n);
-        turn(to, n, m_.ffn_block);
+        hadamard_blocks(isa_, to, n, m_.ffn_block);
       }
     }
   }
@@ -514,7 +335,7 @@ class Step {
   const Model m_;
   const Isa& isa_;
   const BatchView b_;
-  const AttentionPlan plan_;
+  Attention attention_;
   const int64_t product_panels_, product_items_;   // of an item of o and down; items
   const int64_t output_items_;
   int8_t* cache_;
@@ -524,18 +345,10 @@ class Step {
 
   float* x_;                                       // [T][hidden] residual stream, rotated
   Activations normed_, mixed_, gated_, final_;     // inputs of qkv and gate/up, o, down, output
-  float *attended_, *h_;                           // [T][heads][head_dim], [T][intermediate]
+  float* h_;                                       // [T][intermediate]
   float *cos_, *sin_;                              // [T][head_dim / 2]
-  int8_t* queries_;                                // [kv_heads][T][group heads][head_dim]
-  uint8_t* query_magnitudes_;
-  int32_t* query_biases_;                          // [kv_heads][T][group heads]
-  float* query_scales_;                            // [kv_heads][T][group heads]
-  int64_t* ages_;                                  // [T][group heads] position
   int64_t* slots_;                                 // [T] block * 16 + offset
   float* tops_;                                    // [N][items of the output] greatest logits
-  float* partials_ = nullptr;
-  const uint64_t number_ = ++steps_;
-  static inline uint64_t steps_ = 0;  // made so far, one at a time
 };
 
 }  // namespace
