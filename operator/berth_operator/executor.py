@@ -46,6 +46,7 @@ from berth_operator.passes import (
     render_isolated,
     snapshot_of,
     standing_in,
+    stops_of,
     unreadable,
     with_edits,
 )
@@ -217,6 +218,7 @@ class Executor:
         found = troubles(planned, seen.children, seen.workers, short, now)
         failed = frozenset(key for key, trouble in found.items() if trouble.stuck)
         standing = standing_in(planned, snapshot, rendered, seen.children, workers, surges, self._steps)
+        standing |= stops_of(planned, seen.pools, seen.children)
         turns = in_turn(standing, seen.children, failed, self._settings.max_moves)
         load = self._load_facts(snapshot, seen)
         about = seen.available, seen.autoscalers
@@ -312,6 +314,7 @@ class Executor:
         surges = {key: one.surge_meanwhile(children) for key, one in leaving.items()}
         found = troubles(planned, children, workers, last.short, now)
         standing = {**last.standing, **standing_in(planned, part, rendered, children, workers, surges)}
+        standing |= stops_of(planned, fresh, children)
         everything, _ = self._cluster.observed_children_and_workers()
         turns = in_turn(standing, everything, last.failed, self._settings.max_moves)
         found = dict.fromkeys(keys.intersection(turns.waiting), QUEUED) | found

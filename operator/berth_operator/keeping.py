@@ -28,15 +28,15 @@ def why_hold(plan: PoolPlan) -> str | None:
 
 
 def kept_by(
-    plan: PoolPlan, running: Sequence[RunningPlacement], before: InferencePoolStatus
+    plan: PoolPlan, running: Sequence[RunningPlacement], before: InferencePoolStatus, *, asleep: bool = False
 ) -> tuple[PlacementStatus, ...]:
     """What a pool runs and keeps without a place in its plan, in order of class and capacity type.
 
-    `running` holds the pool's own running placements.
+    `running` holds the pool's own running placements.  `asleep`: nobody has suspended it, it only sleeps.
     """
-    if plan.not_accepted is None and (
-        plan.effective.mode != "Apply" or plan.effective.suspend or why_hold(plan) is None
-    ):
+    applied, refused = plan.effective.mode == "Apply", plan.not_accepted is not None
+    stops = plan.effective.suspend and not (refused and asleep)
+    if (applied and stops) or not (refused or (applied and why_hold(plan))):
         return ()
     planned = {(p.hardware_class, p.capacity_type) for p in plan.placements}
     stays = [r for r in running if r.replicas and (r.hardware_class, r.capacity_type) not in planned]

@@ -168,6 +168,26 @@ def steps_of(
     return out
 
 
+def stops_of(planned: Plan, pools: Iterable[InferencePool], children: Sequence[Child]) -> dict[str, Steps]:
+    """The steps of pools that are suspended, though nothing else of their spec is accepted: their workers go.
+
+    `pools`: as in the API, where one that only sleeps is not suspended: it could not be woken.
+    """
+    refused = {
+        pool.metadata.uid: pool.key
+        for pool in pools
+        if pool.spec.suspend
+        and (plan := planned.pools.get(pool.key))
+        and plan.not_accepted
+        and plan.effective.mode == "Apply"
+    }
+    workloads: dict[str, list[Child]] = defaultdict(list)
+    for child in children if refused else ():
+        if child.owner_uid in refused and child.resource in WORKLOADS:
+            workloads[refused[child.owner_uid]].append(child)
+    return {key: next_steps((), own, suspended=True) for key, own in workloads.items()}
+
+
 def standing_in(
     planned: Plan,
     snapshot: Snapshot,

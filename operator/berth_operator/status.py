@@ -63,7 +63,7 @@ def pool_status(
     wants, if anything does.
     """
     ready = _ready_by_placement(plan, running)
-    kept = kept_by(plan, running, pool.status)
+    kept = kept_by(plan, running, pool.status, asleep=load.asleep)
     placements = [*(_placement_status(p, ready) for p in plan.placements), *kept]
     before = {(p.hardware_class, p.capacity_type) for p in pool.status.placements or ()}
     after = {(p.hardware_class, p.capacity_type) for p in placements}

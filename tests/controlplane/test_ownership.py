@@ -272,6 +272,20 @@ def test_a_class_deleted_while_in_use_leaves_its_workers_until_others_are_ready(
     fleet.cluster.kubectl("delete", "hardwareclass", "doomed")
 
 
+def test_a_pool_that_is_refused_can_be_suspended(
+    fleet: Fleet, operator: OperatorProcess, settled: Callable[..., None], namespace: str
+) -> None:
+    fleet.pool(namespace, "agents")
+    settled()
+    unknown = {"hardware": {"allow": {"names": ["no-such-class"]}}}
+    fleet.pool(namespace, "agents", placement=unknown)
+    operator.wait_for("it is refused", lambda: fleet.status(namespace, "agents")["placement"].endswith("(kept)"))
+    fleet.pool(namespace, "agents", placement=unknown, suspend=True)
+    operator.wait_for("its worker is gone", lambda: not fleet.deployments(namespace))
+    operator.wait_for("nothing is paid", lambda: fleet.status(namespace, "agents")["cost"]["usdPerHour"] == "0.000")
+    assert ("Service", "agents") in fleet.children(namespace)
+
+
 # --- Absurd labels --------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from berth_operator.api import CapacityType, HardwareClass, InferencePool, Infer
 from berth_operator.api.inference_pool import DemandStatus
 from berth_operator.catalog.sanity import Fault
 from berth_operator.class_status import hardware_class_status, nodes_in_use
-from berth_operator.load.facts import LoadFacts
+from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement
 from berth_operator.status import Trouble, pool_status, rejected_status, savings_percent
 from hypothesis import given
@@ -141,6 +141,20 @@ def test_workers_that_a_pool_keeps_without_a_place_are_shown_and_paid(
     assert status.last_move_time == "2026-11-20T12:00:00Z"
     after = pool_status(_with(pool, status), make_plan(pool, placements=(), **changes), [_running(1, "doomed")], now)
     assert after is status or after.to_api() == status.to_api()
+
+
+def test_a_refused_pool_keeps_its_workers_asleep_and_not_suspended(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime
+) -> None:
+    asleep = LoadFacts(DemandStatus.model_validate(DEMAND | {"asleepSince": "2026-11-21T11:00:00Z"}))
+
+    def keeps(load: LoadFacts = NO_LOAD, **spec: Any) -> bool:
+        pool = make_pool(status=_was(), suspend=True, **spec)
+        plan = make_plan(pool, placements=(), **REFUSED)
+        return bool(pool_status(pool, plan, [_running(1, "doomed")], now, load=load).placements)
+
+    recommended = {"placement": {"mode": "Recommend"}}  # where nothing is changed
+    assert (keeps(), keeps(asleep), keeps(**recommended)) == (False, True, True)
 
 
 def test_what_a_pool_keeps_may_break_its_budget_and_says_so(
