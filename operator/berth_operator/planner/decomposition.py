@@ -237,12 +237,14 @@ class Decomposition(Stock):
     def _proven(self, master: Master, at: Floats, best: float = -np.inf, right: float = RIGHT) -> tuple[float, Floats]:
         """The best bound that some last pricings give, and its duals; `best`: the bound at those of now."""
         least = self._least.copy()
-        for _ in range(FINE_ROUNDS):
+        for turn in range(FINE_ROUNDS):
             bound = self.price(at, finally_=True)
-            self.feed(master)
             unpriced = float((self.ceilings(at) - self.bounds).sum())
             if bound > best:
                 best, self.duals, least = bound, at, self._least.copy()
+            if self.stage is not WHOLE and turn == FINE_ROUNDS - 1:  # nobody asks this master again
+                break
+            self.feed(master)
             objective, at, _ = self._solved(master, at)
             at = TOWARDS * self.duals + (1 - TOWARDS) * at
             if objective - bound - unpriced <= right * self.worth():
@@ -250,7 +252,6 @@ class Decomposition(Stock):
         self._least = least
         if self.stage is not WHOLE:
             self._tighten(self.duals, self.active[~self.lanes.odd[self.active]], last=True)
-            self.feed(master)
         self._proof = _Proof(self.duals, self._least, self.lanes.most)
         return self._bound(self.duals), self.duals
 

@@ -66,8 +66,8 @@ struct Worth {
 class Reseating {
  public:
   Reseating(const Seats& seats, uint64_t seed)
-      : s_(seats), patterns_(s_.pools), brief_(s_.pools), lanes_(s_.pools), offers_(s_.lanes), now_(s_.pools), least_(s_.pools, kNever),
-        left_(s_.caps, s_.caps + s_.rows), there_(s_.of->options), state_(seed) {
+      : s_(seats), patterns_(s_.pools), brief_(s_.pools), lanes_(s_.pools), offers_(s_.lanes), now_(s_.pools),
+        least_(s_.pools, kNever), left_(s_.caps, s_.caps + s_.rows), there_(s_.of->options), state_(seed) {
     for (int64_t row = 0; row < s_.rows; ++row) left(row, 0);
     for (int64_t lane = 0; lane < s_.lanes; ++lane)
       if (s_.priced[lane]) lanes_[s_.pool[lane]].push_back(lane);
@@ -152,8 +152,8 @@ class Reseating {
   // What nodes there are for a lane: its options of which any are left.
   struct There {
     explicit There(int64_t options)
-        : share(options), usd(options), node(options), option(options), per_node(options), most(options), parts(options),
-          vendor(options), zones(options), kind(options), nodes(options), spot(new bool[options]) {}
+        : share(options), usd(options), node(options), option(options), per_node(options), most(options),
+          parts(options), vendor(options), zones(options), kind(options), nodes(options), spot(new bool[options]) {}
     Lane of(Lane all, int64_t count) const {
       all.options = count, all.share = share.data(), all.usd = usd.data(), all.per_node = per_node.data();
       all.most = most.data(), all.parts = parts.data(), all.vendor = vendor.data(), all.zones = zones.data();
@@ -349,7 +349,8 @@ class Reseating {
     return t.of(all, count);
   }
 
-  // What `there_.nodes` serve, without those that carry least where they break a budget or maxReplicas; also in `pattern_`.
+  // What `there_.nodes` serve, without those that carry least where they break a budget or maxReplicas; also in
+  // `pattern_`.
   Served kept_to_rules(const Lane& lane) {
     while (true) {
       pattern_of(there_.nodes.data(), lane.options, pattern_);
