@@ -345,6 +345,38 @@ async def test_a_client_that_wants_one_call_at_a_time_gets_one(talking: Any, gat
             assert (len(choice.message.tool_calls), choice.finish_reason) == (count, "tool_calls")
 
 
+FORCED: dict[str, Any] = {"type": "function", "function": {"name": "weather"}}
+OTHER: dict[str, Any] = {"type": "function", "function": {"name": "time"}}
+
+
+@pytest.mark.parametrize(("choice", "tools"), [("required", [WEATHER]), (FORCED, [OTHER, WEATHER])])
+async def test_an_answer_that_has_to_call_a_tool_calls_it(talking: Any, gated: Any, choice: Any, tools: Any) -> None:
+    begun = '<|im_start|>assistant\n<tool_call>\n{"name": "weather", "arguments":'
+    asked = {"messages": QUESTION, "tools": tools, "tool_choice": choice, "model": MODEL}
+    async with talking(speculation="off", max_context_tokens=1024) as (client, running):
+        tokenizer = running.engine.tokenizer
+        ids = tokenizer.encode_chat(QUESTION, tools=tools, call="weather")
+        assert tokenizer.decode(ids, skip_special_tokens=False).endswith(begun)
+        said = [*tokenizer.encode(' {"city": "Oslo</tool_call>"}}\n</tool_call>'), 2]
+        script(gated, said)
+        whole = await client.chat.completions.create(**asked)
+        script(gated, said)
+        pieces = [piece async for piece in await client.chat.completions.create(stream=True, **asked)]
+        script(gated, said)
+        cut = (await client.chat.completions.create(max_tokens=3, **asked)).choices[0]
+
+        assert whole.usage.prompt_tokens == len(ids)
+        assert (whole.choices[0].finish_reason, whole.choices[0].message.content) == ("tool_calls", None)
+        (made,) = whole.choices[0].message.tool_calls
+        assert (made.function.name, made.function.arguments) == ("weather", '{"city": "Oslo</tool_call>"}')
+        (streamed,) = [c for piece in pieces for c in piece.choices[0].delta.tool_calls or []]
+        assert streamed.function.model_dump() == made.function.model_dump()
+        assert not any(piece.choices[0].delta.content for piece in pieces)
+        assert pieces[-1].choices[0].finish_reason == "tool_calls"
+        assert (cut.finish_reason, cut.message.tool_calls[0].function.name) == ("length", "weather")
+        assert cut.message.tool_calls[0].function.arguments == tokenizer.decode(said[:3]).strip()
+
+
 async def test_that_strict_is_not_enforced_is_said_once(talking: Any, caplog: pytest.LogCaptureFixture) -> None:
     strict = {"type": "function", "function": WEATHER["function"] | {"strict": True}}
     async with talking() as (client, _):
@@ -517,6 +549,10 @@ CHAT, TEXT = {"messages": QUESTION}, {"prompt": "x"}
         (CHAT | {"guided_choice": ["yes", "no"]}, "guided_choice", "does not support it"),
         (CHAT | {"parallel_tool_calls": 1}, "parallel_tool_calls", "true or false"),
         (CHAT | {"tool_choice": "required"}, "tool_choice", "'auto' and 'none'"),
+        (CHAT | {"tool_choice": "required", "tools": [FORCED, OTHER]}, "tool_choice", "'required' with one tool"),
+        (CHAT | {"tool_choice": FORCED, "tools": [OTHER]}, "tool_choice", "one of the tools"),
+        (CHAT | {"tool_choice": {"type": "function"}, "tools": [OTHER]}, "tool_choice.function", "an object is right"),
+        (CHAT | {"tool_choice": {"type": "custom"}, "tools": [OTHER]}, "tool_choice", "one of the tools"),
         (CHAT | {"tools": [{"type": "web"}]}, "tools[0].type", "'function' is right"),
         (CHAT | {"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", "not empty"),
         (

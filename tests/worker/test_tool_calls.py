@@ -7,7 +7,7 @@ import json
 
 import hypothesis.strategies as st
 import pytest
-from berth_worker.server.tool_calls import ToolCall, ToolText
+from berth_worker.server.tool_calls import ForcedCall, ToolCall, ToolText
 from hypothesis import given, settings
 
 OSLO = ToolCall("weather", '{"city": "Oslo"}')
@@ -101,6 +101,27 @@ def test_text_without_a_whole_call_comes_out_as_it_is(text: str) -> None:
     found = read(text)
     if all(isinstance(item, str) for item in found):
         assert "".join(map(str, found)) == text
+
+
+@pytest.mark.parametrize(
+    ("said", "arguments"),
+    [
+        (' {"city": "Oslo"}}\n</tool_call>', '{"city": "Oslo"}'),
+        ('{"city": "</tool_call>"}}', '{"city": "</tool_call>"}'),
+        (' {"city": "Os\nlo"}}</tool_call><tool_call>{"name": "time"}</tool_call>', '{"city": "Os\\nlo"}'),
+        (' "{}"}', "{}"),
+        (" null}", "{}"),
+        ("", "{}"),
+        (' {"city": "Os', '{"city": "Os'),
+        (" Oslo\n</tool_call>", "Oslo"),
+        ("[" * 5000, "[" * 5000),
+        ('{"city": "\\ud83d"}', '{"city": "\ufffd"}'),
+    ],
+)
+def test_an_answer_begun_as_a_call_is_that_call(said: str, arguments: str) -> None:
+    text = ForcedCall("weather")
+    assert [item for character in said for item in text.push(character)] == []
+    assert text.flush() == [ToolCall("weather", arguments)]
 
 
 def test_what_cannot_be_a_call_does_not_wait() -> None:

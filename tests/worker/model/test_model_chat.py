@@ -212,6 +212,19 @@ def test_bounds_change_no_text(source: str) -> None:
         assert ChatTemplate(source, bos_token="<b>", eos_token="<e>").render(**said) == expected
 
 
+def test_a_call_is_begun_as_the_template_has_it_and_its_name_is_text(tokenizer: GgufTokenizer) -> None:
+    conversation = chat("How is Oslo?")
+    plain, called = (tokenizer.encode_chat(conversation, call=call) for call in (None, HOSTILE))
+    assert called[: len(plain)] == plain
+    assert not any(i < 17 for i in called[len(plain) :])
+    begun = tokenizer.decode(called[len(plain) :])
+    assert begun == f'<tool_call>\n{{"name": {json.dumps(HOSTILE)}, "arguments":'
+    bare = ChatTemplate(LLAMA3, bos_token="", eos_token="")
+    assert bare.call("weather") == ("", '{"name": "weather", "parameters":')
+    tagged = ChatTemplate("{{ tools }}<tool_call>", bos_token="", eos_token="")
+    assert tagged.call("weather") == ("<tool_call>\n", '{"name": "weather", "arguments":')
+
+
 def test_where_every_mark_is_taken_the_messages_are_refused() -> None:
     with pytest.raises(ValueError, match="U\\+FDD0 to U\\+FDEF"):
         Shield(CONTROL).mark_for("<|eot_id|>" + "".join(map(chr, range(0xFDD0, 0xFDF0))))

@@ -34,6 +34,8 @@ class ChatTemplate:
     def __init__(self, source: str | None, *, bos_token: str, eos_token: str) -> None:
         """source: Jinja; compiled at once, so that the first conversation does not wait for it. None: there is none."""
         self._bos, self._eos = bos_token, eos_token
+        self._tagged = True
+        """Whether calls of tools stand between tags."""
         self._compiled: tuple[Callable[..., str], bool] | None = None
         """And whether it knows tools."""
         self._problem = "this model has no chat template; send a plain prompt instead"
@@ -43,6 +45,7 @@ class ChatTemplate:
             environment = _environment()
             known = jinja2.meta.find_undeclared_variables(environment.parse(source))
             self._compiled = environment.bounded(source), "tools" in known
+            self._tagged = "tools" not in known or "<tool_call>" in source
         except _REFUSALS as error:
             self._problem = _refusal(error)
 
@@ -72,6 +75,11 @@ class ChatTemplate:
             )
         except _REFUSALS as error:
             raise ValueError(_refusal(error)) from error
+
+    def call(self, name: str) -> tuple[str, str]:
+        """How an answer begins that calls this tool: the tag, if there is one, and JSON as far as the arguments."""
+        key = "arguments" if self._tagged else "parameters"
+        return "<tool_call>\n" if self._tagged else "", f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{key}":'
 
 
 def _refusal(error: Exception) -> str:

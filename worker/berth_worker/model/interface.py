@@ -139,9 +139,11 @@ class Tokenizer(Protocol):
         *,
         tools: Sequence[Mapping[str, object]] = (),
         add_generation_prompt: bool = True,
+        call: str | None = None,
         most: int | None = None,
     ) -> list[int]:
-        """Ids of a conversation's prompt.  Control tokens come from the template alone: where messages or tools spell
+        """Ids of a conversation's prompt; with `call`, the answer is begun as a call of this tool, up to where its
+        arguments come, a JSON object.  Control tokens come from the template alone: where messages or tools spell
         one, such as <|im_end|>, it stays plain text.  Raises ValueError as apply_chat_template and encode do."""
         ...
 

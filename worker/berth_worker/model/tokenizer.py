@@ -101,7 +101,22 @@ class BpeTokenizer:
         *,
         tools: Sequence[Mapping[str, object]] = (),
         add_generation_prompt: bool = True,
+        call: str | None = None,
         most: int | None = None,
+    ) -> list[int]:
+        ids = self._encode_conversation(messages, tools, add_generation_prompt, most)
+        if call is not None:
+            tag, begun = self._template.call(call)
+            ids += self.encode(tag, add_special_tokens=False)
+            ids += self.encode(begun, add_special_tokens=False, parse_special=False)
+        return ids
+
+    def _encode_conversation(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]],
+        add_generation_prompt: bool,
+        most: int | None,
     ) -> list[int]:
         mark = self._shield.mark_for([messages, tools])
         if mark is not None:

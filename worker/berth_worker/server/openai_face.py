@@ -127,7 +127,7 @@ class OpenAiFace:
             reply = Reply(kind, streams[0].request_id, self._worker.model_name)
             names = [tool["function"]["name"] for tool in asked.tools]
             choices: list[Choice] = [
-                ChatChoice(i, engine.tokenizer, names, parallel=asked.parallel_calls)
+                ChatChoice(i, engine.tokenizer, names, parallel=asked.parallel_calls, call=asked.call)
                 if asked.messages
                 else TextChoice(i, engine.tokenizer)
                 for i in range(len(streams))
@@ -256,7 +256,7 @@ async def _chat_ids(asked: Asked, engine: Engine) -> list[int]:
 
     def encode() -> list[int]:
         most = engine.config.max_context_tokens - 1
-        return engine.tokenizer.encode_chat(asked.messages, tools=asked.tools, most=most)
+        return engine.tokenizer.encode_chat(asked.messages, tools=asked.tools, call=asked.call, most=most)
 
     try:
         return await in_thread_if(size > INLINE_CHARACTERS, encode)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from berth_worker.engine.request import FinishReason
-from berth_worker.server.tool_calls import ToolCall, ToolText
+from berth_worker.server.tool_calls import ForcedCall, ToolCall, ToolText
 
 if TYPE_CHECKING:
     from berth_worker.engine.sampling import TokenLogprobs
@@ -120,10 +120,13 @@ class TextChoice(Choice):
 class ChatChoice(Choice):
     """Of /v1/chat/completions."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, tools: Sequence[str], *, parallel: bool = True) -> None:
-        """tools: names of the tools that the answer may call; parallel: whether several, else the first counts."""
+    def __init__(
+        self, index: int, tokenizer: Tokenizer, tools: Sequence[str], *, parallel: bool = True, call: str | None = None
+    ) -> None:
+        """tools: names of the tools that the answer may call; parallel: whether several, else the first counts;
+        call: the tool that the prompt lets it call."""
         super().__init__(index, tokenizer)
-        self._tools = ToolText(tools) if tools else None
+        self._tools = ForcedCall(call) if call is not None else ToolText(tools) if tools else None
         self._most_calls = math.inf if parallel else 1
         self._calls: list[dict[str, Any]] = []
         self._begun = False

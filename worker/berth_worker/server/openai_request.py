@@ -9,7 +9,7 @@ unasked: arguments may break their schema, as those of tools that are not strict
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -64,6 +64,8 @@ class Asked:
     messages: tuple[dict[str, Any], ...] = ()
     """Of a chat; content is text."""
     tools: tuple[dict[str, Any], ...] = ()
+    call: str | None = None
+    """The tool that the answer has to call."""
     parallel_calls: bool = True
     """Whether one answer may call several tools."""
     choices: int = 1
@@ -128,9 +130,6 @@ def read_chat(body: Mapping[str, Any], session: str = "") -> Asked:
         fields.refuse("top_logprobs", "logprobs must be true with it")
     max_tokens = fields.integer("max_completion_tokens")
     tools = _tools(fields)
-    choice = body.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        fields.refuse("tool_choice", "'auto' and 'none' are supported")
     return _asked(
         fields,
         session,
@@ -138,7 +137,8 @@ def read_chat(body: Mapping[str, Any], session: str = "") -> Asked:
         max_tokens=fields.integer("max_tokens") if max_tokens is None else max_tokens,
         max_tokens_field="max_tokens" if max_tokens is None else "max_completion_tokens",
         messages=_messages(fields),
-        tools=() if choice == "none" else tools,
+        tools=() if fields.get("tool_choice") == "none" else tools,
+        call=_forced_call(fields, tools),
         parallel_calls=fields.get("parallel_tool_calls") is None or fields.boolean("parallel_tool_calls"),
     )
 
@@ -335,6 +335,21 @@ def _tools(fields: _Fields) -> tuple[dict[str, Any], ...]:
         function.boolean("strict")
         tools.append(value)
     return tuple(tools)
+
+
+def _forced_call(fields: _Fields, tools: Sequence[dict[str, Any]]) -> str | None:
+    """The one tool that the answer has to call; None if the model decides."""
+    choice, names = fields.get("tool_choice"), {tool["function"]["name"] for tool in tools}
+    if choice in (None, "auto", "none"):
+        return None
+    name = None
+    if choice == "required" and len(names) == 1:
+        (name,) = names
+    elif isinstance(choice, dict) and choice.get("type") == "function":
+        name = fields.object("tool_choice")[0].object("function")[0].text("name")
+    if name not in names:
+        fields.refuse("tool_choice", "'auto' and 'none' are supported, one of the tools, and 'required' with one tool")
+    return name
 
 
 def _stop(fields: _Fields) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ToolCall", "ToolText"]
+__all__ = ["ForcedCall", "ToolCall", "ToolText"]
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _KEYS = ('"name"', '"type"', '"function"')
@@ -126,6 +126,29 @@ class ToolText:
             self._held = stripped
         self._beginning = False
         return False
+
+
+class ForcedCall:
+    """The text of an answer that the prompt has begun as a call, up to its arguments."""
+
+    def __init__(self, name: str) -> None:
+        """name: the tool that is called."""
+        self._name = name
+        self._held = ""
+
+    def push(self, text: str) -> list[str | ToolCall]:
+        """Nothing: the call is whole when the answer has ended."""
+        self._held += text
+        return []
+
+    def flush(self) -> list[str | ToolCall]:
+        """The call.  Arguments that are no JSON, cut at max_tokens say, are given as they are, as OpenAI does."""
+        text = self._held.strip()
+        try:
+            arguments, _ = json.JSONDecoder(strict=False).raw_decode(text)
+        except (ValueError, RecursionError):
+            arguments = text.partition(CLOSE)[0].strip()
+        return [call] if (call := _call({"name": self._name, "arguments": arguments})) else []
 
 
 def _calls(text: str) -> tuple[list[ToolCall], bool]:
