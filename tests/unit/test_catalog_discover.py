@@ -139,7 +139,7 @@ def test_a_node_pools_zones_are_those_it_lists_and_does_not_rule_out() -> None:
 
 def test_what_runs_goes_before_what_could() -> None:
     pool = node_pool(("node.kubernetes.io/instance-type", "In", ["g6.xlarge"]))
-    found = ask(node("g6.xlarge"), pools=[pool])
+    found = ask(node("g6.xlarge", allocatable={"nvidia.com/gpu": "1"}), pools=[pool])
     assert capacities(found, "l4")["OnDemand"]["selector"] == {"node.kubernetes.io/instance-type": "g6.xlarge"}
 
 
@@ -165,7 +165,115 @@ def test_requirements_hold_as_in_kubernetes(
 
 
 @pytest.mark.parametrize(
-    ("limits", "most"), [({}, None), ({"cpu": "64"}, 4), ({"cpu": "1k", "nodes": "7"}, 7), ({"memory": "9Gi"}, None)]
+    ("limits", "most"),
+    [
+        ({}, None),
+        ({"cpu": "64"}, 4),
+        ({"cpu": "64500m"}, 4),
+        ({"cpu": "1k", "nodes": "7"}, 7),
+        ({"memory": "100Gi"}, 3),
+        ({"memory": "100G"}, 2),
+        ({"nvidia.com/gpu": "10"}, 5),
+        ({"amd.com/gpu": "0"}, None),
+        ({"cpu": "many"}, None),
+    ],
 )
 def test_limits_become_nodes(limits: dict[str, str], most: int | None) -> None:
-    assert read_node_pool(node_pool(limits=limits)).most_nodes(16) == most
+    takes = {"cpu": 16, "nodes": 1, "memory": 32 * 2**30, "nvidia.com/gpu": 2}
+    assert read_node_pool(node_pool(limits=limits)).most_nodes(takes) == most
+
+
+def test_limits_of_gpus_bound_a_node_pool() -> None:
+    pool = node_pool(("node.kubernetes.io/instance-type", "In", ["g6.xlarge"]), limits={"nvidia.com/gpu": "3"})
+    assert capacities(ask(pools=[pool]), "l4")["OnDemand"]["maxNodes"] == 3
+
+
+def test_no_taint_of_a_node_that_goes_away_is_tolerated() -> None:
+    """Workers would be sent where all others are taken from."""
+    keys = (
+        "karpenter.sh/disrupted",
+        "aws-node-termination-handler/spot-itn",
+        "cloud.google.com/impending-node-termination",
+        "remediator.kubernetes.azure.com/unschedulable",
+        "DeletionCandidateOfClusterAutoscaler",
+    )
+    found = ask(node("c8g.4xlarge", taints=[{"key": key, "effect": "NoSchedule"} for key in keys]))
+    assert "tolerations" not in capacities(found, "graviton4-c8g-4xl")["OnDemand"]
+
+
+def test_nodes_that_are_set_aside_are_tolerated_only_where_all_are() -> None:
+    aside = [{"key": "dedicated", "value": "databases", "effect": "NoSchedule"}]
+    mixed = ask(node("c8g.4xlarge", taints=aside), node("c8g.4xlarge"))
+    assert "tolerations" not in capacities(mixed, "graviton4-c8g-4xl")["OnDemand"]
+    (toleration,) = capacities(ask(node("c8g.4xlarge", taints=aside)), "graviton4-c8g-4xl")["OnDemand"]["tolerations"]
+    assert toleration["key"] == "dedicated"
+
+
+@pytest.mark.parametrize(
+    ("labels", "taints"),
+    [
+        ({}, [{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]),
+        ({"kubernetes.io/os": "windows"}, []),
+    ],
+)
+def test_a_node_that_is_no_place_for_workers_is_not_proposed(labels: Any, taints: Any) -> None:
+    assert not ask(node("c8g.4xlarge", labels, taints)).proposals
+
+
+@pytest.mark.parametrize(
+    ("allocatable", "there"),
+    [({}, "0"), ({"nvidia.com/gpu": "0", "nvidia.com/mig-1g.10gb": "56"}, "0"), ({"nvidia.com/gpu": "32"}, "32")],
+)
+def test_a_node_whose_gpus_are_missing_cut_or_shared_is_named_and_not_proposed(allocatable: Any, there: str) -> None:
+    found = ask(node("p5.48xlarge", {"kubernetes.io/arch": "amd64"}, allocatable=allocatable))
+    assert not found.proposals
+    (remark,) = found.remarks
+    assert remark.startswith(f"1 x p5.48xlarge (amd64) with {there} nvidia.com/gpu, where h100-8 has 8: not proposed")
+
+
+@pytest.mark.parametrize(
+    ("label", "told"), [("cloud.google.com/gke-provisioning", True), ("cloud.google.com/gke-spot", False)]
+)
+def test_on_demand_nodes_that_no_label_tells_from_spot_are_named(label: str, told: bool) -> None:
+    gpu = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+    ways = {"cloud.google.com/gke-provisioning": ("standard", "spot"), "cloud.google.com/gke-spot": (None, "true")}
+    nodes = [
+        node("g2-standard-4", gpu | ({label: value} if value else {}), allocatable={"nvidia.com/gpu": "1"})
+        for value in ways[label]
+    ]
+    found = ask(*nodes)
+    assert set(capacities(found, "l4-g2-standard-4")) == {"OnDemand", "Spot"}
+    assert any("no label tells its OnDemand nodes from Spot" in remark for remark in found.remarks) is not told
+
+
+def test_a_node_pool_of_eks_auto_mode_offers_no_more_than_its_own_labels_allow() -> None:
+    general = node_pool(
+        ("eks.amazonaws.com/instance-category", "In", ["c", "m", "r"]),
+        ("kubernetes.io/arch", "In", ["arm64", "amd64"]),
+    )
+    names = {p["metadata"]["name"] for p in ask(pools=[general]).proposals}
+    assert names
+    assert all(name.startswith("graviton") for name in names)
+    gpus = node_pool(("eks.amazonaws.com/instance-gpu-name", "In", ["l4"]))
+    assert {p["spec"]["chip"] for p in ask(pools=[gpus]).proposals} == {"L4"}
+
+
+def test_a_node_pool_of_another_cloud_is_named_and_offers_nothing_of_the_catalogs() -> None:
+    pool = node_pool(("kubernetes.io/arch", "In", ["amd64"]))
+    pool["spec"]["template"]["spec"]["nodeClassRef"] = {"group": "karpenter.azure.com", "kind": "AKSNodeClass"}
+    found = ask(pools=[pool])
+    assert not found.proposals
+    assert found.remarks[0].startswith("NodePool np makes nodes by karpenter.azure.com")
+
+
+def test_nodes_that_a_proposal_does_not_select_are_not_counted_to_it() -> None:
+    def spot(zone: str, **label: str) -> dict[str, Any]:
+        named = {"managed": "eks.amazonaws.com/capacityType", "karpenter": "karpenter.sh/capacity-type"}
+        told = {named[who]: word for who, word in label.items()}
+        return node("c8g.4xlarge", told | {"topology.kubernetes.io/zone": zone})
+
+    found = ask(spot("a", managed="SPOT"), spot("b", karpenter="spot"), spot("c", karpenter="spot"))
+    way = capacities(found, "graviton4-c8g-4xl")["Spot"]
+    assert way["selector"]["eks.amazonaws.com/capacityType"] == "SPOT"
+    assert "zones" not in way
+    assert any("1 Spot seen" in remark for remark in found.remarks)

@@ -13,6 +13,7 @@ from berth_operator.api import CapacityType
 from berth_operator.api.names import ZONE_LABEL
 from berth_operator.catalog.arm import FAMILIES, graviton
 from berth_operator.catalog.entry import Entry, manifest
+from berth_operator.catalog.matching import keeps_off
 from berth_operator.catalog.nodepools import NodePool, read_node_pool
 
 Object = Mapping[str, Any]
@@ -29,7 +30,13 @@ _CAPACITY_LABELS: Final[Mapping[str, Mapping[str, CapacityType]]] = {
         "SPOT": CapacityType.SPOT,
         "CAPACITY_BLOCK": CapacityType.RESERVED,
     },
+    "cloud.google.com/gke-provisioning": {
+        "standard": CapacityType.ON_DEMAND,
+        "spot": CapacityType.SPOT,
+        "preemptible": CapacityType.SPOT,
+    },
     "cloud.google.com/gke-spot": {"true": CapacityType.SPOT},
+    "cloud.google.com/gke-preemptible": {"true": CapacityType.SPOT},
     "kubernetes.azure.com/scalesetpriority": {"spot": CapacityType.SPOT},
 }
 """Label -> its values, as Karpenter, EKS, GKE and AKS set them."""
@@ -47,8 +54,10 @@ _CHIP_LABELS: Final[Mapping[str, Mapping[str, str]]] = {
     "amd.com/gpu.product-name": {"AMD_Instinct_MI300X_OAM": "MI300X"},
 }
 """Label -> its values -> chip of the catalog, as GKE and the vendors' feature discovery set them."""
-_NOT_OURS: Final = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/", "ToBeDeletedByClusterAutoscaler")
-"""Taints that come and go with a node's state: no pod of ours tolerates them for good."""
+_CONTROL_PLANE: Final = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
+"""Taints of nodes that are no place for workers."""
+_AWS: Final = ("karpenter.k8s.aws", "eks.amazonaws.com")
+"""Groups of Karpenter's node classes, and prefixes of its labels: on AWS, and in EKS Auto Mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +83,34 @@ class _Found:
 def discover(catalog: Mapping[str, Entry], nodes: Sequence[Object], node_pools: Sequence[Object]) -> Discovery:
     """Propose a class for each kind of node that the cluster has, or that Karpenter may make, and the catalog knows.
 
-    A way to get nodes that is seen on nodes goes before one that only a NodePool allows.
+    A way to get nodes that is seen on nodes goes before one that only a NodePool allows.  Where nodes of a kind have
+    different taints, those with the fewest count: what is set aside for others is tolerated only where all of it is.
     """
     remarks: list[str] = []
     found: dict[str, _Found] = {}
     unknown: Counter[str] = Counter()
-    for node in nodes:
+    other: Counter[str] = Counter()
+    for node in sorted(filter(_for_workers, nodes), key=lambda node: len(_lasting_taints(node))):
         entry = entry_of_node(catalog, node)
         if entry is None:
             unknown[_kind_of(node)] += 1
             continue
+        if (there := _devices(entry, node)) is not None:
+            other[f"{_kind_of(node)} with {there}, where {entry.name} has {_asked(entry)}"] += 1
+            continue
         slot = found.setdefault(entry.name, _Found(entry))
         kind, label = capacity_type_of(labels_of(node))
-        slot.seen[kind.value] += 1
-        slot.capacities.setdefault(kind, _of_node(entry, kind, node, label))
-        slot.zones.setdefault(kind, set()).update(v for k, v in labels_of(node).items() if k == ZONE_LABEL)
+        capacity = slot.capacities.setdefault(kind, _of_node(entry, kind, node, label))
+        if capacity["selector"].items() <= labels_of(node).items():
+            slot.seen[kind.value] += 1
+            slot.zones.setdefault(kind, set()).update(v for k, v in labels_of(node).items() if k == ZONE_LABEL)
     for node_pool in map(read_node_pool, node_pools):
+        if node_pool.cloud and node_pool.cloud not in _AWS:
+            remarks.append(
+                f"NodePool {node_pool.name} makes nodes by {node_pool.cloud}, and the catalog knows AWS alone: what it"
+                " may make is not proposed"
+            )
+            continue
         for entry, kind, capacity in _offered(catalog, node_pool):
             slot = found.setdefault(entry.name, _Found(entry))
             slot.capacities.setdefault(kind, capacity)
@@ -100,6 +121,10 @@ def discover(catalog: Mapping[str, Entry], nodes: Sequence[Object], node_pools: 
             f"{count} x {kind_of_node}: not in the catalog, so not proposed; where it should serve models, write a"
             " HardwareClass with its memory, bandwidth and price (`berth hardware list -o yaml` shows the form)"
         )
+    remarks += [
+        f"{count} x {what}: not proposed; is the device plugin missing, or are devices cut (MIG) or shared?"
+        for what, count in sorted(other.items())
+    ]
     if not nodes and not node_pools:
         remarks.append("the cluster has neither nodes nor Karpenter NodePools: there is nothing to propose from")
     proposals = [_proposal(found[name], remarks) for name in sorted(found)]
@@ -113,6 +138,30 @@ def labels_of(item: Object) -> Mapping[str, str]:
     """Labels of an object."""
     found: Mapping[str, str] = item["metadata"].get("labels") or {}
     return found
+
+
+def _for_workers(node: Object) -> bool:
+    """Whether workers may be there at all: on Linux, and no control plane."""
+    taints = {taint["key"] for taint in (node.get("spec") or {}).get("taints") or ()}
+    return labels_of(node).get("kubernetes.io/os", "linux") == "linux" and taints.isdisjoint(_CONTROL_PLANE)
+
+
+def _lasting_taints(node: Object) -> list[Object]:
+    """What a pod has to tolerate to be there for good; taints that come and go with a node's state are none of that."""
+    return [t for t in (node.get("spec") or {}).get("taints") or () if keeps_off(t)]
+
+
+def _devices(entry: Entry, node: Object) -> str | None:
+    """What a node has of the entry's devices, in words, where that is not what the entry has."""
+    if entry.accelerators is None:
+        return None
+    resource, count = entry.accelerators
+    found = str(((node.get("status") or {}).get("allocatable") or {}).get(resource, "0"))
+    return None if found == str(count) else f"{found} {resource}"
+
+
+def _asked(entry: Entry) -> int:
+    return entry.accelerators[1] if entry.accelerators else 0
 
 
 def entry_of_node(catalog: Mapping[str, Entry], node: Object) -> Entry | None:
@@ -173,8 +222,7 @@ def _of_node(entry: Entry, kind: CapacityType, node: Object, label: tuple[str, s
     for key in (INSTANCE_TYPE, *(key for key, _ in entry.selector)):
         if key in labels:
             selector[key] = labels[key]
-    taints = [t for t in (node.get("spec") or {}).get("taints") or () if not t["key"].startswith(_NOT_OURS)]
-    return _capacity(entry, kind, selector, taints)
+    return _capacity(entry, kind, selector, _lasting_taints(node))
 
 
 def _capacity(
@@ -223,29 +271,41 @@ def _offered(catalog: Mapping[str, Entry], node_pool: NodePool) -> Iterator[tupl
                 "karpenter.sh/capacity-type": word,
                 INSTANCE_TYPE: entry.instance_type,
             }
-            most = node_pool.most_nodes(entry.cpus)
+            most = node_pool.most_nodes(_takes(entry))
             yield entry, kind, _capacity(entry, kind, selector, node_pool.taints, most)
+
+
+def _takes(entry: Entry) -> dict[str, float]:
+    """What a node counts for in a NodePool's limits: of memory that of CPUs alone, as a GPU's is not its host's."""
+    takes: dict[str, float] = {"cpu": entry.cpus, "nodes": 1}
+    if entry.accelerators:
+        takes[entry.accelerators[0]] = entry.accelerators[1]
+    else:
+        takes["memory"] = entry.memory_gib * 2**30
+    return takes
 
 
 def node_labels(entry: Entry) -> dict[str, str]:
     """The labels by which Karpenter on AWS tells instance types apart."""
     family, _, size = (entry.instance_type or "").partition(".")
     generation = "".join(c for c in family if c.isdigit())[:1]
-    labels = {
+    told = {
+        "family": family,
+        "size": size,
+        "category": family.split(generation)[0] if generation else family,
+        "generation": generation,
+        "cpu": str(entry.cpus),
+    }
+    if entry.accelerators and entry.vendor == "Nvidia":
+        told["gpu-manufacturer"] = "nvidia"
+        told["gpu-name"] = entry.chip.split()[0].lower()
+        told["gpu-count"] = str(entry.accelerators[1])
+    return {
         INSTANCE_TYPE: entry.instance_type or "",
         "kubernetes.io/arch": entry.architecture,
         "kubernetes.io/os": "linux",
-        "karpenter.k8s.aws/instance-family": family,
-        "karpenter.k8s.aws/instance-size": size,
-        "karpenter.k8s.aws/instance-category": family.split(generation)[0] if generation else family,
-        "karpenter.k8s.aws/instance-generation": generation,
-        "karpenter.k8s.aws/instance-cpu": str(entry.cpus),
+        **{f"{group}/instance-{key}": value for group in _AWS for key, value in told.items()},
     }
-    if entry.accelerators and entry.vendor == "Nvidia":
-        labels["karpenter.k8s.aws/instance-gpu-manufacturer"] = "nvidia"
-        labels["karpenter.k8s.aws/instance-gpu-name"] = entry.chip.split()[0].lower()
-        labels["karpenter.k8s.aws/instance-gpu-count"] = str(entry.accelerators[1])
-    return labels
 
 
 # --- Proposals ------------------------------------------------------------------------------------------------------
@@ -259,6 +319,12 @@ def _proposal(found: _Found, remarks: list[str]) -> dict[str, Any]:
     spot, zones = found.capacities.get(CapacityType.SPOT), sorted(found.zones.get(CapacityType.SPOT, ()))
     if spot and len(zones) > 1:
         spot["zones"] = zones
+    on_demand = found.capacities.get(CapacityType.ON_DEMAND)
+    if spot and on_demand and on_demand["selector"].items() <= spot["selector"].items() and "tolerations" not in spot:
+        remarks.append(
+            f"{found.entry.name}: no label tells its OnDemand nodes from Spot, so that workers meant for the one may"
+            " stand on the other: label the OnDemand nodes and select that, or taint the Spot nodes"
+        )
     if found.entry.what_if:
         remarks.append(f"{found.entry.name}: {found.entry.what_if}")
     unlimited = [kind.value for kind in kinds if "maxNodes" not in found.capacities[kind]]

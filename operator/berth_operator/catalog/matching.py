@@ -16,6 +16,8 @@ _PASSING_TAINTS: Final = (
     "aws-node-termination-handler/",
     "ToBeDeletedByClusterAutoscaler",
     "DeletionCandidateOfClusterAutoscaler",
+    "cloud.google.com/impending-node-termination",
+    "remediator.kubernetes.azure.com/",
 )
 """Taints of nodes that come, go or are ill: such a node is one that cannot be had, not one that is forbidden."""
 FROM_ZERO_ANNOTATION: Final = "berth.dev/scales-from-zero"
@@ -69,8 +71,12 @@ def nodes_there(
 
 def tolerates(tolerations: Sequence[Toleration], taints: Taints) -> bool:
     """Whether all taints are tolerated that keep pods off a node for good."""
-    keeping = (t for t in taints if t.get("effect") != "PreferNoSchedule" and not t["key"].startswith(_PASSING_TAINTS))
-    return all(any(_matches(toleration, taint) for toleration in tolerations) for taint in keeping)
+    return all(any(_matches(toleration, taint) for toleration in tolerations) for taint in filter(keeps_off, taints))
+
+
+def keeps_off(taint: Mapping[str, Any]) -> bool:
+    """Whether a taint keeps pods off a node for good."""
+    return taint.get("effect") != "PreferNoSchedule" and not taint["key"].startswith(_PASSING_TAINTS)
 
 
 def _matches(toleration: Toleration, taint: Mapping[str, Any]) -> bool:
@@ -133,7 +139,8 @@ def _may_make(pool: NodePool, capacity: Capacity) -> bool:
 
 def _wellknown(key: str) -> bool:
     """Labels that every node gets from its cloud: what a NodePool leaves open, it may make."""
-    return key.startswith(("node.kubernetes.io/", "kubernetes.io/", "topology.kubernetes.io/", "karpenter.k8s.aws/"))
+    clouds = ("karpenter.k8s.aws/", "eks.amazonaws.com/instance-")
+    return key.startswith(("node.kubernetes.io/", "kubernetes.io/", "topology.kubernetes.io/", *clouds))
 
 
 def _shown(capacity: Capacity) -> str:

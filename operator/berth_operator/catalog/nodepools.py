@@ -5,10 +5,11 @@ may have any value; `spec.limits` bound the sum over its nodes.
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from berth_operator.catalog.resource_quantity import bytes_of, cores_of
 
 CAPACITY_TYPE: Final = "karpenter.sh/capacity-type"
 
@@ -57,6 +58,8 @@ class NodePool:
     taints: tuple[Mapping[str, Any], ...]
     labels: Mapping[str, str] = field(default_factory=dict)
     """That it gives its nodes; each is a requirement, too."""
+    cloud: str = ""
+    """API group of its node class, such as `karpenter.k8s.aws`; empty where it does not say."""
 
     def allows(self, labels: Mapping[str, str]) -> bool:
         """Whether it may make nodes with these labels; requirements on labels not among them are left to Karpenter."""
@@ -73,22 +76,16 @@ class NodePool:
         allowed = [r for r in self.requirements if r.key == key]
         return tuple(v for v in listed[0] if all(r.holds(v) for r in allowed)) if listed else ()
 
-    def most_nodes(self, cpus: int) -> int | None:
-        """Nodes of so many vCPUs within its limits; None where nothing bounds them."""
-        bounds = []
-        if "cpu" in self.limits:
-            bounds.append(math.floor(_cores(self.limits["cpu"]) / cpus))
-        if "nodes" in self.limits:
-            bounds.append(math.floor(_cores(self.limits["nodes"])))
-        return min(bounds, default=None)
+    def most_nodes(self, takes: Mapping[str, float]) -> int | None:
+        """Nodes within its limits, where each takes so much of each resource; None where nothing bounds them."""
+        bounds = [_amount(self.limits[name]) / each for name, each in takes.items() if name in self.limits]
+        return min((math.floor(bound) for bound in bounds if math.isfinite(bound)), default=None)
 
 
 _TELLING: Final = frozenset(
-    {
-        "karpenter.k8s.aws/instance-gpu-name",
-        "karpenter.k8s.aws/instance-gpu-manufacturer",
-        "karpenter.k8s.aws/instance-gpu-count",
-    }
+    f"{group}/instance-gpu-{what}"
+    for group in ("karpenter.k8s.aws", "eks.amazonaws.com")
+    for what in ("name", "manufacturer", "count")
 )
 """Labels that a node without GPUs does not have at all."""
 
@@ -110,12 +107,13 @@ def read_node_pool(item: Mapping[str, Any]) -> NodePool:
         limits={key: str(value) for key, value in (spec.get("limits") or {}).items()},
         taints=tuple(node.get("taints") or ()),
         labels=own,
+        cloud=(node.get("nodeClassRef") or {}).get("group") or "",
     )
 
 
-def _cores(quantity: str) -> float:
-    """A Kubernetes quantity of cores or of nodes.  One that cannot be read bounds nothing."""
-    found = re.fullmatch(r"([0-9.]+)(m|k|M)?", quantity)
-    if not found:
+def _amount(quantity: str) -> float:
+    """A Kubernetes quantity of cores, nodes, devices or bytes.  One that cannot be read bounds nothing."""
+    try:
+        return cores_of(quantity) if quantity.endswith("m") else bytes_of(quantity)
+    except ValueError:
         return math.inf
-    return float(found[1]) * {"m": 0.001, "k": 1000.0, "M": 1e6, None: 1.0}[found[2]]
