@@ -133,7 +133,7 @@ def test_a_second_signal_cuts_off_and_says_so() -> None:
             assert "went down before the request had finished" in str(cut.value.details())
         output, _ = process.communicate(timeout=20)
         assert process.returncode == 1
-        assert "left with 1 requests cut off" in output
+        assert "left with 1 requests cut off: a second signal came" in output
 
 
 def test_a_worker_told_to_leave_while_it_loads_leaves_at_once() -> None:
@@ -149,6 +149,7 @@ def test_a_worker_told_to_leave_while_it_loads_leaves_at_once() -> None:
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=20)
         assert (process.returncode, errors) == (0, "")
+        assert "loading smollm2-135m-instruct" in output
         assert "ready grpc" not in output
 
 

@@ -78,6 +78,7 @@ async def run(options: Options) -> int:
     signals = _Signals()
     http.start()
     await grpc.start()
+    log.info("loading %s", options.model)  # which takes minutes where a large one has to be packed
     loading = asyncio.create_task(_load(options))
     leaving = asyncio.create_task(signals.first.wait())
     try:
@@ -98,7 +99,8 @@ async def run(options: Options) -> int:
         await grpc.stop(FLUSH_SECONDS)
         await http.stop()
     if cut:
-        log.error("left with %d requests cut off; --grace-seconds is %g", cut, options.grace_seconds)
+        why = "a second signal came" if signals.second.is_set() else f"--grace-seconds is {options.grace_seconds:g}"
+        log.error("left with %d requests cut off: %s", cut, why)
         return 1
     log.info("left cleanly")
     return 0
