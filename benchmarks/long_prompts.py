@@ -10,19 +10,16 @@ and in order of arrival, as vLLM does by default; rounds of both in turn, in one
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import statistics
 import time
 from dataclasses import dataclass, field
 
-import models
 from _common import Report, options, p99, progress
 from berth_worker.engine.engine import Engine
-from berth_worker.engine.limits import EngineConfig
 from berth_worker.engine.request import SamplingParams
 from berth_worker.engine.turns import Turns
-from berth_worker.model.load import load
+from ours import embedded_engine
 
 AGENTS, HISTORY, NEW, ANSWER, THINK = 4, 2000, 60, 40, 1.0
 LONG, LONG_ANSWER, LONG_EVERY = 3000, 16, 3.0
@@ -103,7 +100,7 @@ async def one_round(engine: Engine, traffic: Traffic, seconds: float) -> Waits:
     until = time.perf_counter() + seconds
     async with asyncio.TaskGroup() as tasks:
         for number, history in enumerate(histories):
-            tasks.create_task(agent(engine, traffic, history, traffic.dice(f"agent {number}"), until, waits.turns))
+            tasks.create_task(agent(engine, traffic, history, number, until, waits.turns))
         tasks.create_task(long_prompts(engine, traffic, until, waits.long))
     return waits
 
@@ -112,13 +109,7 @@ def main() -> None:
     chosen = options(__doc__).parse_args()
     rounds, seconds = (1, 10.0) if chosen.quick else (5, 25.0)
     report = Report(chosen.threads)
-    loaded = load(models.EMBEDDED, threads=chosen.threads)
-    report.note("berth", f"{loaded.name} {loaded.recipe} {loaded.path}")
-    config = EngineConfig(max_context_tokens=CONTEXT, kv_cache_tokens=8 * CONTEXT, speculation="off")
-    engine = Engine(loaded.model, loaded.tokenizer, config)
-    gc.collect()
-    gc.freeze()  # as the worker does: a collection that walks all of torch takes 0.2 s
-    engine.start()
+    _, engine = embedded_engine(report, chosen.threads, CONTEXT)
     found: dict[str, list[Waits]] = {"by_turns": [], "by_arrival": []}
     orders = {"by_turns": Turns, "by_arrival": ByArrival}
     try:

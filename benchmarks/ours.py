@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 
-from _common import timed
+import models
+from _common import Report, timed
 from berth_worker.engine.batch import BLOCK_TOKENS, Batch
 from berth_worker.engine.engine import Engine
 from berth_worker.engine.limits import EngineConfig
 from berth_worker.engine.request import SamplingParams
 from berth_worker.model.interface import LoadedModel, Model
+from berth_worker.model.load import load
 
-__all__ = ["Decode", "EngineDecode", "Prefill", "token_ids"]
+__all__ = ["Decode", "EngineDecode", "Prefill", "embedded_engine", "token_ids"]
 
 _CHUNK = 512
 
@@ -19,6 +22,18 @@ _CHUNK = 512
 def token_ids(model: Model, count: int, seed: int = 0) -> list[int]:
     """Ids spread over the vocabulary."""
     return [(i * 7919 + seed) % model.config.vocab_size for i in range(count)]
+
+
+def embedded_engine(report: Report, threads: int, context: int) -> tuple[Model, Engine]:
+    """The embedded model, and an engine that serves it without speculation; room for eight contexts of so many tokens."""
+    loaded = load(models.EMBEDDED, threads=threads)
+    report.note("berth", f"{loaded.name} {loaded.recipe} {loaded.path}")
+    config = EngineConfig(max_context_tokens=context, kv_cache_tokens=8 * context, speculation="off")
+    engine = Engine(loaded.model, loaded.tokenizer, config)
+    gc.collect()
+    gc.freeze()  # as the worker does: a collection that walks all of torch is a gap of 0.2 s
+    engine.start()
+    return loaded.model, engine
 
 
 class Decode:

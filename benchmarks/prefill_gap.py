@@ -9,19 +9,15 @@ gap.  Speculation is off, so that a gap is one step.  Beside the gaps: how fast 
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import statistics
 import time
 from dataclasses import dataclass, field
 
-import models
 from _common import Report, options, p99, progress
 from berth_worker.engine.engine import Engine
-from berth_worker.engine.limits import EngineConfig
 from berth_worker.engine.request import SamplingParams
-from berth_worker.model.load import load
-from ours import token_ids
+from ours import embedded_engine, token_ids
 
 STREAMS, PROMPT, CONTEXT = 4, 2000, 4096
 _IDLE_TOKENS = 64
@@ -115,18 +111,12 @@ def main() -> None:
     chosen = options(__doc__).parse_args()
     rounds = 2 if chosen.quick else 7
     report = Report(chosen.threads)
-    loaded = load(models.EMBEDDED, threads=chosen.threads)
-    report.note("berth", f"{loaded.name} {loaded.recipe} {loaded.path}")
-    config = EngineConfig(max_context_tokens=CONTEXT, kv_cache_tokens=8 * CONTEXT, speculation="off")
-    engine = Engine(loaded.model, loaded.tokenizer, config)
-    gc.collect()
-    gc.freeze()  # as the worker does: a collection that walks all of torch is a gap of 0.2 s
-    engine.start()
+    model, engine = embedded_engine(report, chosen.threads, CONTEXT)
 
     def prompts(number: int) -> list[list[int]]:
         """Two long prompts and one of 32 tokens a stream, none of which was seen before."""
         sizes = [PROMPT, PROMPT, *[32] * STREAMS]
-        return [token_ids(loaded.model, size, 100_003 * number + 977 * i + 1) for i, size in enumerate(sizes)]
+        return [token_ids(model, size, 100_003 * number + 977 * i + 1) for i, size in enumerate(sizes)]
 
     try:
         asyncio.run(run(engine, 1, [prompts(0)]))  # the engine learns what steps cost
