@@ -25,7 +25,7 @@ def token_ids(model: Model, count: int, seed: int = 0) -> list[int]:
 
 
 def embedded_engine(report: Report, threads: int, context: int) -> tuple[Model, Engine]:
-    """The embedded model, and an engine that serves it without speculation; room for eight contexts of so many tokens."""
+    """The embedded model and an engine that serves it, without speculation; it has room for eight such contexts."""
     loaded = load(models.EMBEDDED, threads=threads)
     report.note("berth", f"{loaded.name} {loaded.recipe} {loaded.path}")
     config = EngineConfig(max_context_tokens=context, kv_cache_tokens=8 * context, speculation="off")
