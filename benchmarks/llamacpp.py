@@ -5,7 +5,7 @@ Ours runs through Model.forward, as llama-bench runs llama_decode: neither sampl
 steps is in the figures engine_*.  Each of our runs loads the model anew, as each of llama.cpp's does: where the weights
 come to lie in memory made a factor of two at batch 1 between processes, and none within one.
 
-    python benchmarks/llamacpp.py [--quick] [--json FILE] [--threads N] [--only PREFIX ...]
+    python benchmarks/llamacpp.py [--quick] [--json FILE] [--threads N] [--rounds N] [--only NAME ...]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 
 import models
@@ -173,12 +174,13 @@ def memory(report: Report, threads: int) -> None:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--only", nargs="*", default=[], metavar="PREFIX", help="only figures that begin so")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="only these figures, such as decode_b1 or 'decode_*'")
+    parser.add_argument("--rounds", type=int, help="of each figure (default: 7, --quick: 2)")
     chosen = parser.parse_args()
-    rounds = 2 if chosen.quick else 7
+    rounds = chosen.rounds or (2 if chosen.quick else 7)
 
-    def wanted(*names: str) -> bool:
-        return not chosen.only or any(name.startswith(tuple(chosen.only)) for name in names)
+    def wanted(name: str) -> bool:
+        return chosen.only is None or any(fnmatchcase(name, pattern) for pattern in chosen.only)
 
     report = Report(chosen.threads)
     loading = partial(load, models.EMBEDDED, threads=chosen.threads)
