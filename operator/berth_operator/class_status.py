@@ -18,6 +18,8 @@ from berth_operator.api.meta import Facts
 from berth_operator.catalog.sanity import NO_NODE, Fault
 from berth_operator.planner import Plan
 from berth_operator.planner.candidates import in_force
+from berth_operator.planner.recharging import standing
+from berth_operator.planner.staying import nodes_of
 from berth_operator.prices import Priced, PricePolicy, complaint, in_status, own_prices, settled_prices
 from berth_operator.settling import condition, settled
 
@@ -25,13 +27,18 @@ _NODES_GONE = "NodesGone"
 
 
 def nodes_in_use(plan: Plan) -> dict[tuple[str, CapacityType], Fraction]:
-    """Nodes that a plan which is applied pays for, by class and capacity type; a share of a node counts as that."""
+    """Nodes by class and capacity type: those that an applied plan pays for, and those of workers that stay beside it.
+
+    A share of a node counts as that.
+    """
     used: dict[tuple[str, CapacityType], Fraction] = {}
-    for pool in plan.pools.values():
-        if pool.effective.mode == "Apply":
-            for placed in pool.placements:
-                where = placed.hardware_class, placed.capacity_type
-                used[where] = used.get(where, Fraction()) + placed.paid_nodes
+    applied = {key: pool for key, pool in plan.pools.items() if pool.effective.mode == "Apply"}
+    for pool in applied.values():
+        for placed in pool.placements:
+            where = placed.hardware_class, placed.capacity_type
+            used[where] = used.get(where, Fraction()) + placed.paid_nodes
+    for where, nodes in nodes_of(plan.staying, standing(applied)).items():
+        used[where] = used.get(where, Fraction()) + sum(nodes.values())
     return used
 
 

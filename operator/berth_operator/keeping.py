@@ -8,23 +8,9 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
 from berth_operator.api import InferencePoolStatus, PlacementStatus, format_decimal
-from berth_operator.planner import PoolPlan, RunningPlacement
+from berth_operator.planner import PoolPlan, RunningPlacement, why_hold
 
 _WHOLE = 100
-
-
-def why_hold(plan: PoolPlan) -> str | None:
-    """Why no serving worker of a pool may be taken away, whatever its plan wants; None where nothing stands against it.
-
-    Only a budget is kept even so.
-    """
-    short = plan.shortfall
-    if short is None or short.reason == "Budget":
-        return None
-    if plan.placements and plan.unserved_requests_per_second <= 0:
-        return None
-    what = "not enough" if plan.placements else "nothing"
-    return f"the plan has {what} to replace it: {short.reason}"
 
 
 def kept_by(
@@ -38,8 +24,8 @@ def kept_by(
     stops = plan.effective.suspend and not (refused and asleep)
     if (applied and stops) or not (refused or (applied and why_hold(plan))):
         return ()
-    planned = {(p.hardware_class, p.capacity_type) for p in plan.placements}
-    stays = [r for r in running if r.replicas and (r.hardware_class, r.capacity_type) not in planned]
+    goes = plan.yields | {(p.hardware_class, p.capacity_type) for p in plan.placements}
+    stays = [r for r in running if r.replicas and (r.hardware_class, r.capacity_type) not in goes]
     return kept_of(stays, before, carries=not plan.placements)
 
 

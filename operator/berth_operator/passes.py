@@ -16,11 +16,10 @@ from berth_operator.api.names import LEADER_WORKER_SET
 from berth_operator.cluster.observe import Child, Invalid, Observation, Worker
 from berth_operator.cluster.resources import WORKLOADS
 from berth_operator.evacuation import with_stand_ins, with_those_that_must_stay, without_stand_ins
-from berth_operator.keeping import why_hold
 from berth_operator.load.demand import follows_demand
 from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.memo import Kept, Memo
-from berth_operator.planner import AtFault, Plan, PoolPlan, RunningPlacement, Snapshot
+from berth_operator.planner import AtFault, Plan, PoolPlan, RunningPlacement, Snapshot, why_hold
 from berth_operator.render import LiveDeployment, RenderSettings, render
 from berth_operator.settling import settled
 from berth_operator.status import Trouble, pool_status, rejected_status
@@ -36,6 +35,10 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
     there = [w for w in seen.workers if w.node and not w.deleting]
     scheduled = Counter((w.pool, w.hardware_class, w.capacity_type) for w in there if not w.notice)
     leaving = Counter((w.pool, w.hardware_class, w.capacity_type) for w in there if w.notice)
+    nodes: dict[tuple[str, str, CapacityType], set[str]] = defaultdict(set)
+    for worker in there:
+        if worker.node and not worker.notice:
+            nodes[worker.pool, worker.hardware_class, worker.capacity_type] |= {worker.node, *worker.hosts}
     running: dict[tuple[str, str, CapacityType], RunningPlacement] = {}
     for child in seen.children:
         if child.resource in WORKLOADS and child.hardware_class and child.capacity_type and not child.deleting:
@@ -49,6 +52,7 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
                 leaving_replicas=leaving[key],
                 quantization=child.quantization,
                 nodes_per_replica=child.nodes_per_replica,
+                nodes=len(nodes[key]),
             )
     return Snapshot(
         now=now,
@@ -57,6 +61,7 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
         serving_profiles=seen.serving_profiles,
         running=tuple(running.values()),
         namespace_labels=seen.namespace_labels,
+        unreadable=frozenset(item.key for item in seen.invalid if item.kind == "InferencePool"),
         spanning=LEADER_WORKER_SET in seen.available,
     )
 
@@ -162,7 +167,7 @@ def steps_of(
             continue
         own = owned[pool.metadata.uid]
         suspended, hold = pool_plan.effective.suspend, why_hold(pool_plan)
-        made = partial(next_steps, manifests, own, suspended=suspended, hold=hold)
+        made = partial(next_steps, manifests, own, suspended=suspended, hold=hold, yields=pool_plan.yields)
         out[pool.key] = memo.get(pool.key, (pool_plan, manifests, *own), made)
     memo.keep_only(out.keys())
     return out

@@ -46,7 +46,7 @@ GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         _POOL,
     ),
     "berth_pool_demand_requests_per_second": (
-        "Demand that is planned for, requests per second; none while asleep",
+        "Demand that is planned for, requests per second; none while asleep or not accepted",
         _POOL,
     ),
     "berth_pool_observed_requests_per_second": (
@@ -115,7 +115,7 @@ def readings(
     gauges["berth_pool_demand_requests_per_second"] = {
         _pool(key): p.served_requests_per_second + p.unserved_requests_per_second
         for key, p in plan.pools.items()
-        if not p.effective.suspend
+        if not p.effective.suspend and p.not_accepted is None
     }
     gauges["berth_pool_observed_requests_per_second"] = {_pool(k): v for k, v in (observed or {}).items()}
     for key, told in statuses.items():

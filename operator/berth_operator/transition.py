@@ -6,10 +6,11 @@ or when they serve nothing anyway.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from berth_operator.api import CapacityType
 from berth_operator.cluster.observe import Child
 from berth_operator.cluster.resources import LEADER_WORKER_SETS, WORKLOAD_KINDS
 
@@ -31,13 +32,19 @@ class Steps:
 
 
 def next_steps(
-    desired: Sequence[Manifest], live: Sequence[Child], *, suspended: bool = False, hold: str | None = None
+    desired: Sequence[Manifest],
+    live: Sequence[Child],
+    *,
+    suspended: bool = False,
+    hold: str | None = None,
+    yields: Collection[tuple[str, CapacityType]] = (),
 ) -> Steps:
     """The steps for one pool.
 
     `desired`: all its rendered children.  `live`: the children that it owns now.  `suspended`: its workers go at once.
     `hold`: why no worker may be taken away, whatever the plan wants (None: nothing stands against it); where it wants
     none at all, those that wait for a node are kept, too, because it is for them that an autoscaler makes one.
+    `yields`: hardware on which nothing is held, since others get its nodes.
     """
     there = {child.key: child for child in live}
     wanted = {_key(m): m for m in desired}
@@ -62,7 +69,8 @@ def next_steps(
         if key in wanted or child.deleting:
             continue
         serves = key[0] in WORKLOAD_KINDS and child.ready_replicas > 0
-        if key[0] in WORKLOAD_KINDS and not suspended and hold and (serves or not places):
+        held = hold and (child.hardware_class, child.capacity_type) not in yields
+        if key[0] in WORKLOAD_KINDS and not suspended and held and (serves or not places):
             waiting.append(f"{child} stays: {hold}")
         elif serves and not suspended and unready:
             names = ", ".join(sorted(name for _, _, name in unready))

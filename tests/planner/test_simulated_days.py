@@ -29,7 +29,7 @@ from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.resources import HARDWARE_CLASSES, NAMESPACES, POOLS
 from berth_operator.executor import Executor
 from berth_operator.planner import Snapshot, fleet
-from berth_operator.planner.planning import judge_pools
+from berth_operator.planner.judged import judge_pools
 from berth_operator.telemetry import Telemetry
 from devcluster.pretend import Place, PretendCluster
 from prometheus_client import CollectorRegistry

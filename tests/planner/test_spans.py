@@ -12,7 +12,8 @@ from berth_operator.planner import Plan, PoolPlan, Snapshot, Verdict, plan
 from berth_operator.planner.architectures import ARCHITECTURES
 from berth_operator.planner.candidates import candidates_of
 from berth_operator.planner.fleet import FleetSolver
-from berth_operator.planner.planning import judge_pools, pool_problems
+from berth_operator.planner.judged import judge_pools
+from berth_operator.planner.planning import pool_problems
 from berth_operator.planner.spans import chosen
 from berth_operator.planner.speed import roofline_kv_tokens, roofline_speed, usable_bytes
 from berth_operator.planner.stages import HOP_SECONDS, stage_share

@@ -1,6 +1,7 @@
 """How does a plan differ from what runs now?  Pure: replicas that come and go, and dollars at today's prices."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -56,8 +57,9 @@ def changes(plan: Plan, snapshot: Snapshot) -> dict[str, Change]:
     for one in snapshot.running:
         if one.replicas:
             running.setdefault(one.pool, {})[one.hardware_class, one.capacity_type] = one
+    stays = {(one.pool, one.resource) for one in plan.staying}
     return {
-        key: _change(pool, running.get(key, {}), snapshot)
+        key: _change(pool, running.get(key, {}), {where for at, where in stays if at == key}, snapshot)
         for key, pool in plan.pools.items()
         if pool.not_accepted is None and pool.effective.mode == "Apply"
     }
@@ -80,16 +82,20 @@ def _sum(each: Sequence[Decimal | None]) -> Decimal | None:
     return sum(known, Decimal(0)) if len(known) == len(each) else None
 
 
-def _change(pool: PoolPlan, now: Mapping[Where, RunningPlacement], snapshot: Snapshot) -> Change:
+def _change(
+    pool: PoolPlan, now: Mapping[Where, RunningPlacement], stays: AbstractSet[Where], snapshot: Snapshot
+) -> Change:
+    """`stays`: what it keeps though it is not planned."""
     planned = {(p.hardware_class, p.capacity_type): p for p in pool.placements}
+    kept = [_usd(one, None, pool, snapshot) for where, one in now.items() if where in stays]
     counts = {
         where: (now[where].replicas if where in now else 0, planned[where].replicas if where in planned else 0)
-        for where in sorted(now.keys() | planned.keys(), key=lambda w: (w[0], w[1].value))
+        for where in sorted((now.keys() | planned.keys()) - stays, key=lambda w: (w[0], w[1].value))
     }
     return Change(
         tuple(Step(*where, before, after) for where, (before, after) in counts.items() if before != after),
         _sum([_usd(one, planned.get(where), pool, snapshot) for where, one in now.items()]),
-        sum((p.usd_per_hour for p in pool.placements), Decimal(0)),
+        _sum([*(p.usd_per_hour for p in pool.placements), *kept]) or Decimal(0),
     )
 
 

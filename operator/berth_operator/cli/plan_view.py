@@ -91,6 +91,18 @@ def plan_data(plan: Plan, against: Mapping[str, Change] | None = None) -> dict[s
                 for short in plan.shortages
             ]
             or None,
+            "staying": [
+                {
+                    "namespace": stay.pool.partition("/")[0],
+                    "name": stay.pool.partition("/")[2],
+                    "hardwareClass": stay.hardware_class,
+                    "capacityType": stay.capacity_type.value,
+                    "replicas": stay.replicas,
+                    "nodes": stay.nodes,
+                }
+                for stay in plan.staying
+            ]
+            or None,
             "solver": {"status": plan.solver_status, "gapPercent": round(plan.gap * 100, 3)},
         }
     )
@@ -363,6 +375,12 @@ def _rank(c: CandidateStatus) -> tuple[bool, float, str, str]:
 
 
 def _footnotes(plan: Plan) -> Iterator[str]:
+    for stay in plan.staying:
+        nodes = "its node is" if stay.nodes == 1 else f"its {stay.nodes} nodes are"
+        yield (
+            f"{stay.pool} keeps {stay.replicas}x {stay.hardware_class}/{stay.capacity_type.value}, for which the plan"
+            f" has no place: {nodes} in use."
+        )
     for price in plan.shadow_prices:
         how = " at least" if price.at_least else " about" if price.marginal else ""
         yield (

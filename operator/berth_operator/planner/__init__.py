@@ -5,6 +5,7 @@ from berth_operator.planner.counterfactual import savings_percent
 from berth_operator.planner.planning import Planned, plan, planned
 from berth_operator.planner.replanning import amended, better, carried, replanned
 from berth_operator.planner.restoring import restored
+from berth_operator.planner.staying import why_hold
 from berth_operator.planner.types import (
     AtFault,
     Candidate,
@@ -17,6 +18,7 @@ from berth_operator.planner.types import (
     ShadowPrice,
     Shortage,
     Snapshot,
+    Stay,
     Verdict,
 )
 
@@ -35,6 +37,7 @@ __all__ = [
     "ShadowPrice",
     "Shortage",
     "Snapshot",
+    "Stay",
     "Verdict",
     "amended",
     "better",
@@ -44,4 +47,5 @@ __all__ = [
     "replanned",
     "restored",
     "savings_percent",
+    "why_hold",
 ]

@@ -1,59 +1,33 @@
 """From a snapshot to a plan: judge, accept, solve, explain.  The one place where the planner's parts meet."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 from decimal import Decimal
-from fractions import Fraction
-from functools import partial
 from typing import Final
 
-from berth_operator.api import HardwareClass, InferencePool, ServingProfile, format_decimal, resolve
+from berth_operator.api import HardwareClass, format_decimal
 from berth_operator.planner import fleet
-from berth_operator.planner.acceptance import may_carry_alone, placement_problem, spec_problem
-from berth_operator.planner.candidates import Candidates, PoolContext, Resource, api_time, candidates_of
-from berth_operator.planner.churn import Decision, Incumbent, decide
-from berth_operator.planner.counterfactual import Comparison, gpu_only_usd_per_hour, judges_again
+from berth_operator.planner.candidates import Candidates, Resource
+from berth_operator.planner.churn import Decision
+from berth_operator.planner.counterfactual import Comparison, gpu_only_usd_per_hour
 from berth_operator.planner.explanation import Outcome, Usage, per_million, verdicts
-from berth_operator.planner.faulty import avoided_of, avoiding, with_faulty
-from berth_operator.planner.judging import judge_all
+from berth_operator.planner.judged import JudgedPool, decide_pools, is_large, judge_pools, limits_of
+from berth_operator.planner.keeping import decide_beside, firm_stays, goes_short, settle_stays, used_by
 from berth_operator.planner.marginal import Worth, worth_of_nodes
 from berth_operator.planner.native import trim
 from berth_operator.planner.program import PoolProblem
-from berth_operator.planner.sharing import NOTHING, Group, Standing, groups_of, pieces_of
+from berth_operator.planner.sharing import Group, groups_of, pieces_of
 from berth_operator.planner.shortfall import shortfall
-from berth_operator.planner.solution import Assignment, PoolSolution, nodes_used
+from berth_operator.planner.solution import Assignment, PoolSolution
+from berth_operator.planner.staying import nodes_of
 from berth_operator.planner.traffic import percents, spread
-from berth_operator.planner.types import Placement, Plan, PoolPlan, Problem, RunningPlacement, ShadowPrice, Snapshot
+from berth_operator.planner.types import Placement, Plan, PoolPlan, Problem, ShadowPrice, Snapshot
 
 PROVEN: Final = 1e-6
 """Relative gap up to which a plan is called optimal."""
 EXACT_BREAK_EVENS: Final = fleet.FLAT
 """Options of all pools up to which break-even prices are found by the solver, where bounds do not meet."""
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedPool:
-    """A pool with everything that can be said before solving."""
-
-    key: str
-    context: PoolContext
-    candidates: Candidates
-    problem: Problem | None
-    incumbent: Incumbent | None
-
-    @property
-    def shadow(self) -> bool:
-        """Planned with what is left, because nothing of it will run: suspended or only a recommendation."""
-        return self.context.effective.suspend or self.context.effective.mode == "Recommend"
-
-    @property
-    def program(self) -> PoolProblem:
-        """What is solved: only options that may carry traffic, or idle spot nodes would count as minReplicas."""
-        effective = self.context.effective
-        idle = effective.spot_max_traffic_percent == 0 or effective.survive_loss_percent == 100
-        options = self.candidates.options
-        return PoolProblem(self.key, effective, tuple(o for o in options if not o.spot) if idle else options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +68,21 @@ def planned(snapshot: Snapshot, *, explain: bool = True, shadow_prices: bool = F
     judged = judge_pools(snapshot)
     limits = limits_of(snapshot)
     accepted = [j for j in judged if j.problem is None]
-    live = decide_pools([j for j in accepted if not j.shadow], limits, snapshot.now)
-    used = nodes_used(live.solution.pools)
-    left = {resource: max(0, most - used.get(resource, 0)) for resource, most in limits.items()}
-    shadow = decide_pools([j for j in accepted if j.shadow], left, snapshot.now)
-    if is_large(accepted):
-        trim()
     effective = {j.key: j.context.effective for j in accepted}
+    live, firm = decide_beside([j for j in accepted if not j.shadow], limits, firm_stays(judged, snapshot), snapshot)
+    pieces = pieces_of(effective, live.solution.pools)
+    taken = used_by([live], nodes_of(firm, pieces))
+    # What a pool of mode Recommend keeps is its own to be recommended.
+    asked = {j.key for j in accepted if j.shadow}
+    others = {r: {key: n for key, n in by_pool.items() if key not in asked} for r, by_pool in taken.items()}
+    left = {r: max(0, most - math.ceil(sum(others.get(r, {}).values()))) for r, most in limits.items()}
+    shadow = decide_pools([j for j in accepted if j.shadow], left, snapshot.now)
+    large = is_large(accepted)
+    if large:
+        trim()
     usage = {
-        False: Usage.of(_used_by([live]), pieces_of(effective, live.solution.pools)),
-        True: Usage.of(_used_by([live, shadow]), pieces_of(effective, shadow.solution.pools)),
+        False: Usage.of(taken, pieces),
+        True: Usage.of(used_by([shadow], others), pieces_of(effective, shadow.solution.pools)),
     }
     exact = sum(len(j.candidates.options) for j in accepted) <= EXACT_BREAK_EVENS
     solved = {**live.solution.pools, **shadow.solution.pools}
@@ -118,6 +97,7 @@ def planned(snapshot: Snapshot, *, explain: bool = True, shadow_prices: bool = F
         else:
             told = explain or goes_short(decision.solution.pools[j.key])
             pools[j.key] = pool_plan(j, decision, limits, usage[j.shadow], exact, gpu_only.get(j.key), explain=told)
+    pools, staying = settle_stays(judged, pools, firm, usage[False], limits, snapshot, large=large)
     cost = live.solution.cost + shadow.solution.cost
     bound = live.solution.bound + shadow.solution.bound
     failed = {**live.solution.failed, **shadow.solution.failed}
@@ -126,28 +106,14 @@ def planned(snapshot: Snapshot, *, explain: bool = True, shadow_prices: bool = F
         pools=pools,
         gap=gap,
         solver_status="; ".join(sorted(set(failed.values()))) or ("Optimal" if gap <= PROVEN else "Feasible"),
+        staying=staying,
         shadow_prices=_shadow_prices(live, limits, ask=shadow_prices),
         shortages=live.solution.shortages,
     )
     costs = {key: pool.objective for key, pool in live.solution.pools.items()}
     bounds = live.solution.pool_bounds if not failed and not shadow.solution.pools else {}
     groups = groups_of(j.program for j in accepted if not j.shadow)
-    return Planned(snapshot, made, cost, bound, live.solution.duals, costs, bounds, is_large(accepted), groups)
-
-
-def is_large(accepted: Sequence[JudgedPool]) -> bool:
-    """Whether pools that would run are too many for the flat program."""
-    return sum(len(j.candidates.options) for j in accepted if not j.shadow) > fleet.FLAT
-
-
-def limits_of(snapshot: Snapshot) -> dict[Resource, int]:
-    """Nodes that there are, where there is a limit."""
-    return {
-        (c.metadata.name, capacity.type): capacity.max_nodes
-        for c in snapshot.hardware_classes
-        for capacity in c.spec.capacity
-        if capacity.max_nodes is not None
-    }
+    return Planned(snapshot, made, cost, bound, live.solution.duals, costs, bounds, large, groups)
 
 
 def pool_problems(snapshot: Snapshot) -> dict[str, PoolProblem]:
@@ -178,83 +144,7 @@ def counterfactuals(
     return gpu_only_usd_per_hour(wanted, classes)
 
 
-# --- Before solving -------------------------------------------------------------------------------------------------
-
-
-def judge_pools(snapshot: Snapshot) -> list[JudgedPool]:
-    """Every pool with its candidates, in canonical order."""
-    pools = sorted(snapshot.pools, key=lambda p: p.key)
-    profiles: dict[str, list[ServingProfile]] = {}
-    for profile in snapshot.serving_profiles:
-        profiles.setdefault(profile.spec.model, []).append(profile)
-    running: dict[str, list[RunningPlacement]] = {}
-    for one in snapshot.running:
-        running.setdefault(one.pool, []).append(one)
-    for placements in running.values():
-        placements.sort(key=lambda r: (r.hardware_class, r.capacity_type.value))
-    contexts = [_context(p, snapshot, profiles, running.get(p.key, ())) for p in pools]
-    classes, at_fault = sorted(snapshot.hardware_classes, key=lambda c: c.metadata.name), snapshot.at_fault
-    problems = [spec_problem(c.effective, classes, c.profiles, at_fault) for c in contexts]
-    sound = [i for i, problem in enumerate(problems) if problem is None]
-    known = dict(zip(sound, judge_all([contexts[i] for i in sound], snapshot.hardware_classes), strict=True))
-    judged, avoided = [], avoided_of(classes, snapshot.now)
-    for i, (pool, context, problem) in enumerate(zip(pools, contexts, problems, strict=True)):
-        with_known = replace(context, judged=known.pop(i, {}))
-        candidates = Candidates()
-        if problem is None:
-            alone = partial(may_carry_alone, context.effective)
-            candidates = avoiding(candidates_of(classes, with_known), avoided, context, alone)
-            candidates = with_faulty(candidates, at_fault, context)
-        found = problem or placement_problem(context.effective, candidates)
-        own = tuple(running.get(pool.key, ()))
-        incumbent = Incumbent(own, api_time(pool.status.last_move_time)) if own else None
-        kept = with_known if judges_again(context.effective, classes) else context
-        judged.append(JudgedPool(pool.key, kept, candidates, found, incumbent))
-    return judged
-
-
-def _context(
-    pool: InferencePool,
-    snapshot: Snapshot,
-    profiles: Mapping[str, Sequence[ServingProfile]],
-    running: Sequence[RunningPlacement],
-) -> PoolContext:
-    effective, namespace = resolve(pool.spec), pool.metadata.namespace or "default"
-    return PoolContext(
-        effective=effective,
-        namespace=namespace,
-        namespace_labels=snapshot.namespace_labels.get(namespace, {}),
-        profiles=tuple(profiles.get(effective.model, ())),
-        now=snapshot.now,
-        scheduled={
-            (r.hardware_class, r.capacity_type): r.ready_replicas
-            if r.scheduled_replicas is None
-            else r.scheduled_replicas
-            for r in running
-        },
-        spanning=snapshot.spanning,
-        running_nodes={r.hardware_class: r.nodes_per_replica for r in running},
-    )
-
-
-def decide_pools(
-    pools: Sequence[JudgedPool], limits: Mapping[Resource, int], now: datetime, standing: Standing = NOTHING
-) -> Decision:
-    """Solve for pools and weigh their moves.  `standing`: as of `churn.decide`."""
-    incumbents = {j.key: j.incumbent for j in pools if j.incumbent}
-    return decide([j.program for j in pools], incumbents, limits, now, standing)
-
-
 # --- After solving --------------------------------------------------------------------------------------------------
-
-
-def _used_by(decisions: Sequence[Decision]) -> dict[Resource, dict[str, Fraction]]:
-    used: dict[Resource, dict[str, Fraction]] = {}
-    for decision in decisions:
-        for key, pool in decision.solution.pools.items():
-            for assignment in pool.assignments:
-                used.setdefault(assignment.option.resource, {})[key] = assignment.paid_nodes
-    return used
 
 
 def unaccepted(judged: JudgedPool, limits: Mapping[Resource, int]) -> PoolPlan:
@@ -315,11 +205,6 @@ def pool_plan(
         over_budget=over_budget_of(judged, usd),
         kept=kept,
     )
-
-
-def goes_short(solution: PoolSolution) -> bool:
-    """Whether a plan owes a reason for what a pool lacks."""
-    return solution.unserved > 0 or solution.missing_replicas > 0
 
 
 def placements_of(

@@ -56,6 +56,8 @@ class PoolProblem:
     key: str
     effective: Effective
     options: tuple[Option, ...]
+    runs: bool = False
+    """Whether it runs anything: of plans that serve as much, one that takes that away is the worse."""
 
     @cached_property
     def demand(self) -> float:
@@ -376,12 +378,16 @@ def cost_terms(problem: PoolProblem, columns: PoolColumns) -> Terms:
 def shortage_stages(problems: Sequence[PoolProblem], columns: Sequence[PoolColumns]) -> list[Terms]:
     """What to minimise before cost: unserved shares by falling priority, then replicas missing to their floors.
 
-    Pools of one priority count alike, each by its share of demand unserved; who matters more says so by priority.
+    Pools of one priority count alike, each by its share of demand unserved; who matters more says so by priority.  Of
+    plans that leave as much unserved, the best leaves the least to those that run already.
     """
     pairs = list(zip(problems, columns, strict=True))
-    stages: list[Terms] = [
-        {at.unserved: 1.0 for p, at in pairs if p.effective.priority == priority}
-        for priority in sorted({p.effective.priority for p in problems}, reverse=True)
-    ]
+    stages: list[Terms] = []
+    for priority in sorted({p.effective.priority for p in problems}, reverse=True):
+        equals = [(p, at) for p, at in pairs if p.effective.priority == priority]
+        running = [at for p, at in equals if p.runs]
+        stages.append({at.unserved: 1.0 for _, at in equals})
+        if 0 < len(running) < len(equals):
+            stages.append({at.unserved: 1.0 for at in running})
     missing = {at.missing: 1.0 for at in columns if at.missing is not None}
     return [*stages, missing] if missing else stages

@@ -17,22 +17,15 @@ from berth_operator.api import ConstrainedCapacity, HardwareClass, InferencePool
 from berth_operator.planner import fleet
 from berth_operator.planner.candidates import Resource, api_time, in_force
 from berth_operator.planner.explanation import Usage
-from berth_operator.planner.planning import (
-    JudgedPool,
-    Planned,
-    counterfactuals,
-    decide_pools,
-    judge_pools,
-    limits_of,
-    planned,
-    pool_plan,
-    unaccepted,
-)
+from berth_operator.planner.judged import JudgedPool, decide_pools, judge_pools, limits_of
+from berth_operator.planner.keeping import decide_beside, firm_stays, settle_stays
+from berth_operator.planner.planning import Planned, counterfactuals, planned, pool_plan, unaccepted
 from berth_operator.planner.program import Program, add_pool, cost_terms
 from berth_operator.planner.recharging import recharged, standing
 from berth_operator.planner.sharing import groups_open_to, in_parts, less
 from berth_operator.planner.solution import nodes_used
 from berth_operator.planner.solver import SolverError, minimise_roughly
+from berth_operator.planner.staying import beside, nodes_of
 from berth_operator.planner.types import Placement, Plan, PoolPlan, RunningPlacement, Snapshot
 
 MOST_FORCED: Final = 50
@@ -141,6 +134,7 @@ def difference_of(last: Planned, snapshot: Snapshot) -> Difference | None:
         before.serving_profiles == snapshot.serving_profiles
         and before.at_fault == snapshot.at_fault
         and before.spanning == snapshot.spanning
+        and _unreadable(before) == _unreadable(snapshot)
         and [_of_class(c) for c in before.hardware_classes] == [_of_class(c) for c in snapshot.hardware_classes]
         and not _constraint_ended(snapshot.hardware_classes, before.now, snapshot.now)
     )
@@ -204,6 +198,11 @@ def _constraint_ended(classes: Iterable[HardwareClass], before: datetime, now: d
     return any(end is not None and before < end <= now for end in ends)
 
 
+def _unreadable(snapshot: Snapshot) -> object:
+    """Pools that do not parse, and what they hold."""
+    return snapshot.unreadable, {r for r in snapshot.running if r.pool in snapshot.unreadable and r.replicas}
+
+
 def _running(
     running: Sequence[RunningPlacement], short: set[Resource]
 ) -> dict[str, frozenset[tuple[Resource, str | None, int]]]:
@@ -263,10 +262,12 @@ def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Pl
             used.setdefault((p.hardware_class, p.capacity_type), {})[key] = p.paid_nodes
     alone = _nodes(p for plan in kept.values() if plan.effective.mode == "Apply" for p in plan.placements)
     left = {r: max(0, most - alone.get(r, 0)) for r, most in limits.items()}
-    beside = standing(kept)
-    live = decide_pools([j for j in accepted if not j.shadow], left, snapshot.now, beside)
+    stay = (*(s for s in last.plan.staying if s.pool in kept), *firm_stays(judged, snapshot))
+    live, stay = decide_beside([j for j in accepted if not j.shadow], left, stay, snapshot, standing(kept))
+    asked = {j.key for j in accepted if j.shadow}
+    left, together = beside(left, (s for s in stay if s.pool not in asked), standing(kept))
     taken = nodes_used(live.solution.pools)
-    left = {r: max(0, most - taken.get(r, 0)) for r, most in less(left, beside, beside).items()}
+    left = {r: max(0, most - taken.get(r, 0)) for r, most in less(left, together, together).items()}
     shadow = decide_pools([j for j in accepted if j.shadow], left, snapshot.now)
     if live.solution.failed or shadow.solution.failed:
         return None
@@ -274,6 +275,8 @@ def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Pl
     for key, one in live.solution.pools.items():
         for a in one.assignments:
             used.setdefault(a.option.resource, {})[key] = a.paid_nodes
+    for resource, by_pool in nodes_of(stay, standing(kept)).items():
+        used.setdefault(resource, {}).update(by_pool)
     usage = Usage.of(used)
     gpu_only = counterfactuals(accepted, solved, snapshot.hardware_classes)
     fresh = {}
@@ -282,6 +285,8 @@ def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Pl
             fresh[j.key] = unaccepted(j, limits)
         else:
             fresh[j.key] = pool_plan(j, shadow if j.shadow else live, limits, usage, False, gpu_only.get(j.key))
+    fresh, staying = settle_stays(judged, fresh, stay, usage, limits, snapshot, large=True)
+    staying = (*(s for s in last.plan.staying if s.pool in kept), *staying)
     unpacked = {p.key: fresh[p.key] if p.key in fresh else kept[p.key] for p in snapshot.pools}
     pools = recharged(unpacked, snapshot.hardware_classes)
     costs = {k: v for k, v in last.pool_costs.items() if k in kept} | {
@@ -300,7 +305,7 @@ def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Pl
     return replace(
         last,
         snapshot=snapshot,
-        plan=replace(last.plan, pools=pools, gap=gap, shortages=()),
+        plan=replace(last.plan, pools=pools, gap=gap, staying=staying, shortages=()),
         cost=cost,
         bound=bound,
         pool_costs=costs,

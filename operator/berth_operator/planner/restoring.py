@@ -14,16 +14,8 @@ from berth_operator.api import InferencePool, InferencePoolStatus
 from berth_operator.planner.candidates import Option
 from berth_operator.planner.counterfactual import savings_percent
 from berth_operator.planner.explanation import per_million
-from berth_operator.planner.planning import (
-    JudgedPool,
-    Planned,
-    is_large,
-    judge_pools,
-    limits_of,
-    over_budget_of,
-    placements_of,
-    watts_of,
-)
+from berth_operator.planner.judged import JudgedPool, is_large, judge_pools, limits_of
+from berth_operator.planner.planning import Planned, over_budget_of, placements_of, watts_of
 from berth_operator.planner.recharging import recharged
 from berth_operator.planner.solution import Assignment
 from berth_operator.planner.types import Candidate, Plan, PoolPlan, Problem, Snapshot, Verdict

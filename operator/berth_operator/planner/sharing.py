@@ -139,6 +139,19 @@ def consolidated(
     return out
 
 
+def paid_by(standing: Standing, problems: Iterable[PoolProblem], pools: Mapping[str, PoolSolution]) -> float:
+    """What `standing` pays of the nodes in groups that the pools may be of, in the cost stage's unit."""
+    options = {group_of(o, p.effective): (o, p.effective) for p in problems for o in p.options if o.shareable}
+    pieces = pieces_of({p.key: p.effective for p in problems}, pools)
+    paid = 0.0
+    for group in standing.keys() & options.keys():
+        every = sorted([*pieces.get(group, ()), *standing[group]], key=lambda p: p.pool)
+        each = charges(every, pack(every))
+        option, effective = options[group]
+        paid += float(sum(each[p.pool] for p in standing[group])) * node_cost(option, effective)
+    return paid
+
+
 def pieces_of(effective: Mapping[str, Effective], pools: Mapping[str, PoolSolution]) -> dict[Group, list[Piece]]:
     """What pools have on nodes that they may share, in canonical order."""
     found: dict[Group, list[Piece]] = {}

@@ -32,6 +32,7 @@ from berth_operator.planner.sharing import (
     join_nodes,
     less,
     nodes_beyond,
+    paid_by,
     regrouped,
     taken,
 )
@@ -98,7 +99,8 @@ def solve(
 ) -> Solution:
     """The lexicographic optimum over all pools (or what another `search` looks for), component by component.
 
-    `standing`: replicas of other pools, whose nodes `limits` count, too; beside them there is no bound.
+    `standing`: replicas of other pools, whose nodes `limits` count, too; the bound is on what all of these cost, less
+    what the others pay in this plan.
     """
     pools: dict[str, PoolSolution] = {}
     failed: dict[str, str] = {}
@@ -122,16 +124,18 @@ def _solve_component(
     groups = groups_of(problems, standing)
     more = {g: taken(standing.get(g, ())) for g in groups}
     pools, cost, bound = _solve_joined(problems, limits, groups, more, standing, search)
-    short = _unserved(pools)
+    short, repacked = _unserved(pools), False
     for _ in range(MOST_REPACKS):
         over = nodes_beyond(problems, limits, pools, {g: standing[g] for g in groups if g in standing})
         if not over:
             break
+        repacked = True
         more = {g: nodes + over.get((g[0], g[1]), 0) for g, nodes in more.items()}
         pools, cost, _ = _solve_joined(problems, limits, groups, more, standing, search)
     else:
         pools, cost, _ = _solve_joined(problems, less(limits, groups, standing), frozenset(), {}, NOTHING, search)
-    return pools, cost, bound if _unserved(pools) <= short + TOLERANCE and not standing else 0.0
+    proven = _unserved(pools) <= short + TOLERANCE and not (repacked and standing)
+    return pools, cost, bound if proven else 0.0
 
 
 def _unserved(pools: Mapping[str, PoolSolution]) -> float:
@@ -158,7 +162,8 @@ def _solve_joined(
     if not joined:
         return pools, last.objective, last.bound
     pools = consolidated(problems, pools, standing)
-    return pools, sum(pool.objective for pool in pools.values()), last.bound
+    others = paid_by(standing, problems, pools)
+    return pools, sum(pool.objective for pool in pools.values()), last.bound - others
 
 
 def merged_shortage(problems: Sequence[PoolProblem], columns: Sequence[PoolColumns]) -> list[Terms]:

@@ -35,6 +35,28 @@ class RunningPlacement:
     quantization: Quantization | None = None
     """What they serve, where known; a pool of quantization Any keeps it as it keeps its hardware."""
     nodes_per_replica: int = 1
+    nodes: int | None = None
+    """That its pods stand on; None: not looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """Replicas that stay where they are, though the plan has no place for them."""
+
+    pool: str
+    hardware_class: str
+    capacity_type: CapacityType
+    replicas: int
+    nodes: int
+    """That they take where they share none."""
+    replicas_per_node: int
+    shared_for: str | None
+    """Objective of the pools whose replicas may stand beside them; None: nobody's may."""
+
+    @property
+    def resource(self) -> tuple[str, CapacityType]:
+        """What it takes nodes of."""
+        return self.hardware_class, self.capacity_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +83,8 @@ class Snapshot:
     """By namespace, for `HardwareClass.spec.namespaceSelector`."""
     at_fault: tuple[AtFault, ...] = ()
     """Classes that are none of `hardware_classes`."""
+    unreadable: frozenset[str] = frozenset()
+    """Pools (`namespace/name`) that are there and do not parse: what they run stays."""
     spanning: bool = True
     """Whether replicas may span nodes: LeaderWorkerSets can be made."""
 
@@ -192,6 +216,8 @@ class PoolPlan:
     over_budget: Problem | None = None
     kept: Problem | None = None
     """Why a cheaper plan was not taken (minSavings, cooldown)."""
+    yields: frozenset[tuple[str, CapacityType]] = frozenset()
+    """Hardware that it runs on, might be placed on, and whose nodes the plan gives to others: nothing of it stays."""
     resume_usd_per_hour: Decimal | None = None
     """Of a suspended pool: what serving its demand would cost now; None: nothing could serve it."""
 
@@ -229,6 +255,8 @@ class Plan:
     """Relative gap between this plan's cost and the solver's lower bound; 0 is proven optimal."""
     solver_status: str
     """Optimal; Feasible, where the search ended before the proof (see `gap`); or why some pools could not be solved."""
+    staying: tuple[Stay, ...] = ()
+    """What runs and stays beside the placements, whose nodes count as theirs do."""
     shadow_prices: tuple[ShadowPrice, ...] = ()
     shortages: tuple[Shortage, ...] = ()
     """By falling priority, where a large fleet goes short; small ones go as short as they must, and no more."""
