@@ -286,6 +286,65 @@ def test_a_pool_that_is_refused_can_be_suspended(
     assert ("Service", "agents") in fleet.children(namespace)
 
 
+@pytest.fixture
+def single(fleet: Fleet) -> Iterator[dict[str, Any]]:
+    """The placement of pools that may use one class alone, of which there is one node."""
+    found = fleet.cluster.get("hardwareclass", "graviton4")
+    found["metadata"], found["status"] = {"name": "single"}, {}
+    found["spec"]["capacity"] = found["spec"]["capacity"][:1]
+    found["spec"]["capacity"][0] |= {"maxNodes": 1, "usdPerHour": "0.100"}
+    fleet.cluster.apply(found)
+    yield NO_HESITATION | {"hardware": {"allow": {"names": ["single"]}}}
+    fleet.cluster.kubectl("delete", "hardwareclass", "single")
+
+
+def test_nobody_is_placed_on_the_node_of_a_pool_that_is_refused(
+    fleet: Fleet, operator: OperatorProcess, settled: Callable[..., None], namespace: str, single: dict[str, Any]
+) -> None:
+    fleet.pool(namespace, "agents", placement=single)
+    settled()
+    pods = _pods(fleet, namespace)
+    fleet.pool(namespace, "agents", placement={"hardware": {"allow": {"names": ["no-such-class"]}}})
+    operator.wait_for("it is refused", lambda: fleet.status(namespace, "agents")["placement"].endswith("(kept)"))
+    fleet.pool(namespace, "other", placement=single)
+    told = operator.wait_for(
+        "the other one has no place",
+        lambda: (c := fleet.condition(namespace, "other", "Placed")).get("reason") == "NoCapacity" and c,
+    )
+    assert f"the one node (maxNodes) is taken by {namespace}/agents" in told["message"]
+    assert _pods(fleet, namespace) == pods
+    status = fleet.cluster.get("hardwareclass", "single")["status"]
+    available = next(c for c in status["conditions"] if c["type"] == "Available")
+    assert (status["nodesInUse"], available["reason"]) == (1, "AllInUse")
+
+    def demanded() -> set[str]:
+        name = "berth_pool_demand_requests_per_second"
+        labels = [dict(labels) for (metric, labels) in operator.metrics() if metric == name]
+        return {one["pool"] for one in labels if one["pool_namespace"] == namespace}
+
+    operator.wait_for("what is planned for is told, and no more", lambda: demanded() == {"other"})
+    fleet.cluster.kubectl("delete", "bpool", "agents", f"--namespace={namespace}")
+    settled("other")
+
+
+def test_a_pool_yields_its_node_to_one_that_matters_more_and_to_no_other(
+    fleet: Fleet, operator: OperatorProcess, settled: Callable[..., None], namespace: str, single: dict[str, Any]
+) -> None:
+    fleet.pool(namespace, "serves", placement=single)
+    settled("serves")
+    for name in ("equal", "yet-another"):
+        fleet.pool(namespace, name, placement=single)
+        operator.wait_for(
+            "an equal has no place",
+            lambda n=name: fleet.condition(namespace, n, "Placed").get("reason") == "NoCapacity",
+        )
+    assert fleet.ready(namespace, "serves")
+    fleet.pool(namespace, "matters", placement=single, priority=5)
+    settled("matters")
+    assert fleet.condition(namespace, "serves", "Placed")["reason"] == "NoCapacity"
+    assert len(fleet.nodes(namespace)) == 1
+
+
 # --- Absurd labels --------------------------------------------------------------------------------------------------
 
 
