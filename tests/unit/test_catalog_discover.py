@@ -277,3 +277,31 @@ def test_nodes_that_a_proposal_does_not_select_are_not_counted_to_it() -> None:
     assert way["selector"]["eks.amazonaws.com/capacityType"] == "SPOT"
     assert "zones" not in way
     assert any("1 Spot seen" in remark for remark in found.remarks)
+
+
+def test_nodes_that_the_proposed_labels_leave_out_are_named() -> None:
+    aside = [{"key": "dedicated", "value": "databases", "effect": "NoSchedule"}]
+    found = ask(
+        node("c8g.4xlarge", {"eks.amazonaws.com/capacityType": "ON_DEMAND"}),
+        node("c8g.4xlarge", {"karpenter.sh/capacity-type": "on-demand"}),
+        node("c8g.4xlarge", {"karpenter.sh/capacity-type": "on-demand"}),
+        node("c8g.4xlarge", {"eks.amazonaws.com/capacityType": "ON_DEMAND"}, taints=aside),
+    )
+    told = [remark for remark in found.remarks if "left out" in remark]
+    assert [remark.partition(", and left out")[0] for remark in told] == [
+        "graviton4-c8g-4xl: 2 OnDemand nodes are not labelled eks.amazonaws.com/capacityType=ON_DEMAND",
+        "graviton4-c8g-4xl: 1 OnDemand node is set aside by taint dedicated",
+    ]
+    assert any("1 OnDemand seen" in remark for remark in found.remarks)
+
+
+def test_a_node_pool_that_the_proposed_labels_leave_out_is_named() -> None:
+    wanted = ("karpenter.k8s.aws/instance-family", "In", ["c8g"])
+    first, second = node_pool(wanted), node_pool(wanted)
+    second["metadata"]["name"] = "other"
+    told = [remark for remark in ask(pools=[first, second]).remarks if "left out" in remark]
+    assert len(told) == len(ask(pools=[first]).proposals)
+    assert "NodePool other may make OnDemand nodes not labelled karpenter.sh/nodepool=np, which" in told[0]
+    karpenters = node("c8g.4xlarge", {"karpenter.sh/capacity-type": "on-demand"})
+    covered = ask(karpenters, pools=[node_pool(("node.kubernetes.io/instance-type", "In", ["c8g.4xlarge"]))])
+    assert not [remark for remark in covered.remarks if "left out" in remark]

@@ -56,6 +56,7 @@ _CHIP_LABELS: Final[Mapping[str, Mapping[str, str]]] = {
 """Label -> its values -> chip of the catalog, as GKE and the vendors' feature discovery set them."""
 _CONTROL_PLANE: Final = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
 """Taints of nodes that are no place for workers."""
+_REMEDY: Final = "where it should serve, too, write a class of another name for it, with its own labels"
 _AWS: Final = ("karpenter.k8s.aws", "eks.amazonaws.com")
 """Groups of Karpenter's node classes, and prefixes of its labels: on AWS, and in EKS Auto Mode."""
 
@@ -78,6 +79,10 @@ class _Found:
     capacities: dict[CapacityType, dict[str, Any]] = field(default_factory=dict)
     zones: dict[CapacityType, set[str]] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(capacity type, why) -> nodes that the proposal does not select, or does not tolerate."""
+    also: list[str] = field(default_factory=list)
+    """NodePools that may make more of it, which the proposal does not select, in words."""
 
 
 def discover(catalog: Mapping[str, Entry], nodes: Sequence[Object], node_pools: Sequence[Object]) -> Discovery:
@@ -101,7 +106,13 @@ def discover(catalog: Mapping[str, Entry], nodes: Sequence[Object], node_pools: 
         slot = found.setdefault(entry.name, _Found(entry))
         kind, label = capacity_type_of(labels_of(node))
         capacity = slot.capacities.setdefault(kind, _of_node(entry, kind, node, label))
-        if capacity["selector"].items() <= labels_of(node).items():
+        if missing := _missing(capacity["selector"], labels_of(node)):
+            slot.left_out[kind.value, f"not labelled {missing}"] += 1
+        elif foreign := [
+            t["key"] for t in _lasting_taints(node) if _toleration(t) not in capacity.get("tolerations", ())
+        ]:
+            slot.left_out[kind.value, f"set aside by taint {', '.join(sorted(foreign))}"] += 1
+        else:
             slot.seen[kind.value] += 1
             slot.zones.setdefault(kind, set()).update(v for k, v in labels_of(node).items() if k == ZONE_LABEL)
     for node_pool in map(read_node_pool, node_pools):
@@ -113,7 +124,10 @@ def discover(catalog: Mapping[str, Entry], nodes: Sequence[Object], node_pools: 
             continue
         for entry, kind, capacity in _offered(catalog, node_pool):
             slot = found.setdefault(entry.name, _Found(entry))
-            slot.capacities.setdefault(kind, capacity)
+            taken = slot.capacities.setdefault(kind, capacity)
+            made = {**node_labels(entry), **capacity["selector"]}
+            if missing := _missing(taken["selector"], made):
+                slot.also.append(f"NodePool {node_pool.name} may make {kind.value} nodes not labelled {missing}")
             slot.zones.setdefault(kind, set(node_pool.values_of(ZONE_LABEL)))
             slot.seen[f"NodePool {node_pool.name}"] += 1
     for kind_of_node, count in sorted(unknown.items()):
@@ -149,6 +163,11 @@ def _for_workers(node: Object) -> bool:
 def _lasting_taints(node: Object) -> list[Object]:
     """What a pod has to tolerate to be there for good; taints that come and go with a node's state are none of that."""
     return [t for t in (node.get("spec") or {}).get("taints") or () if keeps_off(t)]
+
+
+def _missing(selector: Mapping[str, str], labels: Mapping[str, str]) -> str:
+    """What a selector asks for that the labels do not say; empty where they are selected."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(selector.items()) if labels.get(key) != value)
 
 
 def _devices(entry: Entry, node: Object) -> str | None:
@@ -327,6 +346,10 @@ def _proposal(found: _Found, remarks: list[str]) -> dict[str, Any]:
         )
     if found.entry.what_if:
         remarks.append(f"{found.entry.name}: {found.entry.what_if}")
+    for (kind_of_node, why), count in sorted(found.left_out.items()):
+        nodes = f"{count} {kind_of_node} {'node is' if count == 1 else 'nodes are'}"
+        remarks.append(f"{found.entry.name}: {nodes} {why}, and left out: {_REMEDY}")
+    remarks += [f"{found.entry.name}: {what}, which are left out: {_REMEDY}" for what in found.also]
     unlimited = [kind.value for kind in kinds if "maxNodes" not in found.capacities[kind]]
     if unlimited and not any(name.startswith("NodePool ") for name in found.seen):
         counts = ", ".join(f"{found.seen[kind]} {kind}" for kind in unlimited)
