@@ -124,6 +124,7 @@ class Executor:
         traffic: Traffic | None = None,
         nodes: Callable[[], NodesThere] = NodesThere,
         refusals: Callable[[Sequence[HardwareClass]], Sequence[Refusal]] = lambda _: (),
+        beside: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         """`on_refreshed`: another plan, made beside the passes, is in force: a pass is due.
 
@@ -131,6 +132,7 @@ class Executor:
         `unmatched`: classes that no node matches; they are planned with all the same, as an autoscaler may make some.
         `traffic`: what is known of pools' load; None: the demand that specs declare counts.
         `nodes`: which capacities have nodes.  `refusals`: nodes that an autoscaler could not make.
+        `beside`: in words, which other releases serve a namespace; None: no other.
         """
         self._cluster = cluster
         self._telemetry = telemetry
@@ -141,6 +143,7 @@ class Executor:
         self._traffic = traffic
         self._nodes = nodes
         self._refusals = refusals
+        self._beside = beside
         self._due: datetime | None = None
         self._statuses = StatusWriter(cluster)
         self._said: dict[str, str] = {}
@@ -235,7 +238,8 @@ class Executor:
         )
         refused = self._cluster.applier.attempts.refused()
         found |= unwritten(rendered, seen.children, refused)
-        also = conditions(seen.pools, rendered, seen.children, seen.autoscalers, seen.available, refused)
+        neighbours = seen.autoscalers, seen.available
+        also = conditions(seen.pools, rendered, seen.children, *neighbours, refused, self._beside)
         statuses = await asyncio.to_thread(
             pool_statuses,
             planned,
@@ -328,7 +332,7 @@ class Executor:
         )
         refused = self._cluster.applier.attempts.refused()
         found |= unwritten(rendered, children, refused)
-        also = conditions(fresh, rendered, children, last.autoscalers, last.available, refused)
+        also = conditions(fresh, rendered, children, last.autoscalers, last.available, refused, self._beside)
         statuses = pool_statuses(planned, part, (), now, also, None, last.load, found)
         await self._statuses.write_pools(statuses, fresh, (), more=True)
 

@@ -17,8 +17,9 @@ from typing import Final
 from berth_operator.api import Decision, format_time
 
 MOST_DECISIONS: Final = 16
+SERVED_BY_OTHERS: Final = "ServedByOthers"
 _PLACING: Final = frozenset({"Placed", "Moved", "FellBack", "Returned", "NotPlaced"})
-WARNINGS: Final = frozenset({"FellBack", "NotPlaced", "Refused", "RolloutFailed"})
+WARNINGS: Final = frozenset({"FellBack", "NotPlaced", "Refused", "RolloutFailed", SERVED_BY_OTHERS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,14 @@ class Situation:
     """Why an accepted pool that should run is placed nowhere."""
     failed: str | None = None
     """What has just come to stop a rollout."""
+    contested: str | None = None
+    """Which releases have just come to serve it, where that is more than one."""
 
 
 def recorded(before: Sequence[Decision], now: datetime, seen: Situation) -> list[Decision]:
     """The record with what is new, oldest first."""
     out = list(before)
-    for found in (_refusal(before, seen), _placing(before, seen), _failure(before, seen)):
+    for found in (_refusal(before, seen), _placing(before, seen), _failure(before, seen), _contest(before, seen)):
         if found is not None:
             reason, message, hardware = found
             out.append(
@@ -105,6 +108,14 @@ def _fled_from(placings: Sequence[Decision]) -> set[str]:
         elif after.reason in ("Returned", "Moved"):
             found = set()
     return found
+
+
+def _contest(before: Sequence[Decision], seen: Situation) -> _Found:
+    """Once, though the release that has not seen the other one yet takes the condition away again."""
+    last = before[-1] if before else None
+    if seen.contested is None or (last and (last.reason, last.message) == (SERVED_BY_OTHERS, seen.contested[:1024])):
+        return None
+    return SERVED_BY_OTHERS, seen.contested, ()
 
 
 def _failure(before: Sequence[Decision], seen: Situation) -> _Found:

@@ -15,6 +15,7 @@ from berth_operator.cluster.cluster import Cluster
 from berth_operator.cluster.kube import Kube
 from berth_operator.cluster.lease import Lease
 from berth_operator.cluster.observe import Worker
+from berth_operator.cluster.presence import Presence, Release, both_serve
 from berth_operator.evacuator import Evacuator
 from berth_operator.executor import Executor, ExecutorSettings
 from berth_operator.garbage import Garbage
@@ -76,8 +77,16 @@ class Operator:
             self._settings.identity,
             on_change=self._wake,
             name=self._settings.lease_name,
+            owner=self._settings.lease_name,  # the chart calls its Deployment so
             duration_s=duration,
             renew_every_s=duration / 5,
+        )
+        self._presence = Presence(
+            self._kube,
+            Release(f"{settings.namespace}/{settings.lease_name}", frozenset(settings.watch_namespaces)),
+            self._lease.held,
+            on_change=self._wake,
+            every_s=settings.presence_s,
         )
 
     async def start(self) -> None:
@@ -106,6 +115,7 @@ class Operator:
             traffic=self._traffic,
             nodes=lambda: self._nodes.there,
             refusals=self._karpenter.refusals,
+            beside=lambda namespace: both_serve(namespace, self._presence.own, self._presence.others),
         )
         pace = LoopSettings(settings.debounce_s, settings.interval_s)
         about = self._cluster, self._executor, self._telemetry, pace
@@ -123,6 +133,7 @@ class Operator:
         self._run("evacuation", self._evacuator.run())
         if self._settings.leader_elect:
             self._run("lease", self._lease.run())
+            self._run("presence", self._presence.run())
 
     async def stop(self) -> None:
         """Stop writing, then give up the Lease and close every connection."""
@@ -130,6 +141,8 @@ class Operator:
             task.remove_done_callback(self._ended)
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._lease.held():
+            await self._presence.leave()
         await self._lease.release()
         if self._activator:
             await self._activator.close()

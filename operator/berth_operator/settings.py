@@ -57,6 +57,8 @@ class Settings:
     lease_name: str = LEASE_NAME
     """Operators that serve different pools from one namespace have one each."""
     lease_duration_s: float = 10.0
+    presence_s: float = 10.0
+    """How often other releases are looked for."""
     load: LoadSettings = field(default_factory=LoadSettings)
     shortage: ShortagePolicy = field(default_factory=ShortagePolicy)
     max_moves: int = MOST_MOVES
@@ -181,6 +183,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         watch_nodes=switch("watch-nodes", given.watch_nodes) if given.watch_nodes != "" else not given.watch_namespaces,
         lease_name=given.lease_name,
         lease_duration_s=max(1.0, seconds("lease-duration", given.lease_duration)),
+        presence_s=max(0.1, seconds("presence-interval", given.presence_interval)),
         node_check_s=seconds("node-check", given.node_check or ("0s" if given.watch_namespaces else "1m")),
         load=load_settings(given, parser, seconds),
         max_moves=_number(parser, "max-moves", given.max_moves),
@@ -201,6 +204,11 @@ def _add_failure_handling(parser: argparse.ArgumentParser, default: Callable[[st
         "--lease-duration",
         default=default("LEASE_DURATION", "10s"),
         help="a leader that is silent for so long has lost the Lease; at least 1s",
+    )
+    add(
+        "--presence-interval",
+        default=default("PRESENCE_INTERVAL", "10s"),
+        help="look this often for other releases that serve the same namespaces",
     )
     add(
         "--watch-nodes",

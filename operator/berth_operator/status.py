@@ -4,7 +4,7 @@ Pure.  A status that differs from the one in force only by jitter (prices and pr
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from berth_operator.api import (
 )
 from berth_operator.api.meta import Facts
 from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
-from berth_operator.history import Situation, recorded
+from berth_operator.history import SERVED_BY_OTHERS, Situation, recorded
 from berth_operator.keeping import cost_of, kept_by, kept_of
 from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.planner import Placement, PoolPlan, Problem, RunningPlacement, Verdict
@@ -102,11 +102,23 @@ def pool_status(
         concurrent_sessions=plan.effective.concurrent_sessions,
         last_move_time=format_time(now) if moved else pool.status.last_move_time,
         history=recorded(
-            pool.status.history or (), now, _situation(pool, plan, ready, running, trouble, asleep=load.asleep)
+            pool.status.history or (),
+            now,
+            replace(
+                _situation(pool, plan, ready, running, trouble, asleep=load.asleep),
+                contested=_contested(pool.status, also or {}),
+            ),
         )
         or None,
     )
     return pool.status if settled(pool.status.to_api(), status.to_api()) else status
+
+
+def _contested(before: InferencePoolStatus, also: Mapping[str, Facts]) -> str | None:
+    """Who serves the pool beside us, where that is new: releases that both do write the same status."""
+    facts = also.get(SERVED_BY_OTHERS)
+    known = any(c.type == SERVED_BY_OTHERS for c in before.conditions or ())
+    return facts[2] if facts and not known else None
 
 
 def _situation(

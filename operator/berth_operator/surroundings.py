@@ -6,7 +6,7 @@ be written, an autoscaler that pulls at a child, routes that no gateway takes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from berth_operator.api.names import GRPC_ROUTE, HTTP_ROUTE, INFERENCE_EXTENSION
 from berth_operator.cluster.neighbours import Autoscaler
 from berth_operator.cluster.observe import Child
 from berth_operator.cluster.resources import WORKLOADS
+from berth_operator.history import SERVED_BY_OTHERS
 from berth_operator.render import LiveDeployment
 
 Manifest = Mapping[str, Any]
@@ -68,11 +69,13 @@ def conditions(
     autoscalers: Sequence[Autoscaler],
     available: Collection[str],
     refused: Mapping[Hashable, tuple[str, str]],
+    beside: Callable[[str], str | None] = lambda _: None,
 ) -> dict[str, dict[str, Facts]]:
     """Type -> facts of the conditions that each pool (`namespace/name`) has just now.
 
     `rendered`: what each pool is to have.  `available`: kinds of others that may be rendered.  `refused`: reason and
-    message of writes that somebody has to mend, by (kind, namespace, name).
+    message of writes that somebody has to mend, by (kind, namespace, name).  `beside`: in words, which other releases
+    of ours serve a namespace.
     """
     owned: dict[str, list[Child]] = {}
     for child in children:
@@ -81,7 +84,9 @@ def conditions(
     out = {}
     for pool in pools:
         own, manifests = owned.get(pool.metadata.uid, []), rendered.get(pool.key) or ()
-        said = {
+        told = beside(pool.metadata.namespace or "default")
+        said: dict[str, Facts | None] = {
+            SERVED_BY_OTHERS: ("True", "OtherRelease", told) if told else None,
             "Applied": _applied(manifests, refused) if refused else None,
             "DemandScaled": _demand_scaled(pool, available) if manifests else None,
             "ScaledByOthers": _scaled_by_others(pool, own, aims) if aims else None,

@@ -22,7 +22,7 @@ from http import HTTPStatus
 from typing import Final
 
 from berth_operator.cluster.kube import ApiError, Kube
-from berth_operator.cluster.resources import LEASES, Object
+from berth_operator.cluster.resources import DEPLOYMENTS, LEASES, Object
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ class Lease:
     identity: str
     on_change: Callable[[], None] = lambda: None
     name: str = LEASE_NAME
+    owner: str | None = None
+    """The Deployment that it goes with; None: it stays when the operator is uninstalled."""
     duration_s: float = 10.0
     """How long after its last renewal a leader may be silent before a standby takes over."""
     renew_every_s: float = 2.0
@@ -52,6 +54,8 @@ class Lease:
     _seen_at: float = field(default=float("-inf"))
     _expires_at: float = field(default=float("-inf"))
     _told: str = ""
+    _owners: list[Object] | None = None
+    """Its ownerReferences; None: not asked for yet."""
 
     def held(self) -> bool:
         """Whether this replica may begin a write now.
@@ -96,19 +100,21 @@ class Lease:
         try:
             lease = await self.kube.get(LEASES, self.namespace, self.name)
             if lease and lease["spec"].get("holderIdentity") == self.identity:
-                lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+                lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": now_text()}
                 await self._put(lease)
         except ApiError as error:
             log.info("Lease %s/%s not released: %s", self.namespace, self.name, error)
 
     async def _round(self) -> None:
+        if self._owners is None:
+            self._owners = await self._owner()
         started = self.clock()
         lease = await self.kube.get(LEASES, self.namespace, self.name)
         if lease is None:
             lease = {
                 "apiVersion": LEASES.api_version,
                 "kind": LEASES.kind,
-                "metadata": {"name": self.name, "namespace": self.namespace},
+                "metadata": {"name": self.name, "namespace": self.namespace, "ownerReferences": self._owners},
                 "spec": self._record({}),
             }
             await self._acquire(self.kube.request("POST", LEASES.path(self.namespace), body=lease, attempts=1), started)
@@ -123,7 +129,21 @@ class Lease:
             self._tell(logging.INFO, f"standing by: {holder} leads")
             return
         lease["spec"] = self._record(spec)
+        if self._owners:
+            lease["metadata"]["ownerReferences"] = self._owners
         await self._acquire(self._put(lease), started)
+
+    async def _owner(self) -> list[Object]:
+        """Whom Kubernetes removes it with; nobody where there is no such Deployment, or we may not look."""
+        try:
+            found = await self.kube.get(DEPLOYMENTS, self.namespace, self.owner) if self.owner else None
+        except ApiError as error:
+            if error.status != HTTPStatus.FORBIDDEN:
+                raise
+            log.info("Lease %s/%s gets no owner: %s", self.namespace, self.name, error)
+            return []
+        kind = {"apiVersion": DEPLOYMENTS.api_version, "kind": DEPLOYMENTS.kind}
+        return [kind | {"name": self.owner, "uid": found["metadata"]["uid"]}] if found else []
 
     async def _acquire(self, write: Awaitable[Object], started: float) -> None:
         try:
@@ -140,8 +160,8 @@ class Lease:
         return {
             "holderIdentity": self.identity,
             "leaseDurationSeconds": math.ceil(self.duration_s),
-            "acquireTime": before.get("acquireTime") if mine and before.get("acquireTime") else _now(),
-            "renewTime": _now(),
+            "acquireTime": before.get("acquireTime") if mine and before.get("acquireTime") else now_text(),
+            "renewTime": now_text(),
             "leaseTransitions": int(before.get("leaseTransitions") or 0) + (0 if mine or not before else 1),
         }
 
@@ -153,5 +173,6 @@ class Lease:
         self._told = text
 
 
-def _now() -> str:
+def now_text() -> str:
+    """Now, as Leases write times."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
