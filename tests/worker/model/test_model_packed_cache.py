@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +163,72 @@ def test_what_a_killed_worker_left_and_what_nobody_uses_is_cleared_away(tmp_path
         os.utime(tmp_path / name, (time.time() - age, time.time() - age))
     packed(KEY, built, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".packing-new", "other-file", KEY.file_name}
+
+
+_WRITER = """
+import os, sys, time, torch
+from pathlib import Path
+from berth_worker.model import packed_cache
+os.fsync = lambda _: time.sleep(600)
+weights = torch.zeros(1 << 20, dtype=torch.uint8), torch.zeros(9, dtype=torch.int64)
+packed_cache.packed(packed_cache.PackedKey("killed", "w", 1), lambda: weights, Path(sys.argv[1]), smallest=0)
+"""
+
+
+def test_what_a_worker_writes_is_left_alone_until_it_is_killed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def half() -> list[Path]:
+        return [path for path in tmp_path.glob(".packing-*") if path.stat().st_size > 1 << 20]
+
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)])
+    try:
+        deadline = time.monotonic() + 120
+        while not half() and writer.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (path,) = half()
+        quiet = time.time() - 3600
+        os.utime(path, (quiet, quiet))
+        packed(KEY, built, tmp_path)
+        assert path.exists()
+    finally:
+        writer.kill()
+        writer.wait()
+    with caplog.at_level(logging.INFO):
+        assert equal(packed(replace(KEY, recipe="other"), built, tmp_path), built())
+    assert not path.exists()
+    assert f"{path}: removed, 1,0" in caplog.text
+    assert "bytes of a worker that ended while it wrote" in caplog.text
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB; skips where none may be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("no file system may be mounted here")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_disk_that_fills_up_and_one_that_is_read_only_cost_a_line_and_nothing_else(
+    small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_cache, "DISK_RESERVE", -(1 << 40))  # as where others take the room meanwhile
+    assert equal(packed(KEY, built, small_disk), built())
+    (told,) = caplog.messages
+    assert told.startswith(f"packed weights are not kept in {small_disk}: [Errno 28] No space left on device")
+    assert list(small_disk.iterdir()) == []
+    caplog.clear()
+    fits = functools.partial(built, size=20_003)
+    packed(KEY, fits, small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert equal(packed(KEY, never, small_disk), fits())
+    assert not caplog.messages
+    assert equal(packed(replace(KEY, layout=2), fits, small_disk), fits())
+    (told,) = caplog.messages
+    assert told.startswith(f"packed weights are not kept in {small_disk}: [Errno 30] Read-only file system")
 
 
 def test_a_model_that_is_packed_in_a_moment_is_not_kept(tmp_path: Path) -> None:

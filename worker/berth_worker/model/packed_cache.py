@@ -12,6 +12,7 @@ line in the log.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -44,6 +45,7 @@ _PAGE, _PIECE = 4096, 4 << 20
 _LONGEST_HEADER = 64 << 20
 _SUFFIX = ".packed"
 _STALE_SECONDS, _UNUSED_SECONDS = 24 * 3600, 30 * 24 * 3600  # of a file half written, and of one that nobody reads
+_QUIET_SECONDS = 60  # since a file half written, that nobody holds, has grown
 SMALLEST = 16 << 20
 """Bytes of weights from which a file is worth its place: less is packed in a tenth of a second."""
 DEFAULT_LIMIT = 256 << 30
@@ -226,6 +228,8 @@ def _write(path: Path, key: PackedKey, weights: Tensor, plan: Tensor, limit: int
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _make_room(path, weights_at + len(values), limit)
     file, temporary = tempfile.mkstemp(prefix=".packing-", dir=path.parent)
+    with contextlib.suppress(OSError):  # some file systems have no locks: then its age alone tells
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
         with os.fdopen(file, "wb", buffering=0) as out:
             front = head + plan.numpy().tobytes()
@@ -257,8 +261,9 @@ def _make_room(path: Path, size: int, limit: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             status = entry.stat()
             age = time.time() - status.st_mtime
-            if entry.name.startswith(".packing-") and age > _STALE_SECONDS:
-                entry.unlink()  # of a worker that was killed while it wrote
+            if entry.name.startswith(".packing-") and (age > _STALE_SECONDS or _abandoned(entry, age)):
+                _log.info("%s: removed, %s bytes of a worker that ended while it wrote", entry, f"{status.st_size:,}")
+                entry.unlink()
             elif entry.suffix == _SUFFIX and age > _UNUSED_SECONDS:
                 entry.unlink()  # of a model that is gone, or packed by code that is
             elif entry.suffix == _SUFFIX:
@@ -275,6 +280,27 @@ def _make_room(path: Path, size: int, limit: int) -> None:
         _log.info("%s: removed, the least recently used, to make room", entry)
         entry.unlink(missing_ok=True)
         total, free = total - held, free + held
+
+
+def _abandoned(entry: Path, age: float) -> bool:
+    """Whether nobody writes a file any more: its writer's lock ends with the process, however that ends.
+
+    `age`: seconds since it grew; not too few, for a lock may be unknown on another machine that shares the folder.
+    """
+    if age < _QUIET_SECONDS:
+        return False
+    try:
+        file = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(file)
 
 
 def _page_after(position: int) -> int:
