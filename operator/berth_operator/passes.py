@@ -48,11 +48,11 @@ def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
                 *key,
                 replicas=child.replicas - child.surge + (other.replicas if other else 0),
                 ready_replicas=child.ready_replicas + (other.ready_replicas if other else 0),
-                scheduled_replicas=scheduled[key],
+                scheduled_replicas=scheduled[key] if seen.workers_read else None,
                 leaving_replicas=leaving[key],
                 quantization=child.quantization,
                 nodes_per_replica=child.nodes_per_replica,
-                nodes=len(nodes[key]),
+                nodes=len(nodes[key]) if seen.workers_read else None,
             )
     return Snapshot(
         now=now,

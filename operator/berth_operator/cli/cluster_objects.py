@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from berth_operator.api import HardwareClass, InferencePool, ServingProfile
 from berth_operator.api.names import LEADER_WORKER_SET, MANAGED_BY, MANAGED_BY_LABEL
 from berth_operator.cluster.connection import config
+from berth_operator.cluster.groups import as_seen, replicas_of
 from berth_operator.cluster.kube import ApiError, Kube
 from berth_operator.cluster.observe import (
     Invalid,
@@ -19,6 +20,7 @@ from berth_operator.cluster.observe import (
     decode_namespace,
     decode_pool,
     decode_serving_profile,
+    decode_worker,
 )
 from berth_operator.cluster.resources import (
     DEPLOYMENTS,
@@ -26,11 +28,13 @@ from berth_operator.cluster.resources import (
     LEADER_WORKER_SETS,
     NAMESPACES,
     NODES,
+    PODS,
     POOLS,
     SERVING_PROFILES,
     Resource,
 )
 from berth_operator.node_check import NODE_POOLS
+from berth_operator.surroundings import belonging
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +86,10 @@ def namespace_in_context(kubeconfig: Path | None) -> str:
     return str(context.get("namespace") or "default")
 
 
-async def _leader_worker_sets(kube: Kube) -> Sequence[dict[str, Any]] | None:
-    """Ours; None where none can be made, because the kind is not installed or may not be read."""
+async def _if_allowed(kube: Kube, resource: Resource) -> Sequence[dict[str, Any]] | None:
+    """Ours; None where the kind is not installed or may not be read."""
     try:
-        return (await kube.list(LEADER_WORKER_SETS, labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}")).items
+        return (await kube.list(resource, labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}")).items
     except ApiError as error:
         if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
             return None
@@ -105,7 +109,8 @@ async def _read(kubeconfig: Path | None, with_nodes: bool) -> tuple[Observation,
             listed(NAMESPACES),
             listed(DEPLOYMENTS, f"{MANAGED_BY_LABEL}={MANAGED_BY}"),
         )
-        groups = await _leader_worker_sets(kube)
+        groups = await _if_allowed(kube, LEADER_WORKER_SETS)
+        pods = await _if_allowed(kube, PODS)
         nodes = await _nodes_if_allowed(kube) if with_nodes else ClusterNodes()
     decoded = (
         [decode_pool(item) for item in pools]
@@ -116,12 +121,19 @@ async def _read(kubeconfig: Path | None, with_nodes: bool) -> tuple[Observation,
     found = [*map(child_decoder(DEPLOYMENTS), deployments), *map(child_decoder(LEADER_WORKER_SETS), groups or ())]
     spaces = {item["metadata"]["name"]: decode_namespace(item) for item in namespaces}
     ending = {name for name, namespace in spaces.items() if namespace.terminating}
+    of_cluster = tuple(p for p in decoded if isinstance(p, InferencePool) and p.metadata.namespace not in ending)
+    workers = replicas_of(worker for worker in map(decode_worker, pods or ()) if worker)
+    if pods is None:
+        remark = "pods may not be read: of hardware that cannot be had, what is ready counts as what has a node"
+        nodes = replace(nodes, remarks=(*nodes.remarks, remark))
     observed = Observation(
-        pools=tuple(p for p in decoded if isinstance(p, InferencePool) and p.metadata.namespace not in ending),
+        pools=of_cluster,
         hardware_classes=tuple(item for item in decoded if isinstance(item, HardwareClass)),
         serving_profiles=tuple(item for item in decoded if isinstance(item, ServingProfile)),
         invalid=tuple(item for item in decoded if isinstance(item, Invalid)),
-        children=tuple(found),
+        children=belonging(found if pods is None else as_seen(found, workers), of_cluster),
+        workers=workers,
+        workers_read=pods is not None,
         available=frozenset() if groups is None else frozenset({LEADER_WORKER_SET}),
         namespace_labels={name: namespace.labels for name, namespace in spaces.items()},
     )

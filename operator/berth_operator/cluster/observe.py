@@ -203,6 +203,8 @@ class Observation:
     invalid: tuple[Invalid, ...] = ()
     children: tuple[Child, ...] = ()
     workers: tuple[Worker, ...] = ()
+    workers_read: bool = True
+    """False: nobody has looked for workers."""
     namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     available: frozenset[str] = frozenset()
     """Kinds of other projects (`Kind.group`) that may be rendered."""
