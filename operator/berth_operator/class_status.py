@@ -37,7 +37,7 @@ def nodes_in_use(plan: Plan) -> dict[tuple[str, CapacityType], Fraction]:
         for placed in pool.placements:
             where = placed.hardware_class, placed.capacity_type
             used[where] = used.get(where, Fraction()) + placed.paid_nodes
-    for where, nodes in nodes_of(plan.staying, standing(applied)).items():
+    for where, nodes in nodes_of(plan.staying, standing(applied) if plan.staying else {}).items():
         used[where] = used.get(where, Fraction()) + sum(nodes.values())
     return used
 

@@ -56,6 +56,9 @@ def test_the_release_tells_the_next_command(installed: Any) -> None:
         ("delete", "pods", "default"),
         ("create", "leases.coordination.k8s.io", NAMESPACE),
         ("update", "leases.coordination.k8s.io/=berth-operator", NAMESPACE),
+        ("get", "deployments.apps/=berth-operator", NAMESPACE),
+        ("create", "leases.coordination.k8s.io", "default"),
+        ("update", f"leases.coordination.k8s.io/={NAMESPACE}.berth-operator", "default"),
     ],
 )
 def test_the_operator_may_do_its_work(
@@ -75,7 +78,10 @@ def test_the_operator_may_do_its_work(
         ("patch", "inferencepools.berth.dev", "default"),
         ("delete", "inferencepools.berth.dev", "default"),
         ("patch", "hardwareclasses.berth.dev", "default"),
-        ("create", "leases.coordination.k8s.io", "default"),
+        ("create", "leases.coordination.k8s.io", "kube-system"),
+        ("list", "leases.coordination.k8s.io", "kube-system"),
+        ("update", "leases.coordination.k8s.io/=berth-system.another-operator", "default"),
+        ("delete", "leases.coordination.k8s.io/=another", "default"),
         ("update", "leases.coordination.k8s.io/=another", NAMESPACE),
         ("create", "clusterroles.rbac.authorization.k8s.io", "default"),
         ("patch", "nodes", "default"),

@@ -253,7 +253,9 @@ def test_releases_of_one_namespace_elect_leaders_of_their_own(helm: Any) -> None
         (deployment,) = (m for m in objects if m["kind"] == "Deployment")
         (rules,) = (m["rules"] for m in objects if m["kind"] == "Role" and m["metadata"]["name"].endswith("-lease"))
         name = _settings(deployment).lease_name
-        assert [rule["resourceNames"] for rule in rules if "resourceNames" in rule] == [[name]]
+        named = {tuple(rule["resources"]): rule["resourceNames"] for rule in rules if "resourceNames" in rule}
+        assert named == {("leases",): [name], ("deployments",): [name]}
+        assert deployment["metadata"]["name"] == name  # its owner
         leases.add(name)
     assert len(leases) == 2
 

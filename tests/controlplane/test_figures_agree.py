@@ -195,3 +195,22 @@ def test_an_explanation_has_the_figures_of_the_status(
         assert f"{cost['usdPerHour']} USD an hour" in done.stdout
     if (percent := cost.get("savingsPercent")) is not None:
         assert f"{abs(percent)} %" in done.stdout or f"{abs(percent)}%" in done.stdout
+
+
+def test_what_runs_on_hardware_that_cannot_be_had_is_no_move_in_a_plan_of_the_cluster(
+    fleet: Fleet, operator: OperatorProcess, pools: dict[str, Any]
+) -> None:
+    """The last of this module: hardware is short from here on."""
+    entry = {"type": "OnDemand", "since": "2026-11-23T00:00:00Z", "until": "2199-01-01T00:00:00Z", "backOff": "1h"}
+    patch = json.dumps({"status": {"constrained": [entry]}})
+    where = ("figures-shared", "--subresource=status", "--type=merge", f"--patch={patch}")
+    fleet.cluster.kubectl("patch", "hardwareclass", *where)
+
+    def short() -> bool:
+        return fleet.condition(NAMESPACE, "left", "CapacityConstrained").get("status") == "True"
+
+    operator.wait_for("the shortage is believed", short)
+    done = _berth(fleet, "plan", "--from-cluster", "-o", "json")
+    left = _of(json.loads(done.stdout), "left")
+    assert [p["hardwareClass"] for p in left["placements"]] == ["figures-shared"]
+    assert left["changes"] == []

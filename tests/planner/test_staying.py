@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from berth_operator.api import CapacityType
 from berth_operator.class_status import nodes_in_use
+from berth_operator.cli.plan_diff import changes
+from berth_operator.cli.what_if import ask
 from berth_operator.planner import Plan, RunningPlacement, Snapshot, Stay, amended, plan, planned
 
 Make = Callable[..., Any]
@@ -139,3 +141,21 @@ def test_an_amended_plan_keeps_off_the_same_nodes(fleet_of: Make, running: Make)
     refused = amended(replace(planned(fleet_of({"wants": {}}, kept)), large=True), fleet_of({"keeps": UNKNOWN}, kept))
     assert refused is not None
     assert refused.plan.staying == last.plan.staying
+
+
+def test_what_if_nothing_ran_leaves_the_nodes_that_others_keep(fleet_of: Make, running: Make) -> None:
+    held = fleet_of({"keeps": UNKNOWN, "wants": {}}, running("demo/keeps", "a"))
+    free = fleet_of({"keeps": {}, "wants": {}}, running("demo/keeps", "a"), nodes=2)
+    for snapshot, placed in ((held, False), (free, True)):
+        found = ask(snapshot, next(p for p in snapshot.pools if p.key == "demo/wants")).afresh
+        assert found is not None
+        assert bool(found.placements) is placed
+
+
+def test_what_a_pool_keeps_is_no_change_of_a_plan(fleet_of: Make, running: Make) -> None:
+    snapshot = fleet_of({"keeps": ONLY_B}, running("demo/keeps", "a"))
+    change = changes(plan(snapshot), snapshot)["demo/keeps"]
+    assert (change.steps, change.more_usd_per_hour) == ((), 0)
+    allowed = fleet_of({"keeps": {"priority": -1}, "wants": {}}, running("demo/keeps", "a"))
+    (step,) = changes(plan(allowed), allowed)["demo/keeps"].steps
+    assert (step.before, step.after) == (1, 0)

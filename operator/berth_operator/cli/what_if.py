@@ -1,6 +1,7 @@
 """What would change the decision?  The same planner, asked again with one thing different.
 
-Every answer is a plan from scratch: what would be chosen if nothing ran yet, so that no cooldown hides it.
+Every answer is a plan from scratch: what would be chosen if nothing ran yet, so that no cooldown hides it.  Only what
+others keep without a place in any plan still holds its nodes.
 """
 
 from collections.abc import Iterator
@@ -33,6 +34,10 @@ def ask(snapshot: Snapshot, pool: InferencePool) -> WhatIf:
     """Plan again without the pool's hardware, and with more and less demand."""
     if len(snapshot.pools) > _MOST_POOLS:
         return WhatIf()
+    if snapshot.running:
+        stays = {(one.pool, one.resource) for one in plan(snapshot, explain=False).staying if one.pool != pool.key}
+        running = (r for r in snapshot.running if (r.pool, (r.hardware_class, r.capacity_type)) in stays)
+        snapshot = replace(snapshot, running=tuple(running))
     base = _plan(snapshot, pool)
     if not base.placements:
         return WhatIf(base)
@@ -56,7 +61,7 @@ def _changes(snapshot: Snapshot, pool: InferencePool, base: PoolPlan) -> Iterato
 
 def _plan(snapshot: Snapshot, pool: InferencePool) -> PoolPlan:
     pools = tuple(pool if p.key == pool.key else p for p in snapshot.pools)
-    return plan(replace(snapshot, pools=pools, running=())).pools[pool.key]
+    return plan(replace(snapshot, pools=pools)).pools[pool.key]
 
 
 def _denied(pool: InferencePool, names: set[str]) -> InferencePool:

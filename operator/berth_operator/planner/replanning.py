@@ -263,9 +263,10 @@ def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Pl
     alone = _nodes(p for plan in kept.values() if plan.effective.mode == "Apply" for p in plan.placements)
     left = {r: max(0, most - alone.get(r, 0)) for r, most in limits.items()}
     stay = (*(s for s in last.plan.staying if s.pool in kept), *firm_stays(judged, snapshot))
-    live, stay = decide_beside([j for j in accepted if not j.shadow], left, stay, snapshot, standing(kept))
+    others = standing(kept)
+    live, stay = decide_beside([j for j in accepted if not j.shadow], left, stay, snapshot, others)
     asked = {j.key for j in accepted if j.shadow}
-    left, together = beside(left, (s for s in stay if s.pool not in asked), standing(kept))
+    left, together = beside(left, (s for s in stay if s.pool not in asked), others)
     taken = nodes_used(live.solution.pools)
     left = {r: max(0, most - taken.get(r, 0)) for r, most in less(left, together, together).items()}
     shadow = decide_pools([j for j in accepted if j.shadow], left, snapshot.now)
@@ -275,7 +276,7 @@ def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Pl
     for key, one in live.solution.pools.items():
         for a in one.assignments:
             used.setdefault(a.option.resource, {})[key] = a.paid_nodes
-    for resource, by_pool in nodes_of(stay, standing(kept)).items():
+    for resource, by_pool in nodes_of(stay, others).items():
         used.setdefault(resource, {}).update(by_pool)
     usage = Usage.of(used)
     gpu_only = counterfactuals(accepted, solved, snapshot.hardware_classes)
