@@ -159,3 +159,15 @@ def test_what_a_pool_keeps_is_no_change_of_a_plan(fleet_of: Make, running: Make)
     allowed = fleet_of({"keeps": {"priority": -1}, "wants": {}}, running("demo/keeps", "a"))
     (step,) = changes(plan(allowed), allowed)["demo/keeps"].steps
     assert (step.before, step.after) == (1, 0)
+
+
+def test_a_worker_that_stays_and_gets_its_node_is_counted_from_then_on(fleet_of: Make, running: Make) -> None:
+    def made(scheduled: int) -> Snapshot:
+        return fleet_of({"keeps": UNKNOWN, "wants": {}}, running("demo/keeps", "a", scheduled_replicas=scheduled))
+
+    last = planned(made(0))
+    assert amended(last, made(0)) is last
+    assert amended(last, made(1)) is None  # a small fleet is planned afresh
+    after = amended(replace(last, large=True), made(1))
+    assert after is not None
+    assert [one.pool for one in after.plan.staying] == ["demo/keeps"]

@@ -25,7 +25,7 @@ from berth_operator.planner.recharging import recharged, standing
 from berth_operator.planner.sharing import groups_open_to, in_parts, less
 from berth_operator.planner.solution import nodes_used
 from berth_operator.planner.solver import SolverError, minimise_roughly
-from berth_operator.planner.staying import beside, nodes_of
+from berth_operator.planner.staying import beside, nodes_of, why_hold
 from berth_operator.planner.types import Placement, Plan, PoolPlan, RunningPlacement, Snapshot
 
 MOST_FORCED: Final = 50
@@ -145,12 +145,14 @@ def _pools_that_differ(last: Planned, snapshot: Snapshot) -> Difference:
     before = last.snapshot
     short = {(c.metadata.name, x.type) for c in snapshot.hardware_classes for x in _out_of_reach(c)}
     ran, runs = _running(before.running, short), _running(snapshot.running, short)
+    held, holds = _held(last.plan, before.running), _held(last.plan, snapshot.running)
     old = {p.key: p for p in before.pools}
     changed = [
         p
         for p in snapshot.pools
         if not _same_pool(old.get(p.key), p)
         or (ran.get(p.key) != runs.get(p.key) and not (last.large and _carried_out(last, p.key, runs, short)))
+        or held.get(p.key) != holds.get(p.key)
         or before.namespace_labels.get(_namespace(p)) != snapshot.namespace_labels.get(_namespace(p))
         or _cooled_down(last.plan.pools.get(p.key), p, snapshot.now)
     ]
@@ -214,6 +216,24 @@ def _running(
             placed = one.ready_replicas if one.scheduled_replicas is None else one.scheduled_replicas
             out.setdefault(one.pool, set()).add((where, one.quantization, placed if where in short else 0))
     return {key: frozenset(found) for key, found in out.items()}
+
+
+def _held(plan: Plan, running: Iterable[RunningPlacement]) -> dict[str, set[tuple[Resource, int, int | None]]]:
+    """By pool, what holds nodes without a place in the plan: where, how many replicas, and on how many nodes."""
+    out: dict[str, set[tuple[Resource, int, int | None]]] = {}
+    keeps = {
+        key: set()
+        if pool.effective.mode == "Recommend"
+        else {(p.hardware_class, p.capacity_type) for p in pool.placements}
+        for key, pool in plan.pools.items()
+        if pool.not_accepted or pool.effective.mode == "Recommend" or why_hold(pool)
+    }
+    for one in running:
+        where = one.hardware_class, one.capacity_type
+        if one.pool in keeps and where not in keeps[one.pool]:
+            there = one.replicas if one.scheduled_replicas is None else min(one.replicas, one.scheduled_replicas)
+            out.setdefault(one.pool, set()).add((where, there, one.nodes))
+    return out
 
 
 def _carried_out(
