@@ -38,7 +38,7 @@ GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         (*_PLACEMENT, "state"),
     ),
     "berth_pool_usd_per_hour": (
-        "Price of a placement's planned nodes, or of those it keeps without a plan, USD per hour; Reserved is zero",
+        "Price of a placement's planned nodes, or of those that stay without a plan, USD per hour; Reserved is zero",
         _PLACEMENT,
     ),
     "berth_pool_gpu_only_usd_per_hour": (
@@ -100,7 +100,9 @@ def readings(
     gauges: dict[str, dict[Labels, float]] = {name: {} for name in GAUGES}
     for key, pool_plan in plan.pools.items():
         pool = _pool(key)
-        if pool_plan.effective.mode == "Apply" and not pool_plan.effective.suspend:
+        if pool_plan.effective.mode != "Apply":
+            continue  # advice costs nothing, so it is compared with nothing, or savings would be flattered
+        if not pool_plan.effective.suspend:
             for placement in pool_plan.placements:
                 labels: Labels = (*pool, placement.hardware_class, placement.capacity_type.value)
                 gauges["berth_pool_usd_per_hour"][labels] = float(placement.usd_per_hour)
@@ -109,8 +111,7 @@ def readings(
         if pool_plan.watts is not None:
             gauges["berth_pool_watts"][pool] = pool_plan.watts
     kept = _kept(plan, statuses)
-    for where, stays in kept.items():
-        gauges["berth_pool_usd_per_hour"][where] = float(stays.usd_per_hour)
+    gauges["berth_pool_usd_per_hour"] |= _staying(snapshot, plan, kept)
     gauges["berth_pool_replicas"] = _replicas(plan, workers)
     gauges["berth_pool_demand_requests_per_second"] = {
         _pool(key): p.served_requests_per_second + p.unserved_requests_per_second
@@ -159,6 +160,21 @@ def _kept(plan: Plan, statuses: Mapping[str, InferencePoolStatus]) -> dict[Label
             if (p.hardware_class, p.capacity_type) not in planned:
                 out[*_pool(key), p.hardware_class, p.capacity_type.value] = p
     return out
+
+
+def _staying(snapshot: Snapshot, plan: Plan, kept: Mapping[Labels, PlacementStatus]) -> dict[Labels, float]:
+    """USD per hour of what runs without a place in the plan: as statuses tell it (`kept`), else by its nodes, such as
+    what a pool ran before it was only given advice."""
+    usd = {
+        (hardware.metadata.name, c.type): 0.0 if c.type is CapacityType.RESERVED else float(c.usd_per_hour)
+        for hardware in snapshot.hardware_classes
+        for c in hardware.spec.capacity
+    }
+    out = {
+        (*_pool(stay.pool), stay.hardware_class, stay.capacity_type.value): stay.nodes * usd.get(stay.resource, 0.0)
+        for stay in plan.staying
+    }
+    return out | {where: float(stays.usd_per_hour) for where, stays in kept.items()}
 
 
 def _replicas(plan: Plan, workers: Sequence[Worker]) -> dict[Labels, float]:

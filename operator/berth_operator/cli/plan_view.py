@@ -285,12 +285,13 @@ def _state(pool: PoolPlan) -> tuple[str, str]:
         return pool.not_accepted.reason, "red"
     if pool.effective.suspend:
         return "Suspended", "yellow"
-    if not pool.placements:
-        return pool.shortfall.reason if pool.shortfall else "NoPlacement", "red"
-    if pool.unserved_requests_per_second > 0:
-        return pool.shortfall.reason if pool.shortfall else "DemandUnserved", "red"
+    if not pool.placements or pool.unserved_requests_per_second > 0:
+        nothing = "DemandUnserved" if pool.placements else "NoPlacement"
+        return pool.shortfall.reason if pool.shortfall else nothing, "red"
     if pool.over_budget:
         return "OverBudget", "yellow"
+    if pool.effective.mode == "Recommend":
+        return "Recommended", "yellow"
     return ("Kept" if pool.kept else "Placed"), "green"
 
 
@@ -393,6 +394,10 @@ def _footnotes(plan: Plan) -> Iterator[str]:
                 f"Priority {short.priority}: unserved shares of pools' demands add up to {short.unserved:.2f}; no plan"
                 f" that serves more important pools as well leaves less than {short.bound:.2f}."
             )
+    advised = [pool for pool in plan.pools.values() if pool.placements and pool.effective.mode == "Recommend"]
+    if advised:
+        usd = money(sum((pool.usd_per_hour for pool in advised), Decimal(0)))
+        yield f"Recommended: nothing of it is applied; all pools' USD/H has {usd} of that, metrics have none."
     if plan.gap > 1e-9:
         yield f"This plan is within {plan.gap:.2%} of the cheapest there can be."
     if any(p.capacity.estimated for pool in plan.pools.values() for p in pool.placements):
