@@ -210,3 +210,13 @@ def test_a_rate_below_a_thousandth_is_shown_as_it_is(berth: Berth, tmp_path: Pat
     assert pool["unservedRequestsPerSecond"] == "0.000"
     assert ": 1 request a hour" not in (said := berth("explain", "chat", "-f", str(file)).stdout)
     assert "1 request an hour" in said
+
+
+def test_advice_is_called_advice_in_the_table_and_in_the_sum(berth: Berth, tmp_path: Path) -> None:
+    file = tmp_path / "fleet.yaml"
+    advised = example("chat", placement={"mode": "Recommend"})
+    file.write_text((EXAMPLES / "hardware.yaml").read_text() + "\n---\n" + yaml.safe_dump(advised))
+    shown = berth("plan", "-f", str(file)).stdout
+    assert "Recommended" in shown.partition("all pools' USD/H")[0]
+    assert "Recommended: nothing of it is applied; all pools' USD/H has 0.638 of that, metrics have none." in shown
+    assert "Recommended" not in berth("plan", "-f", str(EXAMPLES)).stdout
