@@ -115,6 +115,13 @@ def test_who_counts_more_gets_the_node_of_who_counts_less(fleet_of: Make, runnin
     assert (made.staying, nodes_in_use(made)) == ((), {A: 1})
 
 
+def test_fewer_nodes_than_there_were_take_no_worker_away(fleet_of: Make, running: Make) -> None:
+    both = running("demo/one", "a"), running("demo/two", "a")
+    made = plan(fleet_of({"one": {}, "two": {"priority": 5}}, *both))
+    assert _on(made, "two") == {A: 1}
+    assert (made.pools["demo/one"].yields, nodes_in_use(made)) == (frozenset(), {A: 2})
+
+
 def test_beside_replicas_that_stay_there_is_room_on_their_node(fleet_of: Make, running: Make) -> None:
     quarter = {"replicasPerNode": 4, "resources": {"cpu": "4", "memory": "8Gi"}}
     for stay, fits in ((3, True), (4, False)):

@@ -1,7 +1,9 @@
 """Are the next steps safe?  New workers are ready before old ones go, for whatever is wanted and whatever runs."""
 
+from dataclasses import replace
 from typing import Any
 
+from berth_operator.api import CapacityType
 from berth_operator.cluster.observe import Child
 from berth_operator.cluster.resources import DEPLOYMENTS, SERVICES
 from berth_operator.transition import Steps, next_steps
@@ -103,6 +105,15 @@ def test_a_pool_with_too_little_hardware_to_go_to_keeps_what_serves_and_drops_wh
     steps = next_steps([_wanted("new", 1)], live, hold="not enough capacity")
     assert (_applied(steps), _deleted(steps)) == (["new"], ["waiting"])
     assert steps.waiting == ("Deployment default/old stays: not enough capacity",)
+
+
+def test_what_a_pool_yields_goes_though_the_rest_is_held() -> None:
+    spot, steady = CapacityType.SPOT, CapacityType.ON_DEMAND
+    live = [
+        replace(_child(name, 2), hardware_class="l4", capacity_type=kind) for name, kind in (("a", spot), ("b", steady))
+    ]
+    steps = next_steps([], live, hold="no capacity", yields={("l4", spot)})
+    assert (_deleted(steps), steps.waiting) == (["a"], ("Deployment default/b stays: no capacity",))
 
 
 def test_a_service_that_is_no_longer_wanted_goes() -> None:

@@ -117,10 +117,29 @@ def settle_stays(
             left, options = usage.left(limits, j.key), {o.resource for o in j.program.options}
             least = {at: stays[at].nodes if at in stays else 1 for at in j.incumbent.resources - placed}
             mine = set() if large else options & least.keys()
-            gone = frozenset(at for at in mine if least[at] > left.get(at, math.inf))
+            gone = frozenset(
+                at
+                for at in mine
+                if least[at] > left.get(at, math.inf) and _more_wanted(at, j.key, judged, usage, classes)
+            )
             out[j.key] = replace(plan, yields=gone) if gone else plan
             staying += [s for at, s in stays.items() if at not in gone]
     return out, tuple(staying)
+
+
+def _more_wanted(
+    resource: Resource, key: str, judged: Iterable[JudgedPool], usage: Usage, classes: Mapping[str, HardwareClass]
+) -> bool:
+    """Whether the others are given more nodes than they run on: else nobody gains by those of this pool, though there
+    may be fewer now than there were."""
+    running = (
+        stay.nodes
+        for j in judged
+        if j.key != key and j.incumbent
+        for stay in stays_of(j.incumbent.placements, classes, j.context.effective, j.context.profiles)
+        if stay.resource == resource
+    )
+    return usage.by_others(resource, key) > sum(running)
 
 
 def _known_classes(snapshot: Snapshot) -> dict[str, HardwareClass]:
