@@ -39,6 +39,7 @@ from berth_operator.load.traffic import Traffic
 from berth_operator.memo import Kept, Memo
 from berth_operator.moves import MOST_MOVES, in_turn
 from berth_operator.passes import (
+    Holdings,
     describe,
     edited,
     of_pools,
@@ -50,7 +51,7 @@ from berth_operator.passes import (
     unreadable,
     with_edits,
 )
-from berth_operator.planner import Plan, RunningPlacement, Snapshot
+from berth_operator.planner import Plan, Snapshot
 from berth_operator.prices import Price, Priced, PricePolicy, Quotes, own_prices, plan_priced, price
 from berth_operator.prices.quotes import Key
 from berth_operator.render import LiveDeployment, RenderSettings, activation_slice
@@ -151,7 +152,7 @@ class Executor:
         self._refreshing: asyncio.Task[None] | None = None
         self._classes: Kept[str, HardwareClass] = Kept()
         self._specs: Kept[str, HardwareClassSpec] = Kept()
-        self._running: Kept[str, tuple[RunningPlacement, ...]] = Kept()
+        self._running: Kept[str, Holdings] = Kept()
         self._live: Kept[str, tuple[LiveDeployment, ...]] = Kept()
         self._also: Kept[str, dict[str, Facts]] = Kept()
         self._rendering: Kept[str, RenderSettings] = Kept()

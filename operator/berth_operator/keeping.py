@@ -8,37 +8,47 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
 from berth_operator.api import InferencePoolStatus, PlacementStatus, format_decimal
-from berth_operator.planner import PoolPlan, RunningPlacement, why_hold
+from berth_operator.planner import PoolPlan, RunningPlacement, Stay, why_hold
 
 _WHOLE = 100
 
 
 def kept_by(
-    plan: PoolPlan, running: Sequence[RunningPlacement], before: InferencePoolStatus, *, asleep: bool = False
+    plan: PoolPlan,
+    running: Sequence[RunningPlacement],
+    before: InferencePoolStatus,
+    stays: Sequence[Stay] = (),
+    *,
+    asleep: bool = False,
 ) -> tuple[PlacementStatus, ...]:
     """What a pool runs and keeps without a place in its plan, in order of class and capacity type.
 
-    `running` holds the pool's own running placements.  `asleep`: nobody has suspended it, it only sleeps.
+    `running` and `stays` hold the pool's own.  `asleep`: nobody has suspended it, it only sleeps.
     """
     applied, refused = plan.effective.mode == "Apply", plan.not_accepted is not None
     stops = plan.effective.suspend and not (refused and asleep)
     if (applied and stops) or not (refused or (applied and why_hold(plan))):
         return ()
     goes = plan.yields | {(p.hardware_class, p.capacity_type) for p in plan.placements}
-    stays = [r for r in running if r.replicas and (r.hardware_class, r.capacity_type) not in goes]
-    return kept_of(stays, before, carries=not plan.placements)
+    there = [r for r in running if r.replicas and (r.hardware_class, r.capacity_type) not in goes]
+    return kept_of(there, before, stays, carries=not plan.placements)
 
 
 def kept_of(
-    running: Sequence[RunningPlacement], before: InferencePoolStatus, *, carries: bool = True
+    running: Sequence[RunningPlacement],
+    before: InferencePoolStatus,
+    stays: Sequence[Stay] = (),
+    *,
+    carries: bool = True,
 ) -> tuple[PlacementStatus, ...]:
     """What runs, as a status shows it.  `carries`: the pool has nothing else, so that it takes the traffic.
 
     Its class may be gone, and its price with it: it costs what it did when the status last told (`before`); where that
-    is not known, it shows 0.
+    is not known, what its nodes cost now (`stays`), and where its class is gone, too, it shows 0.
     """
     running = sorted((r for r in running if r.replicas), key=lambda r: (r.hardware_class, r.capacity_type.value))
-    each = {
+    each = {one.resource: one.usd_per_hour / one.replicas for one in stays if one.usd_per_hour is not None}
+    each |= {
         (p.hardware_class, p.capacity_type): _usd(p.usd_per_hour) / p.replicas
         for p in before.placements or ()
         if p.replicas

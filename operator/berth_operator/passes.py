@@ -19,7 +19,7 @@ from berth_operator.evacuation import with_stand_ins, with_those_that_must_stay,
 from berth_operator.load.demand import follows_demand
 from berth_operator.load.facts import NO_LOAD, LoadFacts
 from berth_operator.memo import Kept, Memo
-from berth_operator.planner import AtFault, Plan, PoolPlan, RunningPlacement, Snapshot, why_hold
+from berth_operator.planner import AtFault, Plan, PoolPlan, RunningPlacement, Snapshot, Stay, why_hold
 from berth_operator.render import LiveDeployment, RenderSettings, render
 from berth_operator.settling import settled
 from berth_operator.status import Trouble, pool_status, rejected_status
@@ -28,6 +28,8 @@ from berth_operator.transition import Steps, next_steps
 log = logging.getLogger(__name__)
 
 Manifest = dict[str, Any]
+Holdings = tuple[tuple[RunningPlacement, ...], tuple[Stay, ...]]
+"""What a pool runs, and what of it stays beside its plan."""
 
 
 def snapshot_of(seen: Observation, now: datetime) -> Snapshot:
@@ -215,7 +217,7 @@ def pool_statuses(
     invalid: Sequence[Invalid],
     now: datetime,
     also: Mapping[str, Mapping[str, Facts]] | None = None,
-    memos: tuple[Kept[str, tuple[RunningPlacement, ...]], Memo[InferencePoolStatus]] | None = None,
+    memos: tuple[Kept[str, Holdings], Memo[InferencePoolStatus]] | None = None,
     load: Mapping[str, LoadFacts] | None = None,
     found: Mapping[str, Trouble] | None = None,
 ) -> dict[str, InferencePoolStatus]:
@@ -228,21 +230,24 @@ def pool_statuses(
     running: dict[str, list[RunningPlacement]] = defaultdict(list)
     for placement in snapshot.running:
         running[placement.pool].append(placement)
-    known = kept.same((pool.key, tuple(running[pool.key])) for pool in snapshot.pools)
+    stays: dict[str, list[Stay]] = defaultdict(list)
+    for stay in planned.staying:
+        stays[stay.pool].append(stay)
+    known = kept.same((pool.key, (tuple(running[pool.key]), tuple(stays[pool.key]))) for pool in snapshot.pools)
     out = {}
     for pool in snapshot.pools:
         key, pool_plan = pool.key, planned.pools.get(pool.key)
         if pool_plan is None:
             continue
         more, facts, trouble = (also or {}).get(key), (load or {}).get(key, NO_LOAD), (found or {}).get(key)
-        make = partial(pool_status, pool, pool_plan, known[key], now, more, facts, trouble)
+        make = partial(pool_status, pool, pool_plan, known[key][0], now, more, facts, trouble, known[key][1])
         out[key] = settled_before.get(key, (pool, pool_plan, known[key], more, facts, trouble), make)
         if out[key] is not pool.status:
             settled_before.forget(key)  # to be written: then the pool is another object
     settled_before.keep_only(out.keys())
     for item in invalid:
         if item.kind == "InferencePool":
-            new = rejected_status(item.status, item.generation, item.message, now, running[item.key])
+            new = rejected_status(item.status, item.generation, item.message, now, running[item.key], stays[item.key])
             same = settled(item.status.to_api(), new)
             out[item.key] = item.status if same else InferencePoolStatus.model_validate(new)
     return out

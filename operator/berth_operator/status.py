@@ -27,7 +27,7 @@ from berth_operator.api.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from berth_operator.history import SERVED_BY_OTHERS, Situation, recorded
 from berth_operator.keeping import cost_of, kept_by, kept_of
 from berth_operator.load.facts import NO_LOAD, LoadFacts
-from berth_operator.planner import Placement, PoolPlan, Problem, RunningPlacement, Verdict
+from berth_operator.planner import Placement, PoolPlan, Problem, RunningPlacement, Stay, Verdict
 from berth_operator.settling import condition, same_words, settled
 
 _OUT_OF_REACH = {Verdict.CONSTRAINED, Verdict.AT_FAULT}
@@ -55,15 +55,16 @@ def pool_status(
     also: Mapping[str, Facts] | None = None,
     load: LoadFacts = NO_LOAD,
     trouble: Trouble | None = None,
+    stays: Sequence[Stay] = (),
 ) -> InferencePoolStatus:
     """The status of one pool; the one in force itself when nothing that a reader cares about has changed.
 
-    `running` holds the pool's own running placements.  `now` must be timezone-aware.  `also`: further conditions, those
+    `running` and `stays` hold the pool's own.  `now` must be timezone-aware.  `also`: further conditions, those
     that are there only while there is something to say.  `trouble`: what keeps the pool from becoming what the plan
     wants, if anything does.
     """
     ready = _ready_by_placement(plan, running)
-    kept = kept_by(plan, running, pool.status, asleep=load.asleep)
+    kept = kept_by(plan, running, pool.status, stays, asleep=load.asleep)
     placements = [*(_placement_status(p, ready) for p in plan.placements), *kept]
     before = {(p.hardware_class, p.capacity_type) for p in pool.status.placements or ()}
     after = {(p.hardware_class, p.capacity_type) for p in placements}
@@ -155,6 +156,7 @@ def rejected_status(
     message: str,
     now: datetime,
     running: Sequence[RunningPlacement] = (),
+    stays: Sequence[Stay] = (),
 ) -> dict[str, Any]:
     """The status (API form) of a pool whose object does not even parse: Accepted=False and Ready=False.
 
@@ -164,7 +166,7 @@ def rejected_status(
     old = {c.type: c for c in pool_status_now.conditions or ()}
     conditions = [condition(kind, problem, old, generation, now) for kind in ("Ready", "Accepted")]
     history = recorded(pool_status_now.history or (), now, Situation(refused=message))
-    kept = kept_of(running, pool_status_now)
+    kept = kept_of(running, pool_status_now, stays)
     return InferencePoolStatus(
         observed_generation=generation,
         conditions=conditions,

@@ -111,7 +111,7 @@ def readings(
         if pool_plan.watts is not None:
             gauges["berth_pool_watts"][pool] = pool_plan.watts
     kept = _kept(plan, statuses)
-    gauges["berth_pool_usd_per_hour"] |= _staying(snapshot, plan, kept)
+    gauges["berth_pool_usd_per_hour"] |= _staying(plan, kept)
     gauges["berth_pool_replicas"] = _replicas(plan, workers)
     gauges["berth_pool_demand_requests_per_second"] = {
         _pool(key): p.served_requests_per_second + p.unserved_requests_per_second
@@ -162,16 +162,11 @@ def _kept(plan: Plan, statuses: Mapping[str, InferencePoolStatus]) -> dict[Label
     return out
 
 
-def _staying(snapshot: Snapshot, plan: Plan, kept: Mapping[Labels, PlacementStatus]) -> dict[Labels, float]:
+def _staying(plan: Plan, kept: Mapping[Labels, PlacementStatus]) -> dict[Labels, float]:
     """USD per hour of what runs without a place in the plan: as statuses tell it (`kept`), else by its nodes, such as
     what a pool ran before it was only given advice."""
-    usd = {
-        (hardware.metadata.name, c.type): 0.0 if c.type is CapacityType.RESERVED else float(c.usd_per_hour)
-        for hardware in snapshot.hardware_classes
-        for c in hardware.spec.capacity
-    }
     out = {
-        (*_pool(stay.pool), stay.hardware_class, stay.capacity_type.value): stay.nodes * usd.get(stay.resource, 0.0)
+        (*_pool(stay.pool), stay.hardware_class, stay.capacity_type.value): float(stay.usd_per_hour or 0)
         for stay in plan.staying
     }
     return out | {where: float(stays.usd_per_hour) for where, stays in kept.items()}

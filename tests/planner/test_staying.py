@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def test_nobody_is_planned_onto_nodes_that_a_pool_keeps(fleet_of: Make, running:
     assert short is not None
     assert "a OnDemand: the one node (maxNodes) is taken by demo/keeps" in short.message
     assert nodes_in_use(made) == {A: 1}
-    assert made.staying == (Stay("demo/keeps", *A, 1, 1, 1, None),)
+    assert made.staying == (Stay("demo/keeps", *A, 1, 1, 1, None, Decimal(1)),)
     roomy = plan(fleet_of(wanted, running("demo/keeps", "a"), nodes=2))
     assert (_on(roomy, "wants"), nodes_in_use(roomy)) == ({A: 1}, {A: 2})
     gone = plan(fleet_of(wanted))

@@ -12,7 +12,7 @@ from berth_operator.api.inference_pool import DemandStatus
 from berth_operator.catalog.sanity import Fault
 from berth_operator.class_status import hardware_class_status, nodes_in_use
 from berth_operator.load.facts import NO_LOAD, LoadFacts
-from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement
+from berth_operator.planner import Placement, Plan, PoolPlan, Problem, RunningPlacement, Stay
 from berth_operator.status import Trouble, pool_status, rejected_status, savings_percent
 from hypothesis import given
 from hypothesis import strategies as st
@@ -141,6 +141,20 @@ def test_workers_that_a_pool_keeps_without_a_place_are_shown_and_paid(
     assert status.last_move_time == "2026-11-20T12:00:00Z"
     after = pool_status(_with(pool, status), make_plan(pool, placements=(), **changes), [_running(1, "doomed")], now)
     assert after is status or after.to_api() == status.to_api()
+
+
+def test_what_a_pool_keeps_and_never_told_the_price_of_costs_what_its_nodes_do_now(
+    make_pool: MakePool, make_plan: MakePlan, now: datetime
+) -> None:
+    stays = [Stay("default/agents", "doomed", CapacityType.ON_DEMAND, 2, 2, 1, None, Decimal("1.9"))]
+
+    def told(status: dict[str, Any], stays: list[Stay]) -> str | None:
+        pool = make_pool(status=status)
+        plan = make_plan(pool, placements=(), **REFUSED)
+        cost = pool_status(pool, plan, [_running(2, "doomed")], now, stays=stays).cost
+        return cost and cost.usd_per_hour
+
+    assert (told({}, stays), told(_was(), stays), told({}, [])) == ("1.900", "1.276", "0.000")
 
 
 def test_a_refused_pool_keeps_its_workers_asleep_and_not_suspended(

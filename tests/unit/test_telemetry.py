@@ -237,11 +237,10 @@ def test_workers_of_a_pool_that_is_only_given_advice_now_cost_what_their_nodes_d
     pool, hardware = make_pool(placement={"mode": "Recommend"}), make_class()
     snapshot = Snapshot(now=now, pools=(pool,), hardware_classes=(hardware,))
     name, kind = hardware.metadata.name, CapacityType.ON_DEMAND
-    usd = float(hardware.capacity_of(kind).usd_per_hour)
-    stays = (Stay(pool.key, name, kind, 3, 3, 1, None),)
+    stays = (Stay(pool.key, name, kind, 3, 3, 1, None, Decimal("1.914")),)
     plan = Plan({pool.key: make_plan(pool)}, 0.0, "Optimal", staying=stays)
     found = readings(snapshot, plan, [], {})
-    assert found.gauges["berth_pool_usd_per_hour"] == {(*AGENTS, name, kind.value): pytest.approx(3 * usd)}
+    assert found.gauges["berth_pool_usd_per_hour"] == {(*AGENTS, name, kind.value): 1.914}
 
 
 def test_names_and_help_texts_are_unique() -> None:

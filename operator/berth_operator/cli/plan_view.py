@@ -99,6 +99,7 @@ def plan_data(plan: Plan, against: Mapping[str, Change] | None = None) -> dict[s
                     "capacityType": stay.capacity_type.value,
                     "replicas": stay.replicas,
                     "nodes": stay.nodes,
+                    "usdPerHour": _optional_money(stay.usd_per_hour),
                 }
                 for stay in plan.staying
             ]
@@ -378,9 +379,10 @@ def _rank(c: CandidateStatus) -> tuple[bool, float, str, str]:
 def _footnotes(plan: Plan) -> Iterator[str]:
     for stay in plan.staying:
         nodes = "its node is" if stay.nodes == 1 else f"its {stay.nodes} nodes are"
+        costs = "" if stay.usd_per_hour is None else f", for {money(stay.usd_per_hour)} USD/h"
         yield (
             f"{stay.pool} keeps {stay.replicas}x {stay.hardware_class}/{stay.capacity_type.value}, for which the plan"
-            f" has no place: {nodes} in use."
+            f" has no place: {nodes} in use{costs}."
         )
     for price in plan.shadow_prices:
         how = " at least" if price.at_least else " about" if price.marginal else ""

@@ -6,6 +6,7 @@ them to others, because that serves more or what counts more, do such workers go
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
@@ -68,14 +69,19 @@ def _stay(
     zones = len((capacity.zones if capacity else None) or ()) if r.capacity_type is CapacityType.SPOT else 0
     shared = found is not None and found.spec.resources is not None and per_node > 1 and zones <= 1
     nodes = -(-replicas // per_node) * r.nodes_per_replica
+    nodes = nodes if r.nodes is None else min(nodes, r.nodes)
+    price = capacity.usd_per_hour if capacity else None
+    if price is not None and r.capacity_type is CapacityType.RESERVED:
+        price = Decimal(0)  # already paid
     return Stay(
         pool=r.pool,
         hardware_class=r.hardware_class,
         capacity_type=r.capacity_type,
         replicas=replicas,
-        nodes=nodes if r.nodes is None else min(nodes, r.nodes),
+        nodes=nodes,
         replicas_per_node=per_node,
         shared_for=effective.objective if shared and effective else None,
+        usd_per_hour=None if price is None else nodes * price,
     )
 
 

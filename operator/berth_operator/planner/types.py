@@ -52,6 +52,8 @@ class Stay:
     replicas_per_node: int
     shared_for: str | None
     """Objective of the pools whose replicas may stand beside them; None: nobody's may."""
+    usd_per_hour: Decimal | None = None
+    """Of those nodes at the class's price; None: its class, or capacity, is there no more."""
 
     @property
     def resource(self) -> tuple[str, CapacityType]:
