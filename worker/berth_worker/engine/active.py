@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from berth_worker.engine.constraint import Constraint
 from berth_worker.engine.report import StepReport
 from berth_worker.engine.request import FinishReason, Request
 from berth_worker.engine.sampling import Sampler, TokenLogprobs
@@ -33,19 +34,25 @@ class Active:
     ends: frozenset[int]
     """Tokens that end the request."""
     drafter: Drafter | None = None
+    constraint: Constraint | None = None
+    """What the output may be."""
     ended: FinishReason | None = None
     """Why generation has come to its end, once it has."""
     error: str = ""
 
     @staticmethod
     def start(
-        request: Request, tokenizer: Tokenizer, stream: AsyncStream | SyncStream, drafter: Drafter | None
+        request: Request,
+        tokenizer: Tokenizer,
+        stream: AsyncStream | SyncStream,
+        drafter: Drafter | None,
+        constraint: Constraint | None = None,
     ) -> Active:
         """A request whose stream is about to be read."""
         params = request.params
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokenizer.eos_ids)
         text = StopText(tokenizer.stream(), params.stop)
-        return Active(request, text, Sampler(request, ends), stream, ends, drafter)
+        return Active(request, text, Sampler(request, ends, constraint), stream, ends, drafter, constraint)
 
     def advance(
         self, logits: NDArray[np.float32], best: Sequence[int], draft: Sequence[int], now: float, report: StepReport
@@ -54,7 +61,7 @@ class Active:
 
         logits: float32 [1 + len(draft), vocab], of the request's last token and of each drafted one; best: the greatest
         of each row. Row by row the token is sampled as if there were no draft; the first that differs from it, or that
-        ends the request, is the last. Raises NonFiniteLogitsError.
+        ends the request, is the last. Raises NonFiniteLogitsError, ConstraintError.
         """
         request, came, text = self.request, [], ""
         logprobs: list[TokenLogprobs] = []
@@ -65,7 +72,7 @@ class Active:
             request.tokens.append(token)
             came.append(token)
             text += self.text.push(token)
-            if token in self.ends or self.text.stopped:
+            if token in self.ends or self.text.stopped or self._whole(token):
                 self.ended = FinishReason.STOP
             elif request.generated >= request.max_tokens:
                 self.ended = FinishReason.LENGTH
@@ -79,6 +86,13 @@ class Active:
         report.drafted += len(draft)
         report.accepted += len(came) - 1
         return Chunk(text, tuple(came), tuple(logprobs))
+
+    def _whole(self, token: int) -> bool:
+        """Whether with this token all has come that may."""
+        if self.constraint is None:
+            return False
+        self.constraint.accept(token)
+        return self.constraint.ended
 
     def _record(self, count: int, now: float, report: StepReport) -> None:
         request = self.request

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from berth_worker.engine.active import Active
 from berth_worker.engine.blocks import BlockManager, blocks_for
+from berth_worker.engine.constraint import Constraint
 from berth_worker.engine.cost import Load, StepCost
 from berth_worker.engine.limits import EngineConfig, NotAcceptingError, allowed_tokens
 from berth_worker.engine.pacing import Gaps, next_work
@@ -89,21 +90,29 @@ class Engine:
         request_id: str = "",
         priority: int = 0,
         session_id: str = "",
+        constraint: Constraint | None = None,
     ) -> AsyncStream:
         """Queue a request from an event loop and return its stream at once.
 
-        request_id is for logs alone and need not be unique. Raises InvalidRequestError, QueueFullError,
-        NotAcceptingError.
+        request_id is for logs alone and need not be unique; constraint belongs to this request from now on. Raises
+        InvalidRequestError, QueueFullError, NotAcceptingError.
         """
         request = self._request(prompt, params, request_id, priority, session_id)
         stream = AsyncStream(request.id, lambda: self._cancel(request))
-        self._enter(request, stream)
+        self._enter(request, stream, constraint)
         return stream
 
-    def generate(self, prompt: Sequence[int], params: SamplingParams, *, session_id: str = "") -> Completion:
+    def generate(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        session_id: str = "",
+        constraint: Constraint | None = None,
+    ) -> Completion:
         """Run a request to its end and block meanwhile. Raises as `submit` does, and RuntimeError if it failed."""
         stream = SyncStream()
-        self._enter(self._request(prompt, params, "", 0, session_id), stream)
+        self._enter(self._request(prompt, params, "", 0, session_id), stream, constraint)
         whole = merge(stream)
         assert whole.finish is not None  # noqa: S101 - the last chunk has it
         if whole.finish.error:
@@ -171,9 +180,10 @@ class Engine:
             arrived=time.monotonic(),
         )
 
-    def _enter(self, request: Request, stream: AsyncStream | SyncStream) -> None:
-        drafter = Drafter(request, Acceptance(self._acceptance)) if self.config.speculation != "off" else None
-        active = Active.start(request, self.tokenizer, stream, drafter)
+    def _enter(self, request: Request, stream: AsyncStream | SyncStream, constraint: Constraint | None) -> None:
+        drafts = self.config.speculation != "off"
+        drafter = Drafter(request, Acceptance(self._acceptance), constraint) if drafts else None
+        active = Active.start(request, self.tokenizer, stream, drafter, constraint)
         with self._lock:
             if self._failure is not None:
                 raise NotAcceptingError(f"engine failed: {self._failure}")

@@ -1,8 +1,8 @@
 """Which token comes next?
 
 The order of things is vLLM's (its v1/sample/sampler.py): logit bias and min_tokens, then the penalties for repetition,
-frequency and presence, then temperature, min-p, top-k and top-p. Log-probabilities are those of the model itself,
-before any of it.
+frequency and presence, then what the output may be, then temperature, min-p, top-k and top-p. Log-probabilities are
+those of the model itself, before any of it: a token that a grammar forces may have a low one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from berth_worker.engine.constraint import Constraint
 from berth_worker.engine.request import Request, SamplingParams
 
 __all__ = ["NonFiniteLogitsError", "Sampler", "TokenLogprobs", "sample"]
@@ -76,10 +77,11 @@ class _Tokens:
 class Sampler:
     """Chooses one request's tokens, place after place."""
 
-    def __init__(self, request: Request, ends: Collection[int] = ()) -> None:
-        """ends: tokens that end the request, which do not come before min_tokens."""
+    def __init__(self, request: Request, ends: Collection[int] = (), constraint: Constraint | None = None) -> None:
+        """ends: tokens that end the request, which do not come before min_tokens; constraint: what may come at all."""
         params = request.params
         self._request = request
+        self._constraint = constraint
         self._ends = np.fromiter(ends, dtype=np.intp)
         self._bias_ids = np.fromiter(params.logit_bias.keys(), dtype=np.intp)
         self._bias = np.fromiter(params.logit_bias.values(), dtype=np.float32)
@@ -99,14 +101,34 @@ class Sampler:
         """
         if not math.isfinite(logits[best]):
             raise NonFiniteLogitsError(f"request {self._request.id}: logit of token {best} is {logits[best]}")
+        if self._constraint is not None:
+            return self._constrained(logits, best, self._constraint)
         if not self._plain:
             logits = self._adjusted(logits)
             best = int(logits.argmax())
+        return self._chosen(logits, best)
+
+    def _chosen(self, logits: NDArray[np.float32], best: int) -> int:
         if self._greedy:
             return best
         tokens, weights = _candidates(logits, logits[best], self._request.params)
         drawn = _draw(weights, _uniform(self._request.seed, self._request.generated))
         return drawn if tokens is None else int(tokens[drawn])
+
+    def _constrained(self, logits: NDArray[np.float32], best: int, constraint: Constraint) -> int:
+        """The next token among those that may come.  What is cheap is tried first: most of an output needs no mask."""
+        if forced := constraint.forced():
+            return forced[0]
+        if self._greedy and self._plain and constraint.fits([best]):
+            return best
+        bits = np.unpackbits(np.frombuffer(constraint.mask(), np.uint8), count=len(logits), bitorder="little")
+        allowed = np.flatnonzero(bits.view(np.bool_))
+        left = (logits if self._plain else self._adjusted(logits))[allowed]
+        best = int(left.argmax())
+        if left[best] == -np.inf:  # min_tokens bars all that there is: the output ends before, as it must
+            left = logits[allowed]
+            best = int(left.argmax())
+        return int(allowed[self._chosen(left, best)])
 
     def logprobs(self, logits: NDArray[np.float32], token: int, top: int) -> TokenLogprobs:
         """What the model thought of the token and of the `top` likeliest; logits as it gave them."""

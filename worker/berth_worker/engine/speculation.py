@@ -9,6 +9,9 @@ Each row costs time, so drafts are as long as pays: by the chance that the draft
 more costs in a step of that size. The chance is measured, by how long the match is; also on drafts that were not run,
 because the token that comes says whether they would have been right. So a request that begins to quote is noticed
 without a trial, and one that does not costs nothing.
+
+Where a request's output has to keep to a grammar, tokens that the grammar forces are a draft that is always right (JSON's
+keys and punctuation come in one step each), and of other drafts what it forbids is cut off.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from berth_worker.engine.constraint import Constraint
 from berth_worker.engine.cost import Load, Pace
 from berth_worker.engine.request import Request
 
@@ -124,27 +128,44 @@ class Drafter:
 
     request: Request
     acceptance: Acceptance
+    constraint: Constraint | None = None
+    """What the request's output may be."""
     _lookup: PromptLookup = field(default_factory=PromptLookup)
     match: int = 0
     """Tokens before the guess that match."""
     guess: list[int] = field(default_factory=list)
     """What may come next, if what came before is a sign."""
+    certain: bool = False
+    """The guess is right: nothing else can come."""
 
     def look(self) -> None:
-        """Set `guess` and `match` for the request as it stands."""
+        """Set `guess`, `match` and `certain` for the request as it stands."""
         request = self.request
         tokens = request.tokens
-        self.guess = []
+        self.guess, self.certain = [], False
         most = min(LONGEST_DRAFT, request.max_tokens - request.generated - 1)  # the last token comes without a draft
-        if most < 1 or (found := self._lookup.find(tokens)) is None:
+        if most < 1:
+            return
+        if self.constraint is not None and (forced := self.constraint.forced()):
+            self.guess, self.certain = list(forced[:most]), True
+            return
+        if (found := self._lookup.find(tokens)) is None:
             return
         source, self.match = found
         self.guess = list(tokens[source : source + most])
         for at in range(most - len(self.guess)):  # the match reaches into what it repeats
             self.guess.append(self.guess[at])
+        if self.constraint is not None:
+            del self.guess[self.constraint.fits(self.guess) :]
+
+    def chance(self, place: int) -> float:
+        """That the guess is right at this place, if it is before."""
+        return 1.0 if self.certain else self.acceptance.chance(self.match + place)
 
     def judge(self, came: Sequence[int]) -> None:
         """Learn from the tokens that came, whether or not they were drafted."""
+        if self.certain:
+            self.guess = []
         for at, (guessed, token) in enumerate(zip(self.guess, came, strict=False)):
             self.acceptance.learn(self.match + at, guessed == token)
             if guessed != token:
@@ -163,7 +184,7 @@ def drafts(drafters: Sequence[Drafter], load: Load, pace: Pace, most: int) -> di
     queue: list[tuple[float, int]] = []
     for index, drafter in enumerate(drafters):
         if drafter.guess:
-            heapq.heappush(queue, (-drafter.acceptance.chance(drafter.match), index))
+            heapq.heappush(queue, (-drafter.chance(0), index))
     tokens = float(load.rows)
     cost = pace.cost
     seconds = cost.predict(load)
@@ -179,7 +200,7 @@ def drafts(drafters: Sequence[Drafter], load: Load, pace: Pace, most: int) -> di
         load, seconds, tokens, most = grown, longer, tokens + chance, most - 1
         lengths[index] = length + 1
         if length + 1 < len(drafter.guess):
-            further = chance * drafter.acceptance.chance(drafter.match + length + 1)
+            further = chance * drafter.chance(length + 1)
             heapq.heapreplace(queue, (-further, index))
         else:
             heapq.heappop(queue)

@@ -76,10 +76,13 @@ class ChatTemplate:
         except _REFUSALS as error:
             raise ValueError(_refusal(error)) from error
 
-    def call(self, name: str) -> tuple[str, str]:
-        """How an answer begins that calls this tool: the tag, if there is one, and JSON as far as the arguments."""
-        key = "arguments" if self._tagged else "parameters"
-        return "<tool_call>\n" if self._tagged else "", f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{key}":'
+    def call(self, name: str) -> tuple[str, str, str]:
+        """What an answer that calls this tool is around the arguments: the tag, if there is one, JSON as far as the
+        arguments, and what ends the call."""
+        said = json.dumps(name, ensure_ascii=False)
+        if self._tagged:
+            return "<tool_call>\n", f'{{"name": {said}, "arguments":', "}\n</tool_call>"
+        return "", f'{{"name": {said}, "parameters":', "}"
 
 
 def _refusal(error: Exception) -> str:

@@ -108,6 +108,8 @@ class Tokenizer(Protocol):
     eos_ids: frozenset[int]
     """Tokens that end a generation (end of text, end of turn)."""
     vocab_size: int
+    control_ids: frozenset[int]
+    """Tokens that stand for no text, whatever they are spelled like."""
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True, most: int | None = None
@@ -145,6 +147,10 @@ class Tokenizer(Protocol):
         """Ids of a conversation's prompt; with `call`, the answer is begun as a call of this tool, up to where its
         arguments come, a JSON object.  Control tokens come from the template alone: where messages or tools spell
         one, such as <|im_end|>, it stays plain text.  Raises ValueError as apply_chat_template and encode do."""
+        ...
+
+    def call_text(self, name: str) -> tuple[str, str]:
+        """What stands before and after the arguments where an answer calls this tool."""
         ...
 
 

@@ -68,8 +68,8 @@ class BpeTokenizer:
         self._tokenizer, self._vocabulary, self._template = tokenizer, vocabulary, template
         self.vocab_size = len(vocabulary.tokens)
         self.eos_ids = vocabulary.eos_ids
-        self._control = frozenset(i for i, kind in enumerate(vocabulary.kinds) if kind in (CONTROL, UNKNOWN))
-        self._shield = Shield({vocabulary.tokens[i]: i for i in self._control})
+        self.control_ids = frozenset(i for i, kind in enumerate(vocabulary.kinds) if kind in (CONTROL, UNKNOWN))
+        self._shield = Shield({vocabulary.tokens[i]: i for i in self.control_ids})
         self._alphabet = byte_level_alphabet() if vocabulary.byte_level else {}
         self._pieces: dict[int, bytes] = {}
         self._plain: Tokenizer | None = None
@@ -106,10 +106,14 @@ class BpeTokenizer:
     ) -> list[int]:
         ids = self._encode_conversation(messages, tools, add_generation_prompt, most)
         if call is not None:
-            tag, begun = self._template.call(call)
+            tag, begun, _ = self._template.call(call)
             ids += self.encode(tag, add_special_tokens=False)
             ids += self.encode(begun, add_special_tokens=False, parse_special=False)
         return ids
+
+    def call_text(self, name: str) -> tuple[str, str]:
+        tag, begun, end = self._template.call(name)
+        return tag + begun, end
 
     def _encode_conversation(
         self,
@@ -150,7 +154,7 @@ class BpeTokenizer:
         return _Stream(self, skip_special_tokens)
 
     def _piece(self, token: int, skip_special: bool) -> bytes:
-        if skip_special and token in self._control:
+        if skip_special and token in self.control_ids:
             return b""
         if token not in self._pieces:
             self._pieces[token] = self._bytes_of(token)

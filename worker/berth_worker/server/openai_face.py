@@ -21,6 +21,7 @@ from berth_worker.engine.limits import NotAcceptingError
 from berth_worker.engine.request import FinishReason, InvalidRequestError
 from berth_worker.engine.scheduler import QueueFullError
 from berth_worker.server.background import in_thread_if
+from berth_worker.server.constraints import Constraints
 from berth_worker.server.openai_reply import ChatChoice, Choice, Reply, TextChoice, error_body, usage
 from berth_worker.server.openai_request import MAX_ID, Asked, Prompt, parse_body, read_chat, read_completion
 from berth_worker.server.worker import Phase, Worker
@@ -66,7 +67,7 @@ class OpenAiFace:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._told_of_strict = False
+        self._constraints = Constraints()
         self.open_calls = 0
         """Requests that have arrived and whose client has not been sent everything yet."""
         self.routes = [
@@ -120,9 +121,6 @@ class OpenAiFace:
             except InvalidRequestError as error:
                 raise _RefusedError(400, str(error), error.field) from error
             self._check_model(asked.model)
-            if not self._told_of_strict and any(tool["function"].get("strict") for tool in asked.tools):
-                self._told_of_strict = True
-                log.warning("tools: strict is not enforced: calls may break their schema (said once)")
             await self._submit(asked, engine, request_id, streams)
             reply = Reply(kind, streams[0].request_id, self._worker.model_name)
             names = [tool["function"]["name"] for tool in asked.tools]
@@ -165,11 +163,17 @@ class OpenAiFace:
             most = engine.config.max_running + engine.config.max_waiting
             if (answers := max(1, len(asked.prompts)) * asked.choices) > most:
                 raise InvalidRequestError("n", f"{answers} answers in all; this worker has room for {most}")
+            grammar = await self._constraints.grammar(asked, engine)
             prompts = [await _ids(prompt, engine) for prompt in asked.prompts] or [await _chat_ids(asked, engine)]
             for ids in prompts:
                 for choice in range(asked.choices):
                     params = asked.params_of(choice, engine.config.max_context_tokens - len(ids))
-                    streams.append(engine.submit(ids, params, request_id=request_id, session_id=asked.session_id))
+                    output = None if grammar is None else grammar.start()
+                    streams.append(
+                        engine.submit(
+                            ids, params, request_id=request_id, session_id=asked.session_id, constraint=output
+                        )
+                    )
         except InvalidRequestError as error:
             name = asked.renamed(error.field)
             code = "context_length_exceeded" if _too_long(error, asked, engine) else None

@@ -2,8 +2,7 @@
 
 Fields are those of OpenAI's API and, where it has none, of vLLM (top_k, min_p, repetition_penalty, min_tokens,
 stop_token_ids, ignore_eos) and ours (session_id).  What would change the answer and is not done here is refused by
-name; what would not, such as `user` or `metadata`, is ignored.  So is `strict` of tools, which agents' frameworks set
-unasked: arguments may break their schema, as those of tools that are not strict.
+name; what would not, such as `user` or `metadata`, is ignored.  `openai_form` reads what the answer has to look like.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from berth_worker.engine.params import InvalidRequestError, SamplingParams
+from berth_worker.server.openai_fields import Fields, shown
+from berth_worker.server.openai_form import Form, read_form
 
 __all__ = ["MAX_CHOICES", "Asked", "Prompt", "parse_body", "read_chat", "read_completion"]
 
@@ -26,7 +27,6 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 INTEGERS = ("top_k", "min_tokens")
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "echo": (False,),
     "functions": ([],),
@@ -34,11 +34,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
     "guided_grammar": (),
-    "structured_outputs": (),
+    "guided_whitespace_pattern": (),
     "allowed_token_ids": ([],),
     "bad_words": ([],),
     "use_beam_search": (False,),
@@ -66,8 +63,12 @@ class Asked:
     tools: tuple[dict[str, Any], ...] = ()
     call: str | None = None
     """The tool that the answer has to call."""
+    must_call: bool = False
+    """Whether the answer has to call one of the tools."""
     parallel_calls: bool = True
     """Whether one answer may call several tools."""
+    form: Form | None = None
+    """What the answer has to be."""
     choices: int = 1
     """Answers to each prompt."""
     stream: bool = False
@@ -103,7 +104,7 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError("body", f"no JSON: {error}") from error
     if not isinstance(body, dict):
-        raise InvalidRequestError("body", f"found {_shown(body)}; a JSON object is right")
+        raise InvalidRequestError("body", f"found {shown(body)}; a JSON object is right")
     if b"\\ud" in raw.lower():
         _check_text(body, "body")
     return body
@@ -111,7 +112,7 @@ def parse_body(raw: bytes) -> dict[str, Any]:
 
 def read_completion(body: Mapping[str, Any], session: str = "") -> Asked:
     """A body of /v1/completions; session: an id from the headers. Raises InvalidRequestError."""
-    fields = _Fields(body)
+    fields = Fields(body)
     return _asked(
         fields,
         session,
@@ -124,12 +125,13 @@ def read_completion(body: Mapping[str, Any], session: str = "") -> Asked:
 
 def read_chat(body: Mapping[str, Any], session: str = "") -> Asked:
     """A body of /v1/chat/completions; session: an id from the headers. Raises InvalidRequestError."""
-    fields = _Fields(body)
+    fields = Fields(body)
     top = fields.integer("top_logprobs")
     if top is not None and not fields.boolean("logprobs"):
         fields.refuse("top_logprobs", "logprobs must be true with it")
     max_tokens = fields.integer("max_completion_tokens")
     tools = _tools(fields)
+    call, must_call = _choice(fields, tools)
     return _asked(
         fields,
         session,
@@ -138,75 +140,13 @@ def read_chat(body: Mapping[str, Any], session: str = "") -> Asked:
         max_tokens_field="max_tokens" if max_tokens is None else "max_completion_tokens",
         messages=_messages(fields),
         tools=() if fields.get("tool_choice") == "none" else tools,
-        call=_forced_call(fields, tools),
+        call=call,
+        must_call=must_call,
         parallel_calls=fields.get("parallel_tool_calls") is None or fields.boolean("parallel_tool_calls"),
     )
 
 
-class _Fields:
-    """Typed access to a JSON object; null counts as absent."""
-
-    def __init__(self, values: Mapping[str, Any], path: str = "") -> None:
-        self._values, self._path = values, path
-
-    def get(self, name: str) -> Any:
-        return self._values.get(name)
-
-    def refuse(self, name: str, right: str) -> NoReturn:
-        raise InvalidRequestError(self._path + name, f"found {_shown(self._values.get(name))}; {right}")
-
-    def number(self, name: str) -> float | None:
-        value = self.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            self.refuse(name, "a number is right")
-        try:
-            return None if value is None else float(value)
-        except OverflowError:
-            self.refuse(name, "a smaller number is right")
-
-    def integer(self, name: str) -> int | None:
-        value = self.get(name)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            self.refuse(name, "a whole number is right")
-        return value
-
-    def boolean(self, name: str) -> bool:
-        value = self.get(name)
-        if value is not None and not isinstance(value, bool):
-            self.refuse(name, "true or false is right")
-        return bool(value)
-
-    def text(self, name: str) -> str | None:
-        value = self.get(name)
-        if value is not None and not isinstance(value, str):
-            self.refuse(name, "text is right")
-        return value
-
-    def items(self, name: str) -> list[Any]:
-        value = self.get(name)
-        if value is not None and not isinstance(value, list):
-            self.refuse(name, "a list is right")
-        return value or []
-
-    def objects(self, name: str) -> list[tuple[_Fields, dict[str, Any]]]:
-        found = []
-        for index, item in enumerate(self.items(name)):
-            path = f"{self._path}{name}[{index}]"
-            if not isinstance(item, dict):
-                raise InvalidRequestError(path, f"found {_shown(item)}; an object is right")
-            found.append((_Fields(item, path + "."), item))
-        return found
-
-    def object(self, name: str) -> tuple[_Fields, dict[str, Any]]:
-        value = self.get(name)
-        if not isinstance(value, dict):
-            self.refuse(name, "an object is right")
-        return _Fields(value, f"{self._path}{name}."), value
-
-
-def _asked(fields: _Fields, session: str, *, logprobs: int | None, max_tokens: int | None, **rest: Any) -> Asked:
+def _asked(fields: Fields, session: str, *, logprobs: int | None, max_tokens: int | None, **rest: Any) -> Asked:
     for name, harmless in REFUSED.items():
         if (value := fields.get(name)) is not None and value not in harmless:
             fields.refuse(name, "this worker does not support it; leave it out")
@@ -226,7 +166,10 @@ def _asked(fields: _Fields, session: str, *, logprobs: int | None, max_tokens: i
     given: dict[str, Any] = {name: value for name in NUMBERS if (value := fields.number(name)) is not None}
     given |= {name: value for name in INTEGERS if (value := fields.integer(name)) is not None}
     seed = fields.integer("seed")
-    asked_for = Asked(fields.text("model"), SamplingParams(), choices=choices, stream=stream, **rest)
+    form = read_form(fields)
+    if form is not None and not form.calls and rest.get("must_call"):
+        fields.refuse("tool_choice", f"{form.field} says what the answer is; 'auto' or 'none' is right with it")
+    asked_for = Asked(fields.text("model"), SamplingParams(), choices=choices, stream=stream, form=form, **rest)
     try:
         params = SamplingParams(
             **given,
@@ -246,7 +189,7 @@ def _asked(fields: _Fields, session: str, *, logprobs: int | None, max_tokens: i
     return replace(asked_for, params=params, usage_in_stream=usage, session_id=session)
 
 
-def _session(fields: _Fields, header: str) -> tuple[str, str]:
+def _session(fields: Fields, header: str) -> tuple[str, str]:
     """Which field names the turn's agent session, and the session: ours, the header, or OpenAI's hint for caches."""
     if own := fields.text("session_id"):
         return "session_id", own
@@ -255,7 +198,7 @@ def _session(fields: _Fields, header: str) -> tuple[str, str]:
     return "prompt_cache_key", fields.text("prompt_cache_key") or ""
 
 
-def _prompts(fields: _Fields) -> tuple[Prompt, ...]:
+def _prompts(fields: Fields) -> tuple[Prompt, ...]:
     """A text, several, a list of tokens, or several such lists."""
     value = fields.get("prompt")
     if isinstance(value, str):
@@ -267,18 +210,18 @@ def _prompts(fields: _Fields) -> tuple[Prompt, ...]:
     prompts: list[Prompt] = []
     for index, item in enumerate(value):
         if not item or not isinstance(item, str | list):
-            raise InvalidRequestError(f"prompt[{index}]", f"found {_shown(item)}; a text or a list of tokens is right")
+            raise InvalidRequestError(f"prompt[{index}]", f"found {shown(item)}; a text or a list of tokens is right")
         prompts.append(item if isinstance(item, str) else _integers(f"prompt[{index}]", item))
     return tuple(prompts)
 
 
-def _messages(fields: _Fields) -> tuple[dict[str, Any], ...]:
+def _messages(fields: Fields) -> tuple[dict[str, Any], ...]:
     if not fields.items("messages"):
         fields.refuse("messages", "at least one message is right")
     return tuple(_message(message) for message, _ in fields.objects("messages"))
 
 
-def _message(message: _Fields) -> dict[str, Any]:
+def _message(message: Fields) -> dict[str, Any]:
     role = message.text("role")
     if role not in ROLES:
         message.refuse("role", f"one of {', '.join(ROLES)} is right")
@@ -310,7 +253,7 @@ def _message(message: _Fields) -> dict[str, Any]:
     return found
 
 
-def _content(message: _Fields) -> str | None:
+def _content(message: Fields) -> str | None:
     """Text, or that of parts; None if there is none."""
     if not isinstance(message.get("content"), list):
         return message.text("content")
@@ -324,7 +267,7 @@ def _content(message: _Fields) -> str | None:
     return "\n".join(texts)
 
 
-def _tools(fields: _Fields) -> tuple[dict[str, Any], ...]:
+def _tools(fields: Fields) -> tuple[dict[str, Any], ...]:
     tools = []
     for tool, value in fields.objects("tools"):
         if tool.get("type") != "function":
@@ -333,44 +276,46 @@ def _tools(fields: _Fields) -> tuple[dict[str, Any], ...]:
         if not function.text("name"):
             function.refuse("name", "text that is not empty is right")
         function.boolean("strict")
+        if function.get("parameters") is not None:
+            function.object("parameters")
         tools.append(value)
     return tuple(tools)
 
 
-def _forced_call(fields: _Fields, tools: Sequence[dict[str, Any]]) -> str | None:
-    """The one tool that the answer has to call; None if the model decides."""
+def _choice(fields: Fields, tools: Sequence[dict[str, Any]]) -> tuple[str | None, bool]:
+    """The one tool that the answer has to call, None if the model decides which; and whether it has to call any."""
     choice, names = fields.get("tool_choice"), {tool["function"]["name"] for tool in tools}
     if choice in (None, "auto", "none"):
-        return None
+        return None, False
     name = None
-    if choice == "required" and len(names) == 1:
-        (name,) = names
-    elif isinstance(choice, dict) and choice.get("type") == "function":
+    if choice == "required" and names:
+        return (names.pop() if len(names) == 1 else None), True
+    if isinstance(choice, dict) and choice.get("type") == "function":
         name = fields.object("tool_choice")[0].object("function")[0].text("name")
     if name not in names:
-        fields.refuse("tool_choice", "'auto' and 'none' are supported, one of the tools, and 'required' with one tool")
-    return name
+        fields.refuse("tool_choice", "'auto', 'none', 'required' and one of the tools are supported")
+    return name, True
 
 
-def _stop(fields: _Fields) -> tuple[str, ...]:
+def _stop(fields: Fields) -> tuple[str, ...]:
     value = fields.get("stop")
     if value is None or isinstance(value, str):
         return () if value is None else (value,)
     for index, item in enumerate(fields.items("stop")):
         if not isinstance(item, str):
-            raise InvalidRequestError(f"stop[{index}]", f"found {_shown(item)}; text is right")
+            raise InvalidRequestError(f"stop[{index}]", f"found {shown(item)}; text is right")
     return tuple(value)
 
 
-def _logit_bias(fields: _Fields) -> dict[int, float]:
+def _logit_bias(fields: Fields) -> dict[int, float]:
     if fields.get("logit_bias") is None:
         return {}
     biases = {}
     for token, bias in fields.object("logit_bias")[1].items():
         if not token.isascii() or not token.isdecimal() or len(token) > 9:
-            raise InvalidRequestError("logit_bias", f"found the key {_shown(token)}; a token's number is right")
+            raise InvalidRequestError("logit_bias", f"found the key {shown(token)}; a token's number is right")
         if isinstance(bias, bool) or not isinstance(bias, int | float):
-            raise InvalidRequestError(f"logit_bias[{token}]", f"found {_shown(bias)}; a number is right")
+            raise InvalidRequestError(f"logit_bias[{token}]", f"found {shown(bias)}; a number is right")
         biases[int(token)] = float(max(-1e9, min(1e9, bias)))  # what is out of range is said where ranges are known
     return biases
 
@@ -378,7 +323,7 @@ def _logit_bias(fields: _Fields) -> dict[int, float]:
 def _integers(name: str, values: list[Any]) -> list[int]:
     for index, value in enumerate(values):
         if type(value) is not int:
-            raise InvalidRequestError(f"{name}[{index}]", f"found {_shown(value)}; a token's number is right")
+            raise InvalidRequestError(f"{name}[{index}]", f"found {shown(value)}; a token's number is right")
     return values
 
 
@@ -399,8 +344,3 @@ def _check_text(value: Any, path: str) -> None:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 80 else text[:77] + "..."

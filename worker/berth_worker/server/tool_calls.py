@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ForcedCall", "ToolCall", "ToolText"]
+__all__ = ["OPEN", "ForcedCall", "ToolCall", "ToolText"]
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _KEYS = ('"name"', '"type"', '"function"')

@@ -1,0 +1,145 @@
+"""What grammar is true to what a client asks for?  Schemas, choices and calls of tools, as text that `guidance` reads.
+
+JSON comes in one line, with a space behind commas and colons, as models are trained to call tools: where white space is
+free, small models go on with it for ever, and a key that is forced costs no step of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "MOST_CALLS",
+    "Call",
+    "GrammarError",
+    "arguments",
+    "calls",
+    "check_schema",
+    "choice",
+    "json_value",
+    "json_value_or_calls",
+    "text_with_calls",
+]
+
+MOST_CALLS = 16
+"""Of tools in an answer that has to call some: a small model may find no end by itself."""
+_SHAPE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_TEXT = r"/(.|\n)*/"
+_OPTIONS = "x-guidance"
+"""llguidance's own keyword, at the top of a schema."""
+_CLOSED = {"type": "object", "additionalProperties": False}
+_MOST_PROPERTIES = 1000
+_MOST_JOINED = 10
+_JOINING = ("allOf", "anyOf", "oneOf", "$ref")
+_BESIDE = frozenset(("title", "description", "default", "examples", "$defs", "definitions", "$schema", "$id", "$comment"))
+"""Keywords that ask for nothing."""
+
+
+class GrammarError(ValueError):
+    """A grammar that cannot be kept to, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of one tool, as the model's template has it."""
+
+    name: str
+    before: str
+    """What stands before the arguments."""
+    after: str
+    schema: Mapping[str, Any]
+    """Of the arguments."""
+    strict: bool
+    """Whether a schema that cannot be kept to is refused, rather than kept to as far as it can be."""
+    tag: str = ""
+    """What `before` begins with, and no text; empty: an answer that calls a tool begins with a brace."""
+
+
+def check_schema(schema: Any) -> None:
+    """Raises GrammarError for what takes llguidance, which cannot be interrupted, seconds or for ever to read: the time
+    grows with the square of the properties (0.1 s for 1000), and doubles with each pattern of those that must all hold.
+    """
+    properties, patterns, joins = 0, 0, False
+    left = [schema]
+    while left:
+        value = left.pop()
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if not isinstance(value, dict):
+            continue
+        for name in ("properties", "patternProperties"):
+            properties += len(value[name]) if isinstance(value.get(name), dict) else 0
+        patterns += sum(isinstance(value.get(name), str) for name in ("pattern", "format"))
+        joining = sum(name in value for name in _JOINING)
+        joins |= "allOf" in value or (joining > 0 and len(value.keys() - _BESIDE) > 1)
+    if properties > _MOST_PROPERTIES:
+        raise GrammarError(f"found {properties} properties; at most {_MOST_PROPERTIES} are right")
+    if joins and patterns > _MOST_JOINED:
+        raise GrammarError(
+            f"found {patterns} patterns and formats, and schemas that must hold together (allOf, or one of "
+            f"{', '.join(_JOINING[1:])} beside other keywords); at most {_MOST_JOINED} are right there"
+        )
+
+
+def json_value(schema: Mapping[str, Any], *, strict: bool = True) -> str:
+    """A value of this schema."""
+    return f"start: {_json(schema, strict)}"
+
+
+def choice(texts: Sequence[str]) -> str:
+    """One of these texts."""
+    return "start: " + " | ".join(map(_literal, texts))
+
+
+def arguments(call: Call) -> str:
+    """The arguments alone, in an answer whose prompt has begun the call."""
+    return f'start: " " {_json(call.schema, call.strict)}'
+
+
+def calls(tools: Sequence[Call], *, several: bool) -> str:
+    """A call of one of the tools, or several."""
+    return f"start: calls\n{_calls(tools, several)}"
+
+
+def json_value_or_calls(schema: Mapping[str, Any], tools: Sequence[Call], *, several: bool) -> str:
+    """A value of the schema, or calls of tools."""
+    if tools[0].tag:
+        return f"start: calls | {_json(schema, strict=True)}\n{_calls(tools, several)}"
+    # Both begin with a brace: only as one schema are they told apart.  An $id each keeps references where they are.
+    options = [{"$id": "berth:///answer"} | dict(schema)]
+    for index, tool in enumerate(tools):
+        found = {"$id": f"berth:///tool/{index}"} | dict(tool.schema)
+        properties = {"name": {"const": tool.name}, "parameters": found}
+        options.append(_CLOSED | {"properties": properties, "required": list(properties)})
+    return json_value({"anyOf": options}, strict=all(tool.strict for tool in tools))
+
+
+def text_with_calls(tools: Sequence[Call]) -> str:
+    """Any text, with calls of tools that are true to their schemas."""
+    if not tools[0].tag:
+        return f"start: calls | TEXT\nTEXT: /([^{{](.|\\n)*)?/\n{_calls(tools, several=True)}"
+    lines = ["start: call* rest", f"rest: {_TEXT}", "call: " + " | ".join(f"c{i}" for i in range(len(tools)))]
+    lines.append(f"head[lazy]: {_TEXT[:-1]}{tools[0].tag}/")
+    for i, tool in enumerate(tools):
+        lines.append(f"c{i}: head {_call(tool, tool.before.removeprefix(tool.tag))}")
+    return "\n".join(lines)
+
+
+def _calls(tools: Sequence[Call], several: bool) -> str:
+    more = f" ({_literal(chr(10) if tools[0].tag else '; ')} call){{0,{MOST_CALLS - 1}}}" if several else ""
+    lines = [f"calls: call{more}", "call: " + " | ".join(f"c{i}" for i in range(len(tools)))]
+    return "\n".join([*lines, *(f"c{i}: {_call(tool, tool.before)}" for i, tool in enumerate(tools))])
+
+
+def _call(tool: Call, before: str) -> str:
+    return f"{_literal(before + ' ')} {_json(tool.schema, tool.strict)} {_literal(tool.after)}"
+
+
+def _json(schema: Mapping[str, Any], strict: bool) -> str:
+    return "%json " + json.dumps({**schema, _OPTIONS: _SHAPE | ({} if strict else {"lenient": True})})
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text)
