@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import httpx
+import openai
 import pytest
 from berth_worker.engine.limits import EngineConfig
 from berth_worker.proto.berth.v1 import generation_pb2_grpc as pb_grpc
@@ -142,3 +143,17 @@ def serving(make_engine: Callable[..., Engine]) -> Serving:
                 await http_server.stop()
 
     return serve
+
+
+@pytest.fixture
+def talking(serving: Any) -> Callable[..., Any]:
+    """`async with talking() as (client, running):` OpenAI's client, on loopback and without retries."""
+
+    @asynccontextmanager
+    async def talk(**limits: Any) -> AsyncIterator[tuple[openai.AsyncOpenAI, Any]]:
+        async with serving(**limits) as running:
+            url = str(running.http.base_url.join("/v1"))
+            async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+                yield client, running
+
+    return talk

@@ -193,6 +193,9 @@ ANSWER |= {"type": "object", "additionalProperties": False}
         (grammar.choice(["yes", 'n"o\n']), 'n"o\n', "ended"),
         (grammar.json_value({"type": "object"}), '{"a": [1, 2.5e3, null, {"b": "é"}]}', "ended"),
         (grammar.json_value({"type": "object"}), '{"a":  1}', '{"a":'),
+        (grammar.json_value({"type": "integer"}), "1234567890123456789", "ended"),
+        (grammar.json_value({"type": "integer"}), "-" + "1" * 20, "-" + "1" * 19),
+        (grammar.json_value({"enum": [{"type": "integer"}]}), '{"type": "integer"}', "ended"),
         (regex(r"[a-z]+/\d{2}"), "ab/12", "ended"),
         (regex(r"a+"), "aa", "may end"),
     ],
@@ -284,7 +287,8 @@ def all_of(*patterns: str) -> dict[str, Any]:
 
 
 HOSTILE: list[tuple[dict[str, Any], str]] = [
-    (nested(200), "recursion limit"),
+    (nested(60), "more than 100 levels"),
+    (nested(900), "more than 100 levels"),
     ({"type": "object", "properties": {f"p{i}": {} for i in range(1001)}}, "1001 properties; at most 1000"),
     (all_of(*(f".*{i}.*" for i in range(40))), "40 patterns and formats"),
     ({"pattern": "a", "anyOf": [{"format": "date"}] * 10}, "11 patterns and formats"),
@@ -300,6 +304,7 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
     ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "Unsatisfiable schema"),
     ({"type": "strin"}, "Invalid type: strin"),
     ({"type": "integer", "minimum": -(10**400)}, ""),
+    ({"items": {"const": 1, "enum": [2]}, "minItems": 1, "type": "array"}, "Unsatisfiable"),
 ]
 
 
@@ -324,7 +329,7 @@ def test_what_cannot_be_kept_to_is_refused_in_time(guidance: Guidance, schema: d
         {"type": "array", "items": {"type": "array", "items": {"type": "integer"}, "minItems": 9999}, "minItems": 9999},
         {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1000)}},
         {"enum": [f"value {i}" for i in range(10_000)]},
-        nested(50),
+        nested(45),
     ],
 )
 def test_large_and_recursive_schemas_are_kept_to(

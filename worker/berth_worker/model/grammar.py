@@ -30,10 +30,17 @@ _SHAPE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator":
 _TEXT = r"/(.|\n)*/"
 _OPTIONS = "x-guidance"
 """llguidance's own keyword, at the top of a schema."""
+
 _CLOSED = {"type": "object", "additionalProperties": False}
+_JOINING = ("allOf", "anyOf", "oneOf", "$ref")
+_MOST_INTEGER = 9 * 10**18
+"""Of 64 bits; llguidance cannot count to quite as many."""
+_NUMBERED = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", *_JOINING)
+_VALUES = ("const", "enum", "default", "examples")
+"""Keywords whose values are no schemas."""
+_DEEPEST = 100
 _MOST_PROPERTIES = 1000
 _MOST_JOINED = 10
-_JOINING = ("allOf", "anyOf", "oneOf", "$ref")
 _BESIDE = frozenset(("title", "description", "default", "examples", "$defs", "definitions", "$schema", "$id", "$comment"))
 """Keywords that ask for nothing."""
 
@@ -61,12 +68,16 @@ class Call:
 def check_schema(schema: Any) -> None:
     """Raises GrammarError for what takes llguidance, which cannot be interrupted, seconds or for ever to read: the time
     grows with the square of the properties (0.1 s for 1000), and doubles with each pattern of those that must all hold.
+    So do readers that call themselves fail on what is nested too deep.
     """
     properties, patterns, joins = 0, 0, False
-    left = [schema]
+    left = [(schema, 1)]
     while left:
-        value = left.pop()
-        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        value, depth = left.pop()
+        if depth > _DEEPEST:
+            raise GrammarError(f"found more than {_DEEPEST} levels; fewer are right")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        left += [(item, depth + 1) for item in inner]
         if not isinstance(value, dict):
             continue
         for name in ("properties", "patternProperties"):
@@ -138,7 +149,20 @@ def _call(tool: Call, before: str) -> str:
 
 
 def _json(schema: Mapping[str, Any], strict: bool) -> str:
-    return "%json " + json.dumps({**schema, _OPTIONS: _SHAPE | ({} if strict else {"lenient": True})})
+    options = _SHAPE | ({} if strict else {"lenient": True})
+    return "%json " + json.dumps(_with_last_digits(schema) | {_OPTIONS: options})
+
+
+def _with_last_digits(schema: Any) -> Any:
+    """The schema, whose integers without bounds have 19 digits at most: of any number a small model finds no last one."""
+    if isinstance(schema, list):
+        return [_with_last_digits(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {name: value if name in _VALUES else _with_last_digits(value) for name, value in schema.items()}
+    if schema.get("type") == "integer" and not any(name in schema for name in _NUMBERED):
+        found |= {"minimum": -_MOST_INTEGER, "maximum": _MOST_INTEGER}
+    return found
 
 
 def _literal(text: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from berth_worker.engine.params import InvalidRequestError
@@ -59,7 +60,7 @@ class Constraints:
             read = self._guidance.read(_text(asked, [call for _, call in tools]))
         except GrammarError as error:
             for field, _, alone in parts:
-                _named(field, self._guidance.read, alone)
+                _named(field, self._guidance.read, alone())
             raise InvalidRequestError(parts[0][0], f"cannot be kept to together with the others: {error}") from error
         if read.ignored and not self._told:
             self._told = True
@@ -91,11 +92,14 @@ def _form(form: Form) -> str:
     return grammar.choice(form.value) if form.kind == "choice" else grammar.json_value(form.value)
 
 
-def _parts(asked: Asked, tools: list[tuple[str, Call]]) -> list[tuple[str, Any, str]]:
+def _parts(asked: Asked, tools: list[tuple[str, Call]]) -> list[tuple[str, Any, Callable[[], str]]]:
     """What an answer's grammar is made of: the field, its schema and its grammar alone."""
-    form = asked.form
-    parts = [] if form is None else [(form.field, form.value if form.kind == "json" else None, _form(form))]
-    return parts + [(f, call.schema, grammar.json_value(call.schema, strict=call.strict)) for f, call in tools]
+    parts: list[tuple[str, Any, Callable[[], str]]] = []
+    if (form := asked.form) is not None:
+        parts.append((form.field, form.value if form.kind == "json" else None, partial(_form, form)))
+    for field, call in tools:
+        parts.append((field, call.schema, partial(grammar.json_value, call.schema, strict=call.strict)))
+    return parts
 
 
 def _calls(asked: Asked, tokenizer: Tokenizer) -> list[tuple[str, Call]]:
