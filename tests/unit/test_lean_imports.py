@@ -1,4 +1,4 @@
-"""Is what the operator never uses left out of its memory?"""
+"""Is what operator and worker do not use, or not yet, left out of their memory?"""
 
 import subprocess
 import sys
@@ -22,3 +22,8 @@ def test_who_wants_the_whole_client_gets_it() -> None:
             "print(whole.V1Pod.__name__, type(ours.Configuration()).__name__, ours.config.ConfigException.__name__)"
         )
         assert _python(program) == "V1Pod Configuration ConfigException"
+
+
+def test_the_workers_faces_need_neither_tensors_nor_grammars_before_the_model_is_there() -> None:
+    program = "import sys, berth_worker.server.main, berth_worker.server.openai_face, berth_worker.server.grpc_face\n"
+    assert _python(program + "print([m for m in ('torch', 'llguidance', 'tokenizers') if m in sys.modules])") == "[]"

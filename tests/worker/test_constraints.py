@@ -15,9 +15,9 @@ from berth_worker.engine.constraint import Constraint, ConstraintError
 from berth_worker.engine.request import Request, SamplingParams
 from berth_worker.engine.sampling import Sampler
 from berth_worker.engine.speculation import Acceptance, Drafter
-from berth_worker.model import grammar
-from berth_worker.model.grammar import Call, GrammarError
-from berth_worker.model.guidance import Guidance, regex
+from berth_worker.grammar import text as grammar
+from berth_worker.grammar.guidance import Guidance, regex
+from berth_worker.grammar.text import Call, GrammarError
 from hypothesis import given, settings
 
 if TYPE_CHECKING:
@@ -151,7 +151,9 @@ def bare(name: str, schema: Mapping[str, Any]) -> Call:
 
 
 ODD = 'weather é"😀'
-WEATHER = f'<tool_call>\n{{"name": {json.dumps(ODD, ensure_ascii=False)}, "arguments": {{"city": "Oslo"}}}}\n</tool_call>'
+WEATHER = (
+    f'<tool_call>\n{{"name": {json.dumps(ODD, ensure_ascii=False)}, "arguments": {{"city": "Oslo"}}}}\n</tool_call>'
+)
 TIME = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
 TAGGED = [tagged(ODD, CITY | {"additionalProperties": False}), tagged("time", NOTHING)]
 BARE_WEATHER = '{"name": "weather", "parameters": {"city": "Oslo"}}'

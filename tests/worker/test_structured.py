@@ -30,12 +30,20 @@ TEXT = {"type": "string", "maxLength": 40}
 WEATHER = tool(
     "get_weather",
     "Current weather of a city",
-    {"city": TEXT, "unit": {"enum": ["celsius", "fahrenheit"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    {
+        "city": TEXT,
+        "unit": {"enum": ["celsius", "fahrenheit"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
 )
 MAIL = tool(
     "send_mail",
     "Send a mail",
-    {"to": {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 2}, "subject": TEXT, "urgent": {"type": "boolean"}},
+    {
+        "to": {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 2},
+        "subject": TEXT,
+        "urgent": {"type": "boolean"},
+    },
 )
 FILTERS = {"type": "object", "properties": {"lang": {"type": "string", "pattern": "^[a-z]{2}$"}}, "required": ["lang"]}
 SEARCH = tool("search", "Search the web", {"query": TEXT, "limit": {"type": "integer"}, "filters": FILTERS})
@@ -109,8 +117,8 @@ async def test_forced_calls_fit_their_schemas_and_end_with_and_without_drafts(ta
 
 
 async def test_forced_tokens_cost_no_steps_of_their_own(make_engine: Callable[..., Any], loaded: Any) -> None:
-    from berth_worker.model.grammar import json_value  # noqa: PLC0415 - imports llguidance with it
-    from berth_worker.model.guidance import Guidance  # noqa: PLC0415
+    from berth_worker.grammar.guidance import Guidance  # noqa: PLC0415
+    from berth_worker.grammar.text import json_value  # noqa: PLC0415 - imports llguidance with it
 
     schema = {"properties": {f"a rather long name of property {i}": {"enum": [1, 2]} for i in range(5)}}
     schema |= {"type": "object", "required": list(schema["properties"]), "additionalProperties": False}
@@ -278,7 +286,8 @@ async def test_vllms_ways_to_say_it_work_too(talking: Any, body: dict[str, Any],
 
 
 @pytest.mark.parametrize(
-    "body", [{"response_format": {"type": "json_object"}}, {"extra_body": {"structured_outputs": {"json_object": True}}}]
+    "body",
+    [{"response_format": {"type": "json_object"}}, {"extra_body": {"structured_outputs": {"json_object": True}}}],
 )
 async def test_any_object_will_do(talking: Any, body: dict[str, Any]) -> None:
     async with talking(**ROOM) as (client, _):
@@ -339,7 +348,9 @@ async def test_logprobs_are_the_models_own(talking: Any) -> None:
     assert first.token not in [top.token for top in first.top_logprobs]
 
 
-NOT_STRICT = tool("note", "A note", {"ids": {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "maxItems": 2}})
+NOT_STRICT = tool(
+    "note", "A note", {"ids": {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "maxItems": 2}}
+)
 LOOKING = tool("look", "Look", {"x": {"type": "string", "pattern": "(?=a)b"}})
 
 
@@ -355,7 +366,11 @@ async def test_what_cannot_be_kept_to_is_refused_or_left_out_where_that_is_allow
 
         required: dict[str, Any] = {"tool_choice": "required"}
         for body, param, says in (
-            ({"response_format": as_format({"uniqueItems": True})}, "response_format.json_schema.schema", "uniqueItems"),
+            (
+                {"response_format": as_format({"uniqueItems": True})},
+                "response_format.json_schema.schema",
+                "uniqueItems",
+            ),
             ({"tools": [WEATHER, strictly(NOT_STRICT)]} | required, "tools[1].function.parameters", "uniqueItems"),
             ({"tools": [WEATHER, LOOKING]} | required, "tools[1].function.parameters", "look-around"),
             ({"tools": [strictly(LOOKING)]}, "tools[0].function.parameters", "look-around"),
@@ -393,7 +408,11 @@ async def test_what_cannot_be_kept_to_is_refused_or_left_out_where_that_is_allow
         ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", "supports json"),
         ({"structured_outputs": {"whitespace_pattern": "x"}}, "structured_outputs.whitespace_pattern", "supports json"),
         ({"guided_choice": ["a"], "tools": [TIME], "tool_choice": "required"}, "tool_choice", "guided_choice says"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters", ""),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]},
+            "tools[0].function.parameters",
+            "",
+        ),
         ({"tools": [TIME], "tool_choice": {"type": "allowed_tools"}}, "tool_choice", "one of the tools"),
     ],
 )

@@ -220,9 +220,10 @@ def test_a_call_is_begun_as_the_template_has_it_and_its_name_is_text(tokenizer: 
     begun = tokenizer.decode(called[len(plain) :])
     assert begun == f'<tool_call>\n{{"name": {json.dumps(HOSTILE)}, "arguments":'
     bare = ChatTemplate(LLAMA3, bos_token="", eos_token="")
-    assert bare.call("weather") == ("", '{"name": "weather", "parameters":')
+    assert bare.call("weather") == ("", '{"name": "weather", "parameters":', "}")
     tagged = ChatTemplate("{{ tools }}<tool_call>", bos_token="", eos_token="")
-    assert tagged.call("weather") == ("<tool_call>\n", '{"name": "weather", "arguments":')
+    assert tagged.call("weather") == ("<tool_call>\n", '{"name": "weather", "arguments":', "}\n</tool_call>")
+    assert tokenizer.call_text("weather") == ('<tool_call>\n{"name": "weather", "arguments":', "}\n</tool_call>")
 
 
 def test_where_every_mark_is_taken_the_messages_are_refused() -> None:

@@ -10,8 +10,8 @@ more costs in a step of that size. The chance is measured, by how long the match
 because the token that comes says whether they would have been right. So a request that begins to quote is noticed
 without a trial, and one that does not costs nothing.
 
-Where a request's output has to keep to a grammar, tokens that the grammar forces are a draft that is always right (JSON's
-keys and punctuation come in one step each), and of other drafts what it forbids is cut off.
+Where a request's output has to keep to a grammar, tokens that the grammar forces are a draft that is always right, so
+that JSON's keys and punctuation take no steps of their own; of other drafts what it forbids is cut off.
 """
 
 from __future__ import annotations

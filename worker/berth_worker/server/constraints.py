@@ -14,13 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from berth_worker.engine.params import InvalidRequestError
-from berth_worker.model import grammar
-from berth_worker.model.grammar import Call, GrammarError
+from berth_worker.grammar import text as grammar
+from berth_worker.grammar.text import Call, GrammarError
 from berth_worker.server.tool_calls import OPEN
 
 if TYPE_CHECKING:
     from berth_worker.engine.engine import Engine
-    from berth_worker.model.guidance import Grammar, Guidance
+    from berth_worker.grammar.guidance import Grammar, Guidance
     from berth_worker.model.interface import Tokenizer
     from berth_worker.server.openai_form import Form
     from berth_worker.server.openai_request import Asked
@@ -48,7 +48,7 @@ class Constraints:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, asked, engine)
 
     def _read(self, asked: Asked, engine: Engine) -> Grammar:
-        from berth_worker.model.guidance import Guidance  # noqa: PLC0415 - see above
+        from berth_worker.grammar.guidance import Guidance  # noqa: PLC0415 - see above
 
         if self._guidance is None:
             self._guidance = Guidance(engine.tokenizer, engine.vocab_size)
@@ -85,7 +85,7 @@ def _text(asked: Asked, calls: list[Call]) -> str:
 
 
 def _form(form: Form) -> str:
-    from berth_worker.model.guidance import regex  # noqa: PLC0415 - see above
+    from berth_worker.grammar.guidance import regex  # noqa: PLC0415 - see above
 
     if form.kind == "regex":
         return regex(form.value)
@@ -118,7 +118,7 @@ def _calls(asked: Asked, tokenizer: Tokenizer) -> list[tuple[str, Call]]:
 
 
 def _arguments(schema: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The schema of a tool's arguments: always an object, as OpenAI's; and of what it lists alone, if it does not say."""
+    """The schema of a tool's arguments: always an object, as OpenAI's, with what it lists alone unless it says more."""
     if schema is None:
         return _NOTHING
     closed = "properties" in schema and not any(keyword in schema for keyword in _OPEN_ENDED)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from berth_worker.server.openai_fields import Fields
 
 __all__ = ["Form", "read_form"]
 
 Kind = Literal["json", "regex", "choice"]
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 _OBJECT = {"type": "object"}
 _HARMLESS = ("disable_fallback", "disable_any_whitespace")
 """Of structured_outputs: what is so here."""
@@ -43,21 +44,21 @@ def read_form(fields: Fields) -> Form | None:
 def _forms(fields: Fields) -> Iterator[tuple[str, Form]]:
     if fields.get("response_format") is not None and (form := _response_format(fields)) is not None:
         yield "response_format", form
-    for kind in ("json", "regex", "choice"):
+    for kind in _KINDS:
         name = f"guided_{kind}"
         if fields.get(name) is not None:
             yield name, _form(fields, name, kind)
     if fields.get("structured_outputs") is None:
         return
     inner, values = fields.object("structured_outputs")
+    for kind in _KINDS:
+        if inner.get(kind) is not None:
+            yield "structured_outputs", _form(inner, kind, kind)
     for name in values:
-        if name in ("json", "regex", "choice"):
-            if inner.get(name) is not None:
-                yield "structured_outputs", _form(inner, name, name)
-        elif name == "json_object":
+        if name == "json_object":
             if inner.boolean(name):
                 yield "structured_outputs", Form("json", _OBJECT, inner.path + name)
-        elif inner.get(name) and name not in _HARMLESS:
+        elif inner.get(name) and name not in _KINDS + _HARMLESS:
             inner.refuse(name, "this worker supports json, json_object, regex and choice")
 
 

@@ -41,7 +41,9 @@ _VALUES = ("const", "enum", "default", "examples")
 _DEEPEST = 100
 _MOST_PROPERTIES = 1000
 _MOST_JOINED = 10
-_BESIDE = frozenset(("title", "description", "default", "examples", "$defs", "definitions", "$schema", "$id", "$comment"))
+_BESIDE = frozenset(
+    ("title", "description", "default", "examples", "$defs", "definitions", "$schema", "$id", "$comment")
+)
 """Keywords that ask for nothing."""
 
 
@@ -154,7 +156,7 @@ def _json(schema: Mapping[str, Any], strict: bool) -> str:
 
 
 def _with_last_digits(schema: Any) -> Any:
-    """The schema, whose integers without bounds have 19 digits at most: of any number a small model finds no last one."""
+    """The schema, whose integers without bounds have 19 digits at most: a small model finds no last one by itself."""
     if isinstance(schema, list):
         return [_with_last_digits(item) for item in schema]
     if not isinstance(schema, Mapping):

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from berth_worker.engine.constraint import Constraint, ConstraintError
-from berth_worker.model.grammar import GrammarError
-from berth_worker.model.interface import Tokenizer
+from berth_worker.grammar.text import GrammarError
+
+if TYPE_CHECKING:
+    from berth_worker.model.interface import Tokenizer
 
 __all__ = ["Grammar", "Guidance", "regex"]
 
 _LONGEST = 1 << 18  # characters
 
-_LIMITS = {
-    "initial_lexer_fuel": 500_000,  # about 10 ms
-    "max_grammar_size": 200_000,  # symbols
-    "max_items_in_row": 1000,
-    "step_max_items": 20_000,  # about 1 ms a token
-    "step_lexer_fuel": 100_000,  # about 7 ms a token
-    "max_lexer_states": 25_000,  # 14 MB
-}
-"""Times are llguidance's own estimates."""
+_LIMITS = LLParserLimits(  # times are llguidance's own estimates
+    initial_lexer_fuel=500_000,  # about 10 ms
+    max_grammar_size=200_000,  # symbols
+    max_items_in_row=1000,
+    step_max_items=20_000,  # about 1 ms a token
+    step_lexer_fuel=100_000,  # about 7 ms a token
+    max_lexer_states=25_000,  # 14 MB
+    verbose_errors=False,
+)
 
 
 def regex(pattern: str) -> str:
@@ -49,9 +52,7 @@ class Guidance:
         if len(grammar) > _LONGEST:
             raise GrammarError(f"found {len(grammar)} characters of grammar; at most {_LONGEST} are right")
         try:
-            matcher = LLMatcher(
-                self._tokens, grammar, log_level=0, limits=LLParserLimits(**_LIMITS, verbose_errors=False)
-            )
+            matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=_LIMITS)
         except ValueError as error:
             raise GrammarError(_line(str(error))) from error
         matcher.compute_bitmask()  # some are too much from the first token on, or let none come
@@ -125,7 +126,10 @@ class _Spelling:
     def __call__(self, text: str) -> list[int]:
         """The tokens of what is forced, which are exactly its bytes."""
         wanted = text.encode()  # no text: an AttributeError, from which TokenizerWrapper learns that we take text alone
-        for before in ("", "\n"):  # SentencePiece puts a space in front of a text; no token reaches over this line break
+        for before in (
+            "",
+            "\n",
+        ):  # SentencePiece puts a space in front of a text; no token reaches over this line break
             ids = self._tokenizer.encode(before + text, add_special_tokens=False, parse_special=False)
             for begin in range(min(len(ids), 4)):
                 if b"".join(self.tokens[token] for token in ids[begin:]) == wanted:
