@@ -213,7 +213,7 @@ def test_a_grammar_takes_what_it_should(
 
 
 class Only:
-    """A constraint of a vocabulary of 6: these tokens, and no others."""
+    """A constraint of a vocabulary of at most 64: these tokens, and no others."""
 
     ended = False
 
@@ -227,7 +227,7 @@ class Only:
         return next((i for i, token in enumerate(tokens) if token not in self.tokens), len(tokens))
 
     def mask(self) -> bytes:
-        return bytes([sum(1 << token for token in self.tokens)])
+        return sum(1 << token for token in self.tokens).to_bytes(8, "little")
 
     def accept(self, token: int) -> None:
         assert token in self.tokens
@@ -255,6 +255,27 @@ def test_the_likeliest_of_what_may_come_comes_whatever_is_added_to_others() -> N
     assert next_of(Only(5), temperature=0) == 5
     assert next_of(Only(0, 2, 3), temperature=0, logit_bias={1: 100, 2: 50}) == 2
     assert next_of(Only(0, 3), temperature=0, top_k=1, min_p=1.0) == 3
+
+
+def test_where_nearly_all_may_come_what_may_not_never_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=64).astype(np.float32)
+    barred = {0, 17, int(logits.argmax())}
+    output = Only(*(token for token in range(64) if token not in barred))
+    best = max(output.tokens, key=lambda token: logits[token])
+    weights = np.exp(logits[list(output.tokens)]) / np.exp(logits[list(output.tokens)]).sum()
+
+    def drawn(**params: Any) -> int:
+        sampler = Sampler(Request("r", [1], SamplingParams(**params), 9), (), output)
+        return sampler.next(logits, int(logits.argmax()))
+
+    counts = Counter(drawn(seed=seed) for seed in range(4000))
+    assert not counts.keys() & barred
+    for token, p in zip(output.tokens, weights, strict=True):
+        assert abs(counts[token] / 4000 - p) <= 4.5 * np.sqrt(p * (1 - p) / 4000), f"token {token}"
+    assert drawn(temperature=0) == best
+    monkeypatch.setattr("berth_worker.engine.sampling._uniform", lambda *_: 0.0)
+    assert drawn(seed=1) == best, "token 0 comes first, and may not"
 
 
 def test_what_has_to_end_ends_before_min_tokens() -> None:

@@ -589,6 +589,7 @@ values = st.recursive(
 )
 FIELDS = [
     *("messages", "prompt", "temperature", "top_p", "n", "stop", "logprobs", "top_logprobs", "tools", "tool_choice"),
+    *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "parallel_tool_calls"),
     *("stream", "stream_options", "seed", "logit_bias", "max_tokens", "model", "session_id", "stop_token_ids"),
 ]
 

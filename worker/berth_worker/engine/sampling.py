@@ -122,6 +122,13 @@ class Sampler:
         if self._greedy and self._plain and constraint.fits([best]):
             return best
         bits = np.unpackbits(np.frombuffer(constraint.mask(), np.uint8), count=len(logits), bitorder="little")
+        barred = np.flatnonzero(bits == 0)
+        if len(barred) < len(bits) // 8:  # within a string nearly all may come: those are not gathered
+            left = logits.copy() if self._plain else self._adjusted(logits)
+            left[barred] = -np.inf
+            best = int(left.argmax())
+            token = self._chosen(left, best)
+            return token if bits[token] else best  # what is barred weighs next to nothing, which is not nothing
         allowed = np.flatnonzero(bits.view(np.bool_))
         left = (logits if self._plain else self._adjusted(logits))[allowed]
         best = int(left.argmax())
