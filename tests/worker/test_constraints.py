@@ -118,6 +118,37 @@ def test_whatever_the_model_says_what_has_ended_is_true_to_its_schema(
         jsonschema.validate(json.loads(text), schema)
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": {"a": [1, None]}},
+        {"type": ["integer", "null"], "minimum": 3, "exclusiveMaximum": 7},
+        {"type": "integer", "multipleOf": 7, "minimum": 1, "maximum": 100},
+        {"type": "number", "minimum": 0.5, "exclusiveMaximum": 2},
+        {"type": "array", "prefixItems": [{"const": 1}, {"enum": ["a"]}], "items": False, "minItems": 2},
+        {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3},
+        {"type": "object", "patternProperties": {"^a{1,3}$": {"const": 1}}, "additionalProperties": False},
+        {"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}}, "additionalProperties": {"const": 3}},
+        {"$defs": {"t": {"enum": [1, {"$ref": "#"}]}}, "allOf": [{"$ref": "#/$defs/t"}, {"type": "integer"}]},
+        {"allOf": [{"type": "integer", "minimum": 2}, {"maximum": 9}]},
+        {"anyOf": [{"const": "x"}, {"type": "string", "minLength": 2, "maxLength": 3}]},
+        {"oneOf": [{"type": "boolean"}, {"type": "string", "pattern": "^[ab]{2}$"}]},
+        *({"type": "string", "format": name} for name in ("date", "date-time", "ipv4", "ipv6", "uuid")),
+    ],
+)
+def test_every_keyword_that_we_say_is_kept_to_is(
+    guidance: Guidance, tokenizer: Tokenizer, schema: dict[str, Any]
+) -> None:
+    grammar.check_schema(schema)
+    read = guidance.read(grammar.json_value(schema))
+    valid = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    said = [say(read.start(), np.random.default_rng(seed), tokenizer, seed=seed) for seed in range(6)]
+    assert any(ended for _, ended in said)
+    for text, ended in said:
+        if ended:
+            valid.validate(json.loads(text))
+
+
 def test_outputs_of_one_grammar_do_not_know_of_each_other(guidance: Guidance, tokenizer: Tokenizer) -> None:
     read = guidance.read(grammar.choice(["yes", "no"]))
     first, second = read.start(), read.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,22 @@ async def test_text_chat_and_tokens_are_three_ways_to_one_prompt(serving: Any) -
         assert answers[1][-1].usage.cached_prompt_tokens > 0
 
 
+async def test_an_output_is_what_it_has_to_be_and_ends(serving: Any) -> None:
+    schema = (
+        '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false}'
+    )
+    async with serving() as running:
+        for output, pattern in (
+            ({"json_schema": schema}, r'\{"n": [12]\}'),
+            ({"regex": "[a-c]{3}-x"}, "[a-c]{3}-x"),
+            ({"choices": {"texts": ["yes", "no"]}}, "yes|no"),
+        ):
+            asked = pb.GenerateRequest(text="Say it: ", output=output, sampling={"temperature": 0})
+            responses = await generate(running.stub, asked)
+            assert re.fullmatch(pattern, text_of(responses))
+            assert responses[-1].finish_reason == pb.FINISH_REASON_STOP
+
+
 async def test_every_sampling_parameter_reaches_the_sampler(serving: Any) -> None:
     async with serving() as running:
         encode = running.engine.tokenizer.encode
@@ -200,6 +217,15 @@ async def test_every_sampling_parameter_reaches_the_sampler(serving: Any) -> Non
         ({"text": "a" * 5_000_000}, "text: more than 1022 tokens are too many; at most 511 are right"),
         ({"text": "x", "session_id": "s" * 257}, "session_id: 257 characters; at most 256"),
         ({"text": "x", "request_id": "r" * 257}, "request_id: 257 characters; at most 256"),
+        ({"text": "x", "output": {}}, "output: nothing to keep to; set one of json_schema, regex and choices"),
+        ({"text": "x", "output": {"json_schema": "{"}}, 'output.json_schema: found "{"; a JSON schema is right'),
+        (
+            {"text": "x", "output": {"json_schema": '{"uniqueItems": true}'}},
+            "output.json_schema: this worker cannot keep an answer to it: failed to compile JSON schema: Unimplemented",
+        ),
+        ({"text": "x", "output": {"regex": "(a"}}, "output.regex: this worker cannot keep an answer to it: invalid"),
+        ({"text": "x", "output": {"regex": ""}}, 'output.regex: found ""; a regular expression is right'),
+        ({"text": "x", "output": {"choices": {"texts": ["a", ""]}}}, 'output.choices.texts: found ["a", ""]; texts'),
     ],
 )
 def test_a_field_that_cannot_work_is_an_invalid_argument_that_names_it(

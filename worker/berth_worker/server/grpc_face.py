@@ -18,6 +18,9 @@ from berth_worker.engine.scheduler import QueueFullError
 from berth_worker.proto.berth.v1 import generation_pb2 as pb
 from berth_worker.proto.berth.v1 import generation_pb2_grpc as pb_grpc
 from berth_worker.server.background import in_thread_if
+from berth_worker.server.openai_fields import Fields
+from berth_worker.server.openai_form import Form, form_of
+from berth_worker.server.openai_request import Asked
 from berth_worker.server.worker import Phase, Worker
 
 if TYPE_CHECKING:
@@ -67,9 +70,11 @@ class GenerationServicer(pb_grpc.GenerationServicer):
         try:
             _check_ids(request)
             params = sampling_params(request.sampling)
+            grammar = await self._worker.constraints.grammar(Asked(None, params, form=_form(request)), engine)
             stream = engine.submit(
                 await _prompt(request, engine),
                 params,
+                constraint=None if grammar is None else grammar.start(),
                 request_id=request.request_id,
                 priority=request.priority,
                 session_id=request.session_id,
@@ -130,6 +135,23 @@ async def _prompt(request: pb.GenerateRequest, engine: Engine) -> list[int]:
         return await in_thread_if(size > INLINE_CHARACTERS, encode)
     except ValueError as error:
         raise InvalidRequestError("prompt", str(error)) from error
+
+
+def _form(request: pb.GenerateRequest) -> Form | None:
+    """What the output has to be. Raises InvalidRequestError."""
+    if not request.HasField("output"):
+        return None
+    output = request.output
+    texts = list(output.choices.texts)
+    fields = Fields({"json_schema": output.json_schema, "regex": output.regex, "choices.texts": texts}, "output.")
+    kind = output.WhichOneof("form")
+    if kind == "json_schema":
+        return form_of(fields, kind, "json")
+    if kind == "regex":
+        return form_of(fields, kind, "regex")
+    if kind == "choices":
+        return form_of(fields, "choices.texts", "choice")
+    raise InvalidRequestError("output", "nothing to keep to; set one of json_schema, regex and choices")
 
 
 def sampling_params(sampling: pb.SamplingParams) -> SamplingParams:

@@ -21,7 +21,6 @@ from berth_worker.engine.limits import NotAcceptingError
 from berth_worker.engine.request import FinishReason, InvalidRequestError
 from berth_worker.engine.scheduler import QueueFullError
 from berth_worker.server.background import in_thread_if
-from berth_worker.server.constraints import Constraints
 from berth_worker.server.openai_reply import ChatChoice, Choice, Reply, TextChoice, error_body, usage
 from berth_worker.server.openai_request import MAX_ID, Asked, Prompt, parse_body, read_chat, read_completion
 from berth_worker.server.worker import Phase, Worker
@@ -67,7 +66,6 @@ class OpenAiFace:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._constraints = Constraints()
         self.open_calls = 0
         """Requests that have arrived and whose client has not been sent everything yet."""
         self.routes = [
@@ -163,7 +161,7 @@ class OpenAiFace:
             most = engine.config.max_running + engine.config.max_waiting
             if (answers := max(1, len(asked.prompts)) * asked.choices) > most:
                 raise InvalidRequestError("n", f"{answers} answers in all; this worker has room for {most}")
-            grammar = await self._constraints.grammar(asked, engine)
+            grammar = await self._worker.constraints.grammar(asked, engine)
             prompts = [await _ids(prompt, engine) for prompt in asked.prompts] or [await _chat_ids(asked, engine)]
             for ids in prompts:
                 for choice in range(asked.choices):

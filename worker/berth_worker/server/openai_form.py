@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from berth_worker.server.openai_fields import Fields
 
-__all__ = ["Form", "read_form"]
+__all__ = ["Form", "form_of", "read_form"]
 
 Kind = Literal["json", "regex", "choice"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -47,13 +47,13 @@ def _forms(fields: Fields) -> Iterator[tuple[str, Form]]:
     for kind in _KINDS:
         name = f"guided_{kind}"
         if fields.get(name) is not None:
-            yield name, _form(fields, name, kind)
+            yield name, form_of(fields, name, kind)
     if fields.get("structured_outputs") is None:
         return
     inner, values = fields.object("structured_outputs")
     for kind in _KINDS:
         if inner.get(kind) is not None:
-            yield "structured_outputs", _form(inner, kind, kind)
+            yield "structured_outputs", form_of(inner, kind, kind)
     for name in values:
         if name == "json_object":
             if inner.boolean(name):
@@ -76,8 +76,8 @@ def _response_format(fields: Fields) -> Form | None:
     return Form("json", described.object("schema")[1], described.path + "schema", calls=True)
 
 
-def _form(fields: Fields, name: str, kind: Kind) -> Form:
-    """One of vLLM's."""
+def form_of(fields: Fields, name: str, kind: Kind) -> Form:
+    """What a field asks for that is a schema, as an object or as text, an expression, or texts."""
     value = fields.get(name)
     if kind == "json":
         if isinstance(value, str):

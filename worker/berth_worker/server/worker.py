@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from berth_worker.engine.limits import EngineConfig
 from berth_worker.server import numa
+from berth_worker.server.constraints import Constraints
 from berth_worker.server.memory import GPU_KV_SHARE, KV_SHARE, kv_cache_tokens
 from berth_worker.server.metrics import Metrics
 from berth_worker.server.options import Options
@@ -44,6 +45,7 @@ class Worker:
         self.metrics: Metrics | None = None
         self.served_since = 0.0
         """Seconds since the epoch."""
+        self.constraints = Constraints()
 
     def serve(self, engine: Engine, model_name: str, metrics: Metrics) -> None:
         """Start to serve a loaded model."""

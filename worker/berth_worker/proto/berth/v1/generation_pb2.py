@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x65rth/v1/generation.proto\x12\x08\x62\x65rth.v1\"\xf1\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12&\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x16.berth.v1.ChatMessagesH\x00\x12\'\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x12.berth.v1.TokenIdsH\x00\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.berth.v1.SamplingParams\x12\x12\n\nsession_id\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x05\x42\x08\n\x06prompt\"7\n\x0c\x43hatMessages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.berth.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xef\x04\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12;\n\nlogit_bias\x18\x0c \x03(\x0b\x32\'.berth.v1.SamplingParams.LogitBiasEntry\x12\x15\n\x08logprobs\x18\r \x01(\rH\t\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0e \x01(\rH\n\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x0f \x03(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x0b\n\t_logprobsB\r\n\x0b_min_tokens\"\xe5\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.berth.v1.FinishReason\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.berth.v1.Usage\x12\"\n\x07timings\x18\x06 \x01(\x0b\x32\x11.berth.v1.Timings\x12)\n\x08logprobs\x18\x07 \x03(\x0b\x32\x17.berth.v1.TokenLogprobs\"R\n\rTokenLogprobs\x12!\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x11.berth.v1.Logprob\x12\x1e\n\x03top\x18\x02 \x03(\x0b\x32\x11.berth.v1.Logprob\":\n\x07Logprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"Q\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32Q\n\nGeneration\x12\x43\n\x08Generate\x12\x19.berth.v1.GenerateRequest\x1a\x1a.berth.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x65rth/v1/generation.proto\x12\x08\x62\x65rth.v1\"\x97\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12&\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x16.berth.v1.ChatMessagesH\x00\x12\'\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x12.berth.v1.TokenIdsH\x00\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.berth.v1.SamplingParams\x12\x12\n\nsession_id\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12$\n\x06output\x18\t \x01(\x0b\x32\x14.berth.v1.OutputFormB\x08\n\x06prompt\"b\n\nOutputForm\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12$\n\x07\x63hoices\x18\x03 \x01(\x0b\x32\x11.berth.v1.ChoicesH\x00\x42\x06\n\x04\x66orm\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"7\n\x0c\x43hatMessages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.berth.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xef\x04\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12;\n\nlogit_bias\x18\x0c \x03(\x0b\x32\'.berth.v1.SamplingParams.LogitBiasEntry\x12\x15\n\x08logprobs\x18\r \x01(\rH\t\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0e \x01(\rH\n\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x0f \x03(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x0b\n\t_logprobsB\r\n\x0b_min_tokens\"\xe5\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.berth.v1.FinishReason\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.berth.v1.Usage\x12\"\n\x07timings\x18\x06 \x01(\x0b\x32\x11.berth.v1.Timings\x12)\n\x08logprobs\x18\x07 \x03(\x0b\x32\x17.berth.v1.TokenLogprobs\"R\n\rTokenLogprobs\x12!\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x11.berth.v1.Logprob\x12\x1e\n\x03top\x18\x02 \x03(\x0b\x32\x11.berth.v1.Logprob\":\n\x07Logprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"Q\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32Q\n\nGeneration\x12\x43\n\x08Generate\x12\x19.berth.v1.GenerateRequest\x1a\x1a.berth.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,30 +33,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1585
-  _globals['_FINISHREASON']._serialized_end=1680
+  _globals['_FINISHREASON']._serialized_start=1749
+  _globals['_FINISHREASON']._serialized_end=1844
   _globals['_GENERATEREQUEST']._serialized_start=40
-  _globals['_GENERATEREQUEST']._serialized_end=281
-  _globals['_CHATMESSAGES']._serialized_start=283
-  _globals['_CHATMESSAGES']._serialized_end=338
-  _globals['_CHATMESSAGE']._serialized_start=340
-  _globals['_CHATMESSAGE']._serialized_end=384
-  _globals['_TOKENIDS']._serialized_start=386
-  _globals['_TOKENIDS']._serialized_end=409
-  _globals['_SAMPLINGPARAMS']._serialized_start=412
-  _globals['_SAMPLINGPARAMS']._serialized_end=1035
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=823
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=871
-  _globals['_GENERATERESPONSE']._serialized_start=1038
-  _globals['_GENERATERESPONSE']._serialized_end=1267
-  _globals['_TOKENLOGPROBS']._serialized_start=1269
-  _globals['_TOKENLOGPROBS']._serialized_end=1351
-  _globals['_LOGPROB']._serialized_start=1353
-  _globals['_LOGPROB']._serialized_end=1411
-  _globals['_USAGE']._serialized_start=1413
-  _globals['_USAGE']._serialized_end=1500
-  _globals['_TIMINGS']._serialized_start=1502
-  _globals['_TIMINGS']._serialized_end=1583
-  _globals['_GENERATION']._serialized_start=1682
-  _globals['_GENERATION']._serialized_end=1763
+  _globals['_GENERATEREQUEST']._serialized_end=319
+  _globals['_OUTPUTFORM']._serialized_start=321
+  _globals['_OUTPUTFORM']._serialized_end=419
+  _globals['_CHOICES']._serialized_start=421
+  _globals['_CHOICES']._serialized_end=445
+  _globals['_CHATMESSAGES']._serialized_start=447
+  _globals['_CHATMESSAGES']._serialized_end=502
+  _globals['_CHATMESSAGE']._serialized_start=504
+  _globals['_CHATMESSAGE']._serialized_end=548
+  _globals['_TOKENIDS']._serialized_start=550
+  _globals['_TOKENIDS']._serialized_end=573
+  _globals['_SAMPLINGPARAMS']._serialized_start=576
+  _globals['_SAMPLINGPARAMS']._serialized_end=1199
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=987
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1035
+  _globals['_GENERATERESPONSE']._serialized_start=1202
+  _globals['_GENERATERESPONSE']._serialized_end=1431
+  _globals['_TOKENLOGPROBS']._serialized_start=1433
+  _globals['_TOKENLOGPROBS']._serialized_end=1515
+  _globals['_LOGPROB']._serialized_start=1517
+  _globals['_LOGPROB']._serialized_end=1575
+  _globals['_USAGE']._serialized_start=1577
+  _globals['_USAGE']._serialized_end=1664
+  _globals['_TIMINGS']._serialized_start=1666
+  _globals['_TIMINGS']._serialized_end=1747
+  _globals['_GENERATION']._serialized_start=1846
+  _globals['_GENERATION']._serialized_end=1927
 # @@protoc_insertion_point(module_scope)
