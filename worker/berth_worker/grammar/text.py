@@ -7,8 +7,10 @@ free, small models go on with it for ever, and a key that is forced costs no ste
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 __all__ = [
@@ -41,6 +43,7 @@ _VALUES = ("const", "enum", "default", "examples")
 _DEEPEST = 100
 _MOST_PROPERTIES = 1000
 _MOST_JOINED = 10
+_MOST_MULTIPLE = 10_000
 _BESIDE = frozenset(
     ("title", "description", "default", "examples", "$defs", "definitions", "$schema", "$id", "$comment")
 )
@@ -69,10 +72,12 @@ class Call:
 
 def check_schema(schema: Any) -> None:
     """Raises GrammarError for what takes llguidance, which cannot be interrupted, seconds or for ever to read: the time
-    grows with the square of the properties (0.1 s for 1000), and doubles with each pattern of those that must all hold.
-    So do readers that call themselves fail on what is nested too deep.
+    grows with the square of the properties (0.1 s for 1000), doubles with each pattern of those that must all hold, and
+    grows with what numbers are multiples of (0.1 s for 10,000).  And what is nested too deep fails readers that call
+    themselves.
     """
     properties, patterns, joins = 0, 0, False
+    multiples: list[Decimal] = []
     left = [(schema, 1)]
     while left:
         value, depth = left.pop()
@@ -85,6 +90,9 @@ def check_schema(schema: Any) -> None:
         for name in ("properties", "patternProperties"):
             properties += len(value[name]) if isinstance(value.get(name), dict) else 0
         patterns += sum(isinstance(value.get(name), str) for name in ("pattern", "format"))
+        step = value.get("multipleOf")
+        if isinstance(step, int | float) and not isinstance(step, bool):
+            multiples.append(abs(Decimal(str(step))).normalize())
         joining = sum(name in value for name in _JOINING)
         joins |= "allOf" in value or (joining > 0 and len(value.keys() - _BESIDE) > 1)
     if properties > _MOST_PROPERTIES:
@@ -94,6 +102,23 @@ def check_schema(schema: Any) -> None:
             f"found {patterns} patterns and formats, and schemas that must hold together (allOf, or one of "
             f"{', '.join(_JOINING[1:])} beside other keywords); at most {_MOST_JOINED} are right there"
         )
+
+    if (_common_multiple(multiples) if joins else max(map(_digits, multiples), default=0)) > _MOST_MULTIPLE:
+        raise GrammarError(
+            f"found multipleOf above {_MOST_MULTIPLE}, decimal point aside, in one schema or in those that must hold "
+            f"together; at most {_MOST_MULTIPLE} are right"
+        )
+
+
+def _digits(number: Decimal) -> int:
+    return int("".join(map(str, number.as_tuple().digits)))
+
+
+def _common_multiple(numbers: Sequence[Decimal]) -> int:
+    """The least of all, in units of their last decimal."""
+    exponents = [int(number.as_tuple().exponent) for number in numbers]
+    last = min(exponents, default=0)
+    return math.lcm(*(_digits(n) * 10 ** (e - last) for n, e in zip(numbers, exponents, strict=True)))
 
 
 def json_value(schema: Mapping[str, Any], *, strict: bool = True) -> str:
