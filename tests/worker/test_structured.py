@@ -7,13 +7,16 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import openai
 import pytest
 from berth_worker.engine.report import StepReport
-from berth_worker.engine.request import SamplingParams
+from berth_worker.engine.request import InvalidRequestError, SamplingParams
+from berth_worker.server.constraints import Constraints
+from berth_worker.server.openai_request import read_chat
 from pydantic import BaseModel, Field
 
 MODEL = "smollm2-135m-instruct"
@@ -389,6 +392,30 @@ async def test_what_cannot_be_kept_to_is_refused_or_left_out_where_that_is_allow
         (said,) = [record.message for record in caplog.records if "uniqueItems" in record.message]
         assert "not strict" in said
         assert running.engine.idle
+
+
+async def test_a_format_is_kept_to_or_refused_beside_tools_that_are_not_strict(loaded: Any) -> None:
+    """Of a model whose calls begin as an answer in JSON does."""
+
+    class Bare:
+        eos_ids, control_ids = loaded.tokenizer.eos_ids, loaded.tokenizer.control_ids
+        vocab_size = loaded.tokenizer.vocab_size
+        token_bytes, encode = loaded.tokenizer.token_bytes, loaded.tokenizer.encode
+
+        def call_text(self, name: str) -> tuple[str, str]:
+            return f'{{"name": "{name}", "parameters":', "}"
+
+    engine: Any = SimpleNamespace(tokenizer=Bare(), vocab_size=Bare.vocab_size)
+    constraints, body = Constraints(), {"messages": asked("x"), "tools": [NOT_STRICT]}
+    read = await constraints.grammar(read_chat(body | {"response_format": as_format(SCHEMA)}), engine)
+    assert read is not None
+    for said in ('{"answer": "a", "sure": 1, "tags": []}', '{"name": "note", "parameters": {"any": 1}}'):
+        output = read.start()
+        for token in loaded.tokenizer.encode(said):
+            output.accept(token)
+        assert output.ended
+    with pytest.raises(InvalidRequestError, match=r"response_format\.json_schema\.schema: .*uniqueItems"):
+        await constraints.grammar(read_chat(body | {"response_format": as_format({"uniqueItems": True})}), engine)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,6 @@ def check_schema(schema: Any) -> None:
             f"found {patterns} patterns and formats, and schemas that must hold together (allOf, or one of "
             f"{', '.join(_JOINING[1:])} beside other keywords); at most {_MOST_JOINED} are right there"
         )
-
     if (_common_multiple(multiples) if joins else max(map(_digits, multiples), default=0)) > _MOST_MULTIPLE:
         raise GrammarError(
             f"found multipleOf above {_MOST_MULTIPLE}, decimal point aside, in one schema or in those that must hold "
@@ -146,6 +145,7 @@ def json_value_or_calls(schema: Mapping[str, Any], tools: Sequence[Call], *, sev
     if tools[0].tag:
         return f"start: calls | {_json(schema, strict=True)}\n{_calls(tools, several)}"
     # Both begin with a brace: only as one schema are they told apart.  An $id each keeps references where they are.
+    # Where some tool is not strict, the whole is not: whether the value's schema can be kept to is for others to ask.
     options = [{"$id": "berth:///answer"} | dict(schema)]
     for index, tool in enumerate(tools):
         found = {"$id": f"berth:///tool/{index}"} | dict(tool.schema)

@@ -62,9 +62,12 @@ class Constraints:
             for field, _, alone in parts:
                 _named(field, self._guidance.read, alone())
             raise InvalidRequestError(parts[0][0], f"cannot be kept to together with the others: {error}") from error
-        if read.ignored and not self._told:
-            self._told = True
-            log.warning("tools: not enforced, for they are not strict: %s (said once)", "; ".join(read.ignored))
+        if read.ignored:
+            for field, _, alone in parts:  # what is left out must be of tools that are not strict
+                _named(field, self._guidance.read, alone())
+            if not self._told:
+                self._told = True
+                log.warning("tools: not enforced, for they are not strict: %s (said once)", "; ".join(read.ignored))
         return read
 
 
