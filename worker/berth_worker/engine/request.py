@@ -65,6 +65,10 @@ class Request:
     """Prompt tokens that the prefix cache spared, at the first admission."""
     unread: int = 0
     """Prompt tokens still to be read, by what was cached when it came."""
+    long: bool = False
+    """What is missing of its prompt, while it waits or is read, is more than one step reads."""
+    lost: bool = False
+    """Of that, more than one step reads had been computed here, and others have pushed it out."""
     turn: float = 0.0
     """When its prompt is to be read, among those of its priority: the earlier the lower."""
     preemptions: int = 0

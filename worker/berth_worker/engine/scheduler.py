@@ -2,7 +2,8 @@
 
 Continuous batching with chunked prefill: every request that decodes gets its row and those of its draft, then prompts
 are read, by turns, with what is left of the step's token budget and, beside running streams, of the time that these may
-be kept waiting; one whose turn it is gets in when there is a slot and room for its whole prompt.
+be kept waiting; one whose turn it is gets in when there is a slot and room for its whole prompt, and long ones one at a
+time where agents' histories do not all fit (`histories.py`).
 When a decoding request finds no block, the request that goes last gives all of its own up and is recomputed later.
 Pure and single-threaded: the engine's lock is the only guard.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from berth_worker.engine.batch import BLOCK_TOKENS
 from berth_worker.engine.blocks import BlockManager, blocks_for, extend_digests, tail_digest
 from berth_worker.engine.cost import Load, Pace
+from berth_worker.engine.histories import Histories, next_in, reads_long
 from berth_worker.engine.request import Request, State
 from berth_worker.engine.sessions import Sessions
 from berth_worker.engine.turns import Turns
@@ -82,6 +84,7 @@ class Scheduler:
         self.running: list[Request] = []
         """Sorted by rank."""
         self.turns = Turns()
+        self.histories = Histories(blocks.num_blocks)
         self.copies: list[tuple[int, int]] = []
         """Blocks to copy, (from, to), before the scheduled step writes anything; `complete` forgets them."""
         self.preemptions = 0
@@ -135,9 +138,10 @@ class Scheduler:
         reading = sorted((r for r in self.running if not r.decoding), key=lambda r: r.place, reverse=True)
         may_admit = self.preemptions == before
         while chunks.room > 0:
-            ahead = not reading or (bool(self.waiting) and self.waiting[0].place < reading[-1].place)
-            if ahead and may_admit and (admitted := self._admit()):
-                self._read(admitted, chunks.add(admitted))
+            first = next_in(self.waiting, self.running)
+            ahead = first is not None and (not reading or first.place < reading[-1].place)
+            if first and ahead and may_admit and self._admit(first):
+                self._read(first, chunks.add(first))
             elif reading:
                 may_admit = may_admit and not ahead
                 self._catch_up(reading[-1])
@@ -175,6 +179,7 @@ class Scheduler:
         if request.state is State.RUNNING:
             self.running.remove(request)
             self.sessions.retain(request.session_id, self._publish(request), self.now)
+            self.histories.end(request.digests[: request.computed // BLOCK_TOKENS])
             self._release(request)
         elif request.state is State.WAITING and request in self.waiting:
             self.waiting.remove(request)
@@ -208,17 +213,21 @@ class Scheduler:
             request.blocks.append(self.blocks.take())
         return Scheduled(request, item.start, item.count, draft[:length])
 
-    def _admit(self) -> Request | None:
-        """Let the first waiting request in, with blocks for all of its tokens, or None."""
-        if not self.waiting or len(self.running) >= self.max_running:
-            return None
-        request = self.waiting[0]
+    def _admit(self, request: Request) -> bool:
+        """Let a waiting request in, with blocks for all of its tokens, if there is room."""
+        if len(self.running) >= self.max_running:
+            return False
         shared = self._find_prefix(request)
         own = blocks_for(len(request.tokens)) - len(shared)
+        missing = len(request.tokens) - BLOCK_TOKENS * len(shared)
+        if missing > self.token_budget and not request.long and request.generated == 0:
+            request.long = request.lost = True  # what was kept for it had to make room
+            if reads_long(self.running):
+                return False
         reserve = len(self.running)  # a block for each to grow into, so that letting one in does not push one out
         if own + self.blocks.idle_among(shared) + reserve > self.blocks.free + self.blocks.retained:
-            return None
-        del self.waiting[0]
+            return False
+        self.waiting.remove(request)
         self.sessions.touch(request.session_id, self.now)
         for block in shared:
             self.blocks.share(block)
@@ -237,7 +246,7 @@ class Scheduler:
             self.prefix_queried += len(request.tokens)
             self.prefix_hits += request.computed
         insort(self.running, request, key=lambda r: r.rank)
-        return request
+        return True
 
     def _find_prefix(self, request: Request) -> list[int]:
         """Cached blocks that its tokens begin with.
@@ -311,12 +320,17 @@ class Scheduler:
         self._queue(request)
 
     def _queue(self, request: Request) -> None:
-        """Let it wait, and keep for it what it would find now."""
+        """Let it wait, and keep for it what it would find now, unless much of its history is gone: its turn is late."""
         found = self._find_prefix(request)
-        self.sessions.await_turn(request.arrival, found, max(self.now, request.arrived))
+        missing = len(request.tokens) - BLOCK_TOKENS * len(found)
+        gone = BLOCK_TOKENS * self.histories.lost(request.digests, len(found))
+        request.long = request.generated == 0 and missing > self.token_budget
+        request.lost = request.long and (request.preemptions > 0 or gone > self.token_budget)
+        if not request.lost:
+            self.sessions.await_turn(request.arrival, found, max(self.now, request.arrived))
         if request.preemptions == 0:
-            request.unread = len(request.tokens) - BLOCK_TOKENS * len(found)
-            request.turn = self.turns.enter(request.unread)
+            request.unread = missing
+            request.turn = self.turns.enter(missing)
         insort(self.waiting, request, key=lambda r: r.place)
 
     def _read(self, request: Request, tokens: int) -> None:

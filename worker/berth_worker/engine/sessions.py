@@ -8,7 +8,8 @@ from its turn. Unpinned blocks keep their content until they are taken like all 
 
 The last block, seldom full, is kept too: the next turn goes on in a copy of it.
 
-A request that waits has what it would find pinned for itself, too, until it gets in: most clients name no session.
+A request that waits has what it would find pinned for itself, too, until it gets in: most clients name no session. One
+that has lost most of its history waits long (`histories.py`), and has nothing pinned: others use that memory sooner.
 """
 
 from __future__ import annotations
