@@ -116,6 +116,12 @@ def charges(pieces: Iterable[Piece], packing: Packing) -> dict[str, Fraction]:
     return paid
 
 
+def charged(pieces: Iterable[Piece]) -> dict[str, Fraction]:
+    """Nodes that each pool pays, by pool, where these stand together and nothing else is known of them."""
+    every = sorted(pieces, key=lambda p: p.pool)
+    return charges(every, pack(every))
+
+
 def dollars(usd_per_hour: Decimal, paid: Sequence[Fraction]) -> list[Decimal]:
     """USD/h of parts of nodes at a node's price, to a millionth; they add up to what all of them cost."""
     out, before, sum_ = [], Decimal(0), Fraction(0)

@@ -17,7 +17,7 @@ from typing import Final
 
 from berth_operator.api import CapacityType, Effective
 from berth_operator.planner.candidates import Option, Resource
-from berth_operator.planner.packing import Piece, charges, dollars, pack
+from berth_operator.planner.packing import Piece, charged, charges, dollars, pack
 from berth_operator.planner.program import Limits, PoolColumns, PoolProblem, Program, Terms, node_cost
 from berth_operator.planner.solution import PoolSolution
 
@@ -144,9 +144,8 @@ def paid_by(standing: Standing, problems: Iterable[PoolProblem], pools: Mapping[
     options = {group_of(o, p.effective): (o, p.effective) for p in problems for o in p.options if o.shareable}
     pieces = pieces_of({p.key: p.effective for p in problems}, pools)
     paid = 0.0
-    for group in standing.keys() & options.keys():
-        every = sorted([*pieces.get(group, ()), *standing[group]], key=lambda p: p.pool)
-        each = charges(every, pack(every))
+    for group in sorted(standing.keys() & options.keys()):  # floats, which add up to the same in one order alone
+        each = charged([*pieces.get(group, ()), *standing[group]])
         option, effective = options[group]
         paid += float(sum(each[p.pool] for p in standing[group])) * node_cost(option, effective)
     return paid

@@ -12,7 +12,7 @@ from typing import Final
 
 from berth_operator.api import CapacityType, Effective, HardwareClass, ServingProfile
 from berth_operator.planner.candidates import Resource
-from berth_operator.planner.packing import Piece, charges, pack
+from berth_operator.planner.packing import Piece, charged, pack
 from berth_operator.planner.program import Limits
 from berth_operator.planner.sharing import Group, Standing
 from berth_operator.planner.speed import best_profile
@@ -125,8 +125,7 @@ def nodes_of(stays: Iterable[Stay], others: Standing) -> dict[Resource, dict[str
         else:
             out.setdefault(stay.resource, {})[stay.pool] = Fraction(stay.nodes)
     for group, pieces in together.items():
-        every = sorted([*pieces, *others.get(group, ())], key=lambda p: p.pool)
-        paid = charges(every, pack(every))
+        paid = charged([*pieces, *others.get(group, ())])
         for piece in pieces:
             out.setdefault((group[0], group[1]), {})[piece.pool] = paid[piece.pool]
     return out
