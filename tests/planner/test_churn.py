@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from berth_operator.api import HardwareClass, InferencePool, Quantization
-from berth_operator.planner import Plan, PoolPlan, RunningPlacement, churn, fleet
+from berth_operator.planner import Plan, PoolPlan, RunningPlacement, fleet
 from berth_operator.planner.effort import Effort
 from berth_operator.planner.fleet import FleetSolver
 from berth_operator.planner.program import PoolProblem
@@ -268,7 +268,7 @@ def test_a_plan_that_serves_less_is_not_taken_for_a_saving_that_is_too_small(
     replan_two: Callable[[], Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the fleet above, where holding `wants` as well served less: it moves, small as the saving is."""
-    monkeypatch.setattr(churn, "FleetSolver", _WorseAtLast)
+    monkeypatch.setattr(fleet, "FleetSolver", _WorseAtLast)
     plan = replan_two()
     assert _on(plan.pools["demo/sits"]) == {"scarce"}
     assert _on(plan.pools["demo/wants"]) == {"poor"}

@@ -190,6 +190,43 @@ def test_shortage_is_least_priority_by_priority_or_its_bound_says_that_it_may_no
     assert len(worse) <= 4, worse
 
 
+def test_a_scarce_plan_amended_for_fewer_nodes_keeps_to_them_and_lets_only_the_least_important_go_short(
+    option: Make,
+) -> None:
+    amended, more = 0, 0.0
+    for seed in range(40):
+        problems, limits = _scarce(seed, option)
+        solver = FleetSolver(problems, limits)
+        made = solver.decomposed(problems)
+        used = nodes_used(made.pools)
+        most = max(sorted(used), key=lambda r: used[r], default=None)
+        fewer = {r: nodes - (r == most) for r, nodes in limits.items()}
+        found = solver.amended(made, fewer)
+        if found is None:
+            continue
+        assert _within_limits(found, fewer), seed
+        before, after, best = (_shortage(problems, s) for s in (made, found, solve(problems, fewer)))
+        assert [round(x, 5) for x in after[:-1]] <= [round(x, 5) for x in before[:-1]], seed
+        worse = [mine - least for mine, least in zip(after, best, strict=True) if abs(mine - least) > 1e-4]
+        assert not worse or worse[0] > 0, (seed, "better than the best: a rule is broken")
+        assert [s.unserved for s in found.shortages] == pytest.approx(after, abs=1e-5)
+        assert found.bound <= found.cost + 1e-6, seed
+        for pool in problems:  # each keeps its own rules: what it is said to serve is what its nodes serve
+            has = {a.option.resource: a.nodes for a in found.pools[pool.key].assignments}
+            alone = solve([pool], {o.resource: has.get(o.resource, 0) for o in pool.options})
+            assert alone.pools[pool.key].unserved <= found.pools[pool.key].unserved + 1e-5, seed
+        amended += 1
+        more += sum(after) - sum(best)
+    assert amended >= 8
+    assert more <= 0.1 * amended
+
+
+def test_a_plan_without_a_shortage_is_not_amended(option: Make) -> None:
+    problems, limits = _fleet(1, option, 5)
+    solver = FleetSolver(problems, dict.fromkeys(limits, 1000))
+    assert solver.amended(solver.decomposed(problems), limits) is None
+
+
 def test_no_plan_that_serves_less_costs_less_than_the_bound_for_as_much(option: Make) -> None:
     """Plans of the same pools with a node of each class less, and the one that serves nobody."""
     checked = 0

@@ -13,8 +13,7 @@ from berth_operator.api import Effective, Quantization, format_duration
 from berth_operator.planner.candidates import Resource
 from berth_operator.planner.effort import Effort
 from berth_operator.planner.fleet import FleetSolver
-from berth_operator.planner.program import Limits, PoolProblem
-from berth_operator.planner.sharing import NOTHING, Standing
+from berth_operator.planner.program import PoolProblem
 from berth_operator.planner.solution import PoolSolution, Solution
 from berth_operator.planner.solver import TOLERANCE
 from berth_operator.planner.types import Problem, RunningPlacement
@@ -51,21 +50,16 @@ class Decision:
 
 
 def decide(
-    problems: Sequence[PoolProblem],
-    incumbents: Mapping[str, Incumbent],
-    limits: Limits,
-    now: datetime,
-    standing: Standing = NOTHING,
+    problems: Sequence[PoolProblem], incumbents: Mapping[str, Incumbent], solver: FleetSolver, now: datetime
 ) -> Decision:
     """Solve for all pools, moving a pool off its hardware only where that serves more demand or is worth it.
 
-    `standing`: replicas of pools that are not planned, whose nodes `limits` count, too.
+    `solver`: of the same problems.
 
     What a move is worth shows in a plan whose gap nobody knows yet; the plan that is taken is proven.  Where nodes are
     too few, the free plan is proven first: others have to serve as much, which bounds may exclude, and which is tried
     before they are proven.
     """
-    solver = FleetSolver(problems, limits, standing=standing)
     search = bool(incumbents) and solver.large
     free = solver.solve(problems, Effort.SEARCH) if search else solver.solve(problems, settled=incumbents.keys())
     scarce = free.scarce

@@ -115,10 +115,13 @@ class Decomposition(Stock):
     def restricted(self, most: Ints, caps: Floats | None = None) -> "Decomposition":
         """The same pools with `most` [lane, option] nodes (and `caps` [row]), and each one's best columns that keep
         to it."""
-        lanes = replace(self.lanes, most=most, caps=self.lanes.caps if caps is None else caps)
+        return self.within(replace(self.lanes, most=most, caps=self.lanes.caps if caps is None else caps))
+
+    def within(self, lanes: Lanes) -> "Decomposition":
+        """The same pools and rows with other limits, and each pool's best columns that keep to them."""
         part = Decomposition(lanes, self.pools, self.unserved, self.missing, self.stage)
         part.duals, part.warm, part.scarce, part._proof = self.duals, self.warm, self.scarce, self._proof
-        within = np.flatnonzero((self.columns.nodes <= most[self.columns.lane]).all(1))
+        within = np.flatnonzero((self.columns.nodes <= lanes.most[self.columns.lane]).all(1))
         pool = self.columns.pool[within]
         order = np.lexsort((self.reduced(self.duals)[within], pool))
         rank = np.arange(len(order)) - np.searchsorted(pool[order], pool[order])

@@ -19,6 +19,8 @@ from berth_operator.planner.effort import Effort
 from berth_operator.planner.lanes import Floats, Ints, Lanes, lanes_of, most_replicas_on, unserved_by
 from berth_operator.planner.pricing import LEAST
 from berth_operator.planner.program import Limits, PoolProblem, node_cost
+from berth_operator.planner.reseating import LAST_MOVES
+from berth_operator.planner.rounding import Patterns, relieved
 from berth_operator.planner.sharing import (
     NOTHING,
     Group,
@@ -74,6 +76,8 @@ class FleetSolver:
         self._first: Decomposition | None = None
         self._least: Shed | None = None
         """Of the last plan that was bettered stage by stage."""
+        self._staged: list[tuple[Solution, Shed]] = []
+        """All that were, and those that came of them."""
 
     def solve(
         self, problems: Sequence[PoolProblem], effort: Effort = Effort.PROVE, *, settled: Set[str] | None = None
@@ -109,21 +113,59 @@ class FleetSolver:
             pools, short, part, outcome, least = self._search(problems, effort, settled=settled, staged=True)
         except SolverError as error:
             return Solution({}, 0.0, 0.0, {p.key: str(error) for p in problems})
-        for p in self.problems:
-            if not p.options:
-                pools[p.key] = PoolSolution((), 1.0, 0.0, float(p.effective.min_replicas))
+        if least:
+            return self._of_stages(pools, part, outcome, least)
         duals = {r: float(v * u) for r, v, u in zip(part.lanes.rows, outcome.duals, part.lanes.unit, strict=True)}
         bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, part.bounds, strict=True)}
-        # The distance to the bound is told of dollars alone: beside the price of shortage it would look like nothing.
-        bound, shortages = outcome.bound - short, _shortages(pools, part, least)
-        if least:
-            more = [mine.unserved - its.unserved for mine, its in zip(shortages, least.shortages, strict=True)]
-            missing = sum(pools[p.key].missing_replicas for p in part.lanes.problems)
-            bound = least.bound_of(np.array(more), missing - float(part.columns.missing[least.chosen].sum()))
-            duals = {r: float(v * u) for r, v, u in zip(part.lanes.rows, least.duals, part.lanes.unit, strict=True)}
-            bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, least.pool_bounds, strict=True)}
+        pools = self._with_nothing(pools)
         scarce = part.pools <= MOST_POOLS and _scarce(part, outcome)
-        return Solution(pools, sum(_costs(pools)), bound, {}, duals, bounds, shortages, scarce)
+        # The distance to the bound is told of dollars alone: beside the price of shortage it would look like nothing.
+        return Solution(pools, sum(_costs(pools)), outcome.bound - short, {}, duals, bounds, (), scarce)
+
+    def _with_nothing(self, pools: Mapping[str, PoolSolution]) -> dict[str, PoolSolution]:
+        """Beside those that were solved, those without options."""
+        nothing = {p.key: PoolSolution((), 1.0, 0.0, float(p.effective.min_replicas)) for p in self.problems}
+        return {**pools, **{p.key: nothing[p.key] for p in self.problems if not p.options}}
+
+    def _of_stages(
+        self, pools: Mapping[str, PoolSolution], part: Decomposition, outcome: Outcome, least: Shed
+    ) -> Solution:
+        """A plan that was bettered stage by stage, or that came of one, whose bounds hold for it."""
+        shortages = _shortages(pools, part, least)
+        more = [mine.unserved - its.unserved for mine, its in zip(shortages, least.shortages, strict=True)]
+        missing = sum(pools[p.key].missing_replicas for p in part.lanes.problems)
+        bound = least.bound_of(np.array(more), missing - float(least.search.columns.missing[least.chosen].sum()))
+        duals = {r: float(v * u) for r, v, u in zip(part.lanes.rows, least.duals, part.lanes.unit, strict=True)}
+        bounds = {p.key: float(b) for p, b in zip(part.lanes.problems, least.pool_bounds, strict=True)}
+        pools = self._with_nothing(pools)
+        found = Solution(pools, sum(_costs(pools)), bound, {}, duals, bounds, shortages, _scarce(part, outcome))
+        self._staged.append((found, least))
+        return found
+
+    def amended(self, solution: Solution, limits: Limits, standing: Standing = NOTHING) -> Solution | None:
+        """`solution`, which this has made, beside fewer nodes: pools give way, and those that compete for what is left
+        are taken out and put back.
+
+        Its bounds are those of `solution`, which fewer nodes cannot better.  None where it was not bettered stage by
+        stage, or where not the least important pools alone would serve less.
+        """
+        least = next((shed for made, shed in self._staged if made is solution), None)
+        if least is None:
+            return None
+        fewer = FleetSolver(self.problems, limits, self._shared, standing)
+        known = least.search
+        lanes = lanes_of(known.lanes.problems, fewer.limits)
+        if lanes.rows != known.lanes.rows:
+            return None
+        part = known.within(replace(lanes, most=np.minimum(lanes.most, known.lanes.most)))
+        outcome = _beside(part, _columns_of(part, solution.pools), least.duals)
+        found = fewer._packed(part, outcome, frozenset())
+        if found is None:
+            return None
+        amended = self._of_stages(found[0], part, outcome, least)
+        *before, _ = [round(s.unserved, 5) for s in solution.shortages]
+        *after, _ = [round(s.unserved, 5) for s in amended.shortages]
+        return amended if after <= before else None
 
     def _search(
         self, problems: Sequence[PoolProblem], effort: Effort, *, settled: Set[str] | None = None, staged: bool = False
@@ -205,6 +247,31 @@ def _unproven(part: Decomposition, outcome: Outcome) -> bool:
     return short and outcome.cost - outcome.bound > WANTED * dollars
 
 
+def _columns_of(part: Decomposition, pools: Mapping[str, PoolSolution]) -> tuple[Ints, Ints]:
+    """[pool] the lanes and nodes that a plan gives, none where they are more than a pool may have now."""
+    lanes = part.lanes
+    places = [{(o.resource, o.quantization): k for k, o in enumerate(options)} for options in lanes.options]
+    lane: Ints = np.searchsorted(lanes.pool, np.arange(part.pools))  # its first one
+    nodes = np.zeros((part.pools, lanes.share.shape[1]), dtype=np.int64)
+    for row, problem in enumerate(lanes.problems):
+        for a in pools[problem.key].assignments:
+            while (a.option.resource, a.option.quantization) not in places[lane[row]]:
+                lane[row] += 1
+            at = places[lane[row]][a.option.resource, a.option.quantization]
+            nodes[row, at] = -(-a.replicas // lanes.per_node[lane[row], at])
+    nodes[(nodes > lanes.most[lane]).any(1)] = 0
+    return lane, nodes
+
+
+def _beside(part: Decomposition, start: tuple[Ints, Ints], duals: Floats) -> Outcome:
+    """A choice within all rows that begins with [pool] lanes and nodes, bettered."""
+    chosen = part.find(*start)
+    patterns = Patterns(part.columns.pool, part.costs(), part.reduced(duals), part.columns.use, part.lanes.caps)
+    chosen = relieved(patterns, chosen, duals)
+    chosen = less_shortage(part, chosen, duals, np.zeros(part.pools, dtype=np.bool_), moves=LAST_MOVES)
+    return Outcome(chosen, float(part.costs()[chosen].sum()), 0.0, duals, short=True)
+
+
 def _chosen(part: Decomposition, outcome: Outcome, chosen: Ints) -> Outcome:
     return replace(outcome, chosen=chosen, cost=float(part.costs()[chosen].sum()))
 
@@ -236,12 +303,12 @@ def _costs(pools: Mapping[str, PoolSolution]) -> list[float]:
     return [pool.objective for pool in pools.values()]
 
 
-def _shortages(pools: Mapping[str, PoolSolution], part: Decomposition, shed: Shed | None) -> tuple[Shortage, ...]:
+def _shortages(pools: Mapping[str, PoolSolution], part: Decomposition, shed: Shed) -> tuple[Shortage, ...]:
     """What pools of each priority go without, beside what they must."""
     unserved: dict[int, float] = {}
     for p in part.lanes.problems:
         unserved[p.effective.priority] = unserved.get(p.effective.priority, 0.0) + pools[p.key].unserved
-    return tuple(replace(s, unserved=unserved[s.priority]) for s in shed.shortages) if shed else ()
+    return tuple(replace(s, unserved=unserved[s.priority]) for s in shed.shortages)
 
 
 def _wasted(

@@ -114,9 +114,14 @@ def _context(
     )
 
 
-def decide_pools(
-    pools: Sequence[JudgedPool], limits: Mapping[Resource, int], now: datetime, standing: Standing = NOTHING
-) -> Decision:
-    """Solve for pools and weigh their moves.  `standing`: as of `churn.decide`."""
+def solver_of(
+    pools: Sequence[JudgedPool], limits: Mapping[Resource, int], standing: Standing = NOTHING
+) -> fleet.FleetSolver:
+    """What solves for pools.  `standing`: replicas of others, whose nodes `limits` count, too."""
+    return fleet.FleetSolver([j.program for j in pools], limits, standing=standing)
+
+
+def decide_pools(pools: Sequence[JudgedPool], solver: fleet.FleetSolver, now: datetime) -> Decision:
+    """Solve for pools and weigh their moves."""
     incumbents = {j.key: j.incumbent for j in pools if j.incumbent}
-    return decide([j.program for j in pools], incumbents, limits, now, standing)
+    return decide([j.program for j in pools], incumbents, solver, now)

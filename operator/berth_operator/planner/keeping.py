@@ -11,7 +11,7 @@ from berth_operator.api import HardwareClass
 from berth_operator.planner.candidates import Resource
 from berth_operator.planner.churn import Decision
 from berth_operator.planner.explanation import Usage
-from berth_operator.planner.judged import JudgedPool, decide_pools
+from berth_operator.planner.judged import JudgedPool, decide_pools, solver_of
 from berth_operator.planner.sharing import NOTHING, Standing
 from berth_operator.planner.shortfall import shortfall
 from berth_operator.planner.solution import PoolSolution, nodes_used
@@ -43,13 +43,14 @@ def decide_beside(
     """Solve for pools beside what stays, and beside what this makes stay: (plan, all that stays).
 
     A pool that goes short keeps what it has on hardware that it may no longer be placed on.  Where that does not fit
-    beside the plan, it is made again without those nodes; a pool has them once, so this ends.
-    `standing`: as of `churn.decide`.
+    beside the plan, it is amended, or made again, without those nodes; a pool has them once, so this ends.
+    `standing`: as of `judged.solver_of`.
     """
     stays = tuple(stays)
+    left, together = beside(limits, stays, standing)
+    solver = solver_of(pools, left, together)
+    decision = decide_pools(pools, solver, snapshot.now)
     while True:
-        left, together = beside(limits, stays, standing)
-        decision = decide_pools(pools, left, snapshot.now, together)
         more = _held(pools, decision, limits, stays, snapshot)
         taken = nodes_used(decision.solution.pools)
         for one in more:
@@ -57,6 +58,12 @@ def decide_beside(
         stays = (*stays, *more)
         if not any(taken.get(one.resource, 0) > left.get(one.resource, math.inf) for one in more):
             return decision, stays
+        left, together = beside(limits, stays, standing)
+        amended = solver.amended(decision.solution, left, together)
+        if amended:
+            decision = replace(decision, solution=amended)
+        else:
+            decision = decide_pools(pools, solver_of(pools, left, together), snapshot.now)
 
 
 def _held(

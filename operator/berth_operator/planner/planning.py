@@ -12,7 +12,7 @@ from berth_operator.planner.candidates import Candidates, Resource
 from berth_operator.planner.churn import Decision
 from berth_operator.planner.counterfactual import Comparison, gpu_only_usd_per_hour
 from berth_operator.planner.explanation import Outcome, Usage, per_million, verdicts
-from berth_operator.planner.judged import JudgedPool, decide_pools, is_large, judge_pools, limits_of
+from berth_operator.planner.judged import JudgedPool, decide_pools, is_large, judge_pools, limits_of, solver_of
 from berth_operator.planner.keeping import decide_beside, firm_stays, goes_short, settle_stays, used_by
 from berth_operator.planner.marginal import Worth, worth_of_nodes
 from berth_operator.planner.native import trim
@@ -76,7 +76,8 @@ def planned(snapshot: Snapshot, *, explain: bool = True, shadow_prices: bool = F
     asked = {j.key for j in accepted if j.shadow}
     others = {r: {key: n for key, n in by_pool.items() if key not in asked} for r, by_pool in taken.items()}
     left = {r: max(0, most - math.ceil(sum(others.get(r, {}).values()))) for r, most in limits.items()}
-    shadow = decide_pools([j for j in accepted if j.shadow], left, snapshot.now)
+    shadows = [j for j in accepted if j.shadow]
+    shadow = decide_pools(shadows, solver_of(shadows, left), snapshot.now)
     large = is_large(accepted)
     if large:
         trim()

@@ -17,7 +17,7 @@ from berth_operator.api import ConstrainedCapacity, HardwareClass, InferencePool
 from berth_operator.planner import fleet
 from berth_operator.planner.candidates import Resource, api_time, in_force
 from berth_operator.planner.explanation import Usage
-from berth_operator.planner.judged import JudgedPool, decide_pools, judge_pools, limits_of
+from berth_operator.planner.judged import JudgedPool, decide_pools, judge_pools, limits_of, solver_of
 from berth_operator.planner.keeping import decide_beside, firm_stays, settle_stays
 from berth_operator.planner.planning import Planned, counterfactuals, planned, pool_plan, unaccepted
 from berth_operator.planner.program import Program, add_pool, cost_terms
@@ -289,7 +289,8 @@ def _of_changed(last: Planned, snapshot: Snapshot, difference: Difference) -> Pl
     left, together = beside(left, (s for s in stay if s.pool not in asked), others)
     taken = nodes_used(live.solution.pools)
     left = {r: max(0, most - taken.get(r, 0)) for r, most in less(left, together, together).items()}
-    shadow = decide_pools([j for j in accepted if j.shadow], left, snapshot.now)
+    shadows = [j for j in accepted if j.shadow]
+    shadow = decide_pools(shadows, solver_of(shadows, left), snapshot.now)
     if live.solution.failed or shadow.solution.failed:
         return None
     solved = {**live.solution.pools, **shadow.solution.pools}

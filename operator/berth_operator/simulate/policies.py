@@ -17,6 +17,7 @@ from berth_operator.planner import RunningPlacement, Verdict
 from berth_operator.planner.candidates import Candidates, Option, PoolContext, candidates_of
 from berth_operator.planner.capacity import Load
 from berth_operator.planner.churn import Incumbent, decide
+from berth_operator.planner.fleet import FleetSolver
 from berth_operator.planner.judging import judge_all
 from berth_operator.planner.program import PoolProblem
 from berth_operator.planner.speed import Speed
@@ -178,7 +179,7 @@ class Berth:
                     for (name, kind), count in sorted(wanted.items())
                 )
                 incumbents[pool.key] = Incumbent(running, self._moved.get(pool.key))
-        solution = decide(problems, incumbents, self._limits, now).solution
+        solution = decide(problems, incumbents, FleetSolver(problems, self._limits), now).solution
         targets = {}
         for pool in self._pools:
             if pool.key not in solution.pools:
