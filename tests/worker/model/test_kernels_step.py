@@ -276,6 +276,17 @@ def test_rows_without_logits_and_repeated_rows_are_as_asked(tiny: Any, whole: An
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_heads_wider_than_any_set_takes_at_once_give_the_same_bits(
+    build: Callable[..., Int8Llama], tiny: Any, isa: str
+) -> None:
+    shape = {"heads": 3, "kv_heads": 1, "head_dim": 288}
+    tokens = prompt(tiny, 40, seed=6)
+    expected = tiny.all_logits(build(threads=1, isa="scalar", **shape), tokens, [7] * 5 + [5])
+    for cut in ([40], [21, 1, 18]):
+        assert torch.equal(tiny.all_logits(build(threads=2, isa=isa, **shape), tokens, cut), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_blocks_that_sequences_share_are_read_together_with_the_same_bits(
     tiny: Any, build: Callable[..., Int8Llama], isa: str
 ) -> None:

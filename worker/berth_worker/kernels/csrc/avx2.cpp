@@ -1,9 +1,10 @@
 // AVX2.  vpmaddubsw multiplies unsigned by signed bytes and saturates at 16 bits.  Three ways round that, all exact:
-// - Where one side is not negative anyway (4-bit weights, attention weights), it is the unsigned operand and below 128.
+// - Where one side is not negative anyway (4-bit weights), it is the unsigned operand and below 128.
 // - With |a| <= 127 and w carrying the sign of a, the largest sum of two products is 2 * 127 * 127 = 32258 ("the sign trick").
-// - Matrices of 8 bits by rows with one scale: the unsigned operand is w + 128, up to 255, so that two values whose sum is within +-128
-//   are safe: 128 * 255 = 32640.  Four values with a pair beyond that are heavy, 2 to 3 in 100 of them; those are halved, and their other
-//   halves multiplied after the unit.  The unit's bias, -128 times its sum, is where sums start.  A third fewer instructions.
+// - Matrices of 8 bits by rows with one scale, and attention's scores: the unsigned operand is w + 128, up to 255, so that two values whose
+//   sum is within +-128 are safe: 128 * 255 = 32640.  Four values with a pair beyond that are heavy, 2 to 3 in 100 of them; those are halved,
+//   and their other halves multiplied after the unit.  The unit's bias, -128 times its sum, is where sums start.  A third fewer instructions.
+// Attention weights have 14 bits: whole in 16, they and the values, widened once for two rows, go to vpmaddwd.
 #include <immintrin.h>
 
 #include "isa.h"
@@ -74,32 +75,38 @@ inline __attribute__((always_inline)) void accumulate(const int8_t* panel, int64
   }
 }
 
-// The same for unit u of rows with one scale, from their biases on.
+// A unit of rows with one scale, eased (the file's head): value k of row r is at [r * stride + k], its heavy fours and bias at [r * units].
+struct EasedRows {
+  const int8_t *values, *eased;
+  const uint64_t* heavy;
+  const int32_t* biases;
+  int64_t stride, units;
+};
+
+// The same for these, from their biases on.
 template <int Rows, bool Prefetch>
-inline __attribute__((always_inline)) void accumulate_eased(const int8_t* panel, const Activations& a, int64_t row, int64_t u, int64_t depth,
+inline __attribute__((always_inline)) void accumulate_eased(const int8_t* panel, const EasedRows& a, int64_t depth, const int8_t* ahead,
                                                             __m256i (&low)[Rows], __m256i (&high)[Rows]) {
   const __m256i bias = _mm256_set1_epi8(-128);
-  const int64_t units = a.units(), stride = a.depth, ahead = bytes_ahead_of_rows<Rows, 8>(a.depth);
-  const int8_t *values = a.values + row * stride + u * a.unit, *eased = a.eased + row * stride + u * a.unit;
   const auto add = [&](int r, __m256i x, __m256i w0, __m256i w1) __attribute__((always_inline)) {
     low[r] = _mm256_add_epi32(low[r], pairs(_mm256_maddubs_epi16(w0, x)));
     high[r] = _mm256_add_epi32(high[r], pairs(_mm256_maddubs_epi16(w1, x)));
   };
-  for (int r = 0; r < Rows; ++r) low[r] = high[r] = _mm256_set1_epi32(a.biases[(row + r) * units + u]);
+  for (int r = 0; r < Rows; ++r) low[r] = high[r] = _mm256_set1_epi32(a.biases[r * a.units]);
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; k += 4) {
     const int8_t* w = panel + k * kPanel;
     const __m256i w0 = _mm256_xor_si256(load(w), bias), w1 = _mm256_xor_si256(load(w + 32), bias);
-    if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(w + ahead), _MM_HINT_T1);
+    if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(ahead + k * kPanel), _MM_HINT_T1);
 #pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r) add(r, broadcast4(eased + r * stride + k), w0, w1);
+    for (int r = 0; r < Rows; ++r) add(r, broadcast4(a.eased + r * a.stride + k), w0, w1);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < Rows; ++r)
-    for (uint64_t heavy = a.heavy[(row + r) * units + u]; heavy != 0; heavy &= heavy - 1) {
+    for (uint64_t heavy = a.heavy[r * a.units]; heavy != 0; heavy &= heavy - 1) {
       const int64_t k = 4 * __builtin_ctzll(heavy);
       const int8_t* w = panel + k * kPanel;
-      add(r, _mm256_sub_epi8(broadcast4(values + r * stride + k), broadcast4(eased + r * stride + k)),
+      add(r, _mm256_sub_epi8(broadcast4(a.values + r * a.stride + k), broadcast4(a.eased + r * a.stride + k)),
           _mm256_xor_si256(load(w), bias), _mm256_xor_si256(load(w + 32), bias));
     }
 }
@@ -156,7 +163,9 @@ void tile_rows(const Matrix& m, int64_t panel, const Activations& a, int64_t row
     __m256i low_dots[Rows], high_dots[Rows];
     const int8_t* w = weights + start * kPanel * Bits / 8;
     if constexpr (Bits == 8 && RowScale) {
-      accumulate_eased<Rows, Prefetch>(w, a, row, u, depth, low_dots, high_dots);
+      const int64_t at = row * a.depth + start, of = row * units + u;
+      accumulate_eased<Rows, Prefetch>(w, {a.values + at, a.eased + at, a.heavy + of, a.biases + of, a.depth, units}, depth,
+                                       w + bytes_ahead_of_rows<Rows, 8>(a.depth), low_dots, high_dots);
     } else {
       for (int r = 0; r < Rows; ++r) low_dots[r] = high_dots[r] = _mm256_setzero_si256();
       accumulate<Rows, Bits == 4 ? Kind::kNibbles : Kind::kSigned, Prefetch>(
@@ -243,12 +252,9 @@ inline void store_rounded4(int8_t* to, __m256 x, __m256 y, __m256 z, __m256 w) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(bytes, order));
 }
 
-inline void store_planes(int8_t* high, int8_t* low, __m256 x) {
-  const __m256i q = _mm256_cvtps_epi32(x), h = _mm256_srli_epi32(q, 7), l = _mm256_and_si256(q, _mm256_set1_epi32(127));
-  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(_mm256_packs_epi32(h, l), _mm256_setzero_si256()),
-                                                    _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));  // h0 h4 l0 l4, four of each
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(high), _mm256_castsi256_si128(bytes));
-  _mm_storeh_pd(reinterpret_cast<double*>(low), _mm_castsi128_pd(_mm256_castsi256_si128(bytes)));
+inline void store_words(int16_t* to, __m256 x, __m256 y) {
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x), _mm256_cvtps_epi32(y));  // four of each in turn
+  _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(words, 0xD8));
 }
 
 inline __m256 choose(__m256 x, __m256 y, __m256 u, __m256 v) { return _mm256_blendv_ps(v, u, _mm256_cmp_ps(x, y, _CMP_GT_OQ)); }
@@ -264,13 +270,11 @@ inline float largest_of(__m256 x) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-// Eases row r of a, whose values are there (the file's head): all heavy fours at once, each half of them within the bound.
-inline void ease(const Activations& a, int64_t r) {
+// Eases a row of values (the file's head), unit by unit: all heavy fours at once, each half of them within the bound.
+inline void ease(const int8_t* values, int64_t n, int64_t unit, int8_t* eased, uint64_t* heavies, int32_t* biases) {
   const __m256i top = _mm256_set1_epi8(-128), zero = _mm256_setzero_si256();
-  for (int64_t u = 0, start = 0; start < a.depth; ++u, start += a.unit) {
-    const int64_t depth = a.depth - start < a.unit ? a.depth - start : a.unit;
-    const int8_t* values = a.values + r * a.depth + start;
-    int8_t* eased = a.eased + r * a.depth + start;
+  for (int64_t start = 0; start < n; start += unit, values += unit, eased += unit) {
+    const int64_t depth = n - start < unit ? n - start : unit;
     __m256i sums = zero;
     uint64_t heavy = 0;
     for (int64_t k = 0; k < depth; k += 32) {
@@ -284,32 +288,74 @@ inline void ease(const Activations& a, int64_t r) {
       heavy |= static_cast<uint64_t>(_mm256_movemask_ps(_mm256_castsi256_ps(four))) << (k / 4);
       sums = _mm256_add_epi32(sums, pairs(two));
     }
-    a.heavy[r * a.units() + u] = heavy;
+    *heavies++ = heavy;
     const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
     const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-    a.biases[r * a.units() + u] = -128 * (_mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1));
+    *biases++ = -128 * (_mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1));
   }
 }
 
-// The products of a chunk's attention weights with 16 dims of its values; see blend_blocks in attend.h.
+// The products of queries with the keys of a chunk, as those of rows with weights; see score in attend.h.
+constexpr int64_t kMostEased = 256;  // fours of a query fit into 64 bits
+
 template <int Rows, bool Prefetch>
-inline void blend_rows(const int8_t* const* values, int64_t blocks, const int8_t* weights, int64_t stride, const int8_t* const* ahead,
-                       int32_t* out) {
+inline void score_rows(const int8_t* keys, const EasedRows& queries, int64_t depth, const int8_t* ahead, int32_t* out, int64_t stride) {
   __m256i low[Rows], high[Rows];
-  for (int r = 0; r < Rows; ++r) low[r] = high[r] = _mm256_setzero_si256();
-  for (int64_t b = 0; b < blocks; ++b)
-    accumulate<Rows, Kind::kPositive, Prefetch>(values[b], kPanel, weights + b * kPanel, nullptr, stride, Prefetch ? ahead[b] : nullptr,
-                                                low, high);
+  accumulate_eased<Rows, Prefetch>(keys, queries, depth, ahead, low, high);
+#pragma GCC unroll 4
   for (int r = 0; r < Rows; ++r) {
-    _mm256_store_si256(reinterpret_cast<__m256i*>(out + r * kPanel), low[r]);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(out + r * kPanel + 8), high[r]);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + r * stride), low[r]);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + r * stride + 8), high[r]);
   }
 }
-inline void blend_blocks(const int8_t* const* values, int64_t blocks, const int8_t* weights, int64_t stride, int rows,
+template <bool Prefetch>
+inline void score_block(const int8_t* keys, const EasedRows& queries, int64_t depth, int rows, const int8_t* ahead, int32_t* out,
+                        int64_t stride) {
+  switch (rows) {
+    case 1: return score_rows<1, Prefetch>(keys, queries, depth, ahead, out, stride);
+    case 2: return score_rows<2, Prefetch>(keys, queries, depth, ahead, out, stride);
+    case 3: return score_rows<3, Prefetch>(keys, queries, depth, ahead, out, stride);
+    default: return score_rows<4, Prefetch>(keys, queries, depth, ahead, out, stride);
+  }
+}
+
+// The products of a chunk's attention weights, of 14 bits in 16, with 16 dims of its values; see blend in attend.h.  A weight times a value
+// in one vpmaddwd: half of the multiplications that two planes of 7 bits take.
+template <int Rows, bool Prefetch>
+inline void blend_rows(const int8_t* const* values, int64_t blocks, const int16_t* weights, int64_t stride, const int8_t* const* ahead,
+                       int32_t* out) {
+  __m256i sums[Rows][4];  // of 4 dims each: two for a dim
+  for (auto& row : sums)
+    for (auto& sum : row) sum = _mm256_setzero_si256();
+  for (int64_t b = 0; b < blocks; ++b)
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < kPanel; k += 4) {
+      if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(ahead[b] + k * kPanel), _MM_HINT_T1);
+      __m256i four[Rows];
+#pragma GCC unroll 2
+      for (int r = 0; r < Rows; ++r) {
+        int64_t x;
+        __builtin_memcpy(&x, weights + r * stride + b * kPanel + k, 8);
+        four[r] = _mm256_set1_epi64x(x);
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const __m256i v = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(values[b] + k * kPanel + 16 * i)));
+#pragma GCC unroll 2
+        for (int r = 0; r < Rows; ++r) sums[r][i] = _mm256_add_epi32(sums[r][i], _mm256_madd_epi16(v, four[r]));
+      }
+    }
+  for (int r = 0; r < Rows; ++r)
+    for (int i = 0; i < 4; i += 2) {
+      const __m256i dims = _mm256_hadd_epi32(sums[r][i], sums[r][i + 1]);  // 0 1 4 5 2 3 6 7
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out + r * kPanel + 4 * i), _mm256_permute4x64_epi64(dims, 0xD8));
+    }
+}
+inline void blend_blocks(const int8_t* const* values, int64_t blocks, const int16_t* weights, int64_t stride, int rows,
                          const int8_t* const* ahead, int32_t* out) {
   const auto blend = [&]<bool Prefetch>() {
-    rows == 2 ? blend_rows<2, Prefetch>(values, blocks, weights, stride, ahead, out)
-              : blend_rows<4, Prefetch>(values, blocks, weights, stride, ahead, out);
+    rows == 1 ? blend_rows<1, Prefetch>(values, blocks, weights, stride, ahead, out)
+              : blend_rows<2, Prefetch>(values, blocks, weights, stride, ahead, out);
   };
   ahead != nullptr ? blend.template operator()<true>() : blend.template operator()<false>();
 }
@@ -320,6 +366,8 @@ inline void blend_blocks(const int8_t* const* values, int64_t blocks, const int8
 #define BERTH_READS_MAGNITUDES
 #define BERTH_OWN_LANES
 #define BERTH_OWN_BLEND
+#define BERTH_OWN_SCORE
+#define BERTH_WHOLE_WEIGHTS
 #define BERTH_OWN_ROUNDING
 #define BERTH_OWN_TILE
 #define BERTH_OWN_EASE

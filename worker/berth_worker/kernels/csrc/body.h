@@ -105,7 +105,7 @@ inline void store_planes(int8_t* high, int8_t* low, Floats x) {
   }
 }
 #endif
-#if !defined(BERTH_OWN_FOUR_PLANES)
+#if !defined(BERTH_OWN_FOUR_PLANES) && !defined(BERTH_WHOLE_WEIGHTS)
 inline void store_planes4(int8_t* high, int8_t* low, Floats x, Floats y, Floats z, Floats w) {
   store_planes(high, low, x);
   store_planes(high + kLanes, low + kLanes, y);
@@ -239,7 +239,7 @@ void quantize(const float* row, float scale, const float* gain, const Activation
     a.scales[r] = top * step;
     round_row(row, a.depth, top > 0.0f ? 127.0f / top : 0.0f, values);
 #if defined(BERTH_OWN_EASE)
-    ease(a, r);
+    ease(values, a.depth, a.unit, a.eased + r * a.depth, a.heavy + r * a.units(), biases);
 #else
     for (int64_t start = 0; start < a.depth; start += a.unit)
       *biases++ = bias_of(values + start, a.depth - start < a.unit ? a.depth - start : a.unit);
