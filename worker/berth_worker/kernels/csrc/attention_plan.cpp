@@ -19,13 +19,15 @@ class Planner {
         const int64_t tokens = std::min<int64_t>(most_, batch_.starts[s + 1] - t);
         plan_.tiles.push_back({s, t, tokens, position(s, t + tokens - 1) / kChunkTokens + 1});
       }
-    const bool few = static_cast<int64_t>(plan_.tiles.size()) * kv_heads < 4 * threads;
+    int64_t all = 0;
+    for (const AttentionTile& tile : plan_.tiles) all += work_of(tile);
     shared_.assign(plan_.tiles.size(), 0);
     if (batch_.sequences > 1) share_chunks();
     for (size_t i = 0; i < plan_.tiles.size(); ++i) {
       AttentionTile& tile = plan_.tiles[i];
       const auto index = static_cast<int64_t>(i);
-      if (shared_[i] == 0 && (tile.chunks == 1 || !few)) {
+      const bool large = 4 * threads * work_of(tile) > all * kv_heads;  // so that a thread could wait long for the one that has it
+      if (shared_[i] == 0 && (tile.chunks == 1 || !large)) {
         plan_.items.push_back({-1, {index}});
         continue;
       }
@@ -39,6 +41,7 @@ class Planner {
 
  private:
   int64_t position(int64_t sequence, int64_t row) const { return batch_.contexts[sequence] - batch_.starts[sequence + 1] + row; }
+  static int64_t work_of(const AttentionTile& tile) { return tile.tokens * tile.chunks; }
   const AttentionTile& tile(int64_t i) const { return plan_.tiles[static_cast<size_t>(i)]; }
   const int32_t* blocks_of(int64_t i, int64_t chunk) const {
     return batch_.tables + tile(i).sequence * batch_.width + chunk * kChunkBlocks;

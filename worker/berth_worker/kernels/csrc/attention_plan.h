@@ -27,7 +27,7 @@ struct AttentionPlan {
   int64_t partials = 0;         // partial results of a KV head
 };
 
-// Work is split by chunk where there would be too few items for the threads, and where sequences share blocks.
+// Work is split by chunk where a tile would be much of what a thread has to do, and where sequences share blocks.
 AttentionPlan plan_attention(const Model& model, const BatchView& batch, int threads);
 
 }  // namespace berth
