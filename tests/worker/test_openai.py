@@ -322,17 +322,6 @@ async def test_an_answer_that_has_to_call_a_tool_calls_it(talking: Any, gated: A
         assert cut.message.tool_calls[0].function.arguments == tokenizer.decode(said[:3]).strip()
 
 
-async def test_where_no_tools_are_to_be_called_a_call_is_text(talking: Any, gated: Any) -> None:
-    said = '<tool_call>{"name": "weather"}</tool_call>'
-    async with talking(speculation="off") as (client, running):
-        script(gated, [*running.engine.tokenizer.encode(said), 2])
-        whole = await client.chat.completions.create(
-            messages=QUESTION, tools=[WEATHER], tool_choice="none", model=MODEL
-        )
-    assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (said, "stop")
-    assert whole.choices[0].message.tool_calls is None
-
-
 # -- limits and failures ---------------------------------------------------------------------------------------------
 
 

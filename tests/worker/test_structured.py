@@ -246,6 +246,27 @@ async def test_a_strict_tool_is_called_by_its_schema_or_not_at_all(talking: Any,
         assert (choice.message.content, choice.finish_reason) == ("No tool {is} needed.", "stop")
 
 
+async def test_a_turn_that_may_call_no_tool_calls_none_and_finds_its_history_all_the_same(
+    talking: Any, gated: Any
+) -> None:
+    async with talking(speculation="off", **ROOM) as (client, running):
+        tokenizer = running.engine.tokenizer
+        body = {"messages": asked("Time?"), "tools": [strictly(TIME), WEATHER], **GREEDY}
+        called = await client.chat.completions.create(**body)
+        steered(gated, tokenizer, BROKEN)
+        none = await client.chat.completions.create(**body, tool_choice="none")
+        steered(gated, tokenizer, '{"answer": "<tool_call>", "sure": 1, "tags": []}')
+        form = await client.chat.completions.create(**body, tool_choice="none", response_format=as_format(SCHEMA))
+    assert none.usage.prompt_tokens == called.usage.prompt_tokens
+    assert none.usage.prompt_tokens_details.cached_tokens >= none.usage.prompt_tokens - 16
+    choice = none.choices[0]
+    assert (choice.message.tool_calls, choice.finish_reason) == (None, "stop")
+    assert choice.message.content.startswith("So: <tool_call")
+    assert "<tool_call>" not in choice.message.content
+    assert json.loads(form.choices[0].message.content)["answer"] == "<tool_call>"
+    assert form.choices[0].message.tool_calls is None
+
+
 async def test_with_tools_an_answer_is_in_its_format_or_a_call(talking: Any, gated: Any) -> None:
     async with talking(speculation="off", **ROOM) as (client, running):
         body = {"messages": asked("Time?"), "tools": [TIME], "response_format": as_format(SCHEMA), **GREEDY}

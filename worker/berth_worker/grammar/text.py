@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -24,6 +25,7 @@ __all__ = [
     "json_value",
     "json_value_or_calls",
     "text_with_calls",
+    "text_without",
 ]
 
 MOST_CALLS = 16
@@ -163,6 +165,11 @@ def text_with_calls(tools: Sequence[Call]) -> str:
     for i, tool in enumerate(tools):
         lines.append(f"c{i}: head {_call(tool, tool.before.removeprefix(tool.tag))}")
     return "\n".join(lines)
+
+
+def text_without(tag: str) -> str:
+    """Any text in which this does not stand."""
+    return f"start: TEXT\nTEXT: {_TEXT} & ~{_TEXT[:-1]}{re.escape(tag)}(.|\\n)*/"
 
 
 def _calls(tools: Sequence[Call], several: bool) -> str:

@@ -52,7 +52,7 @@ class Constraints:
 
         if self._guidance is None:
             self._guidance = Guidance(engine.tokenizer, engine.vocab_size)
-        tools = _calls(asked, engine.tokenizer)
+        tools = _calls(asked, engine.tokenizer) if asked.may_call else []
         parts = _parts(asked, tools)
         for field, schema, _ in parts:
             _named(field, grammar.check_schema, schema)
@@ -72,6 +72,8 @@ class Constraints:
 
 
 def _constrained(asked: Asked) -> bool:
+    if asked.tools and not asked.may_call:
+        return True
     return bool(asked.form or asked.must_call or any(tool["function"].get("strict") for tool in asked.tools))
 
 
@@ -81,7 +83,7 @@ def _text(asked: Asked, calls: list[Call]) -> str:
     if asked.must_call:
         return grammar.calls(calls, several=asked.parallel_calls)
     if asked.form is None:
-        return grammar.text_with_calls(calls)
+        return grammar.text_with_calls(calls) if asked.may_call else grammar.text_without(OPEN)
     if asked.form.calls and calls:
         return grammar.json_value_or_calls(asked.form.value, calls, several=asked.parallel_calls)
     return _form(asked.form)

@@ -121,7 +121,7 @@ class OpenAiFace:
             self._check_model(asked.model)
             await self._submit(asked, engine, request_id, streams)
             reply = Reply(kind, streams[0].request_id, self._worker.model_name)
-            names = [tool["function"]["name"] for tool in asked.tools]
+            names = [tool["function"]["name"] for tool in asked.tools if asked.may_call]
             choices: list[Choice] = [
                 ChatChoice(i, engine.tokenizer, names, parallel=asked.parallel_calls, call=asked.call)
                 if asked.messages

@@ -61,6 +61,8 @@ class Asked:
     messages: tuple[dict[str, Any], ...] = ()
     """Of a chat; content is text."""
     tools: tuple[dict[str, Any], ...] = ()
+    """Described in the prompt, whether or not this answer may call them: a turn that may not finds its history."""
+    may_call: bool = True
     call: str | None = None
     """The tool that the answer has to call."""
     must_call: bool = False
@@ -139,7 +141,8 @@ def read_chat(body: Mapping[str, Any], session: str = "") -> Asked:
         max_tokens=fields.integer("max_tokens") if max_tokens is None else max_tokens,
         max_tokens_field="max_tokens" if max_tokens is None else "max_completion_tokens",
         messages=_messages(fields),
-        tools=() if fields.get("tool_choice") == "none" else tools,
+        tools=tools,
+        may_call=fields.get("tool_choice") != "none",
         call=call,
         must_call=must_call,
         parallel_calls=fields.get("parallel_tool_calls") is None or fields.boolean("parallel_tool_calls"),
