@@ -243,6 +243,39 @@ def test_a_grammar_takes_what_it_should(
     assert found is not None or "Rome" not in fits(text, said)
 
 
+A: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+B: dict[str, Any] = {"type": "object", "properties": {"b": {"type": "integer"}}}
+DEFINED: dict[str, Any] = {"$defs": {"a": A}}
+REF = {"$ref": "#/$defs/a"}
+KINDS = [{"type": "object", "properties": {"a": {"const": kind}}, "required": ["a"]} for kind in ("x", "y")]
+
+
+@pytest.mark.parametrize(
+    ("schema", "said", "takes"),
+    [
+        (A, '{"a": 1, "b": 2}', False),
+        (A | {"additionalProperties": True}, '{"a": 1, "b": 2}', True),
+        ({"type": "object"}, '{"a": 1, "b": 2}', True),
+        (B | {"required": ["c"]}, '{"b": 1, "c": 2}', True),
+        ({"type": "array", "items": A}, '[{"a": 1}, {"a": 1, "b": 2}]', False),
+        ({"anyOf": [{"type": "null"}, A]}, '{"a": 1, "b": 2}', False),
+        ({"oneOf": KINDS, "discriminator": {"propertyName": "a"}}, '{"a": "y", "b": 2}', False),
+        (DEFINED | {"type": "array", "items": REF}, '[{"a": 1, "b": 2}]', False),
+        (DEFINED | {"allOf": [REF], "description": "as pydantic had it"}, '{"a": 1, "b": 2}', False),
+        (DEFINED | {"allOf": [REF, B]}, '{"a": 1, "b": 2}', True),
+        (B | {"anyOf": [A, {"required": ["b"]}]}, '{"b": 2, "a": 1}', True),
+        (B | {"allOf": [A]}, '{"b": 2, "a": 1}', True),
+        ({"type": "object", "properties": {"properties": A}}, '{"properties": {"a": 1}}', True),
+        ({"type": "object", "properties": {"properties": A}}, '{"additionalProperties": 1}', False),
+        ({"const": {"properties": {"a": 1}}}, '{"properties": {"a": 1}}', True),
+    ],
+)
+def test_an_object_has_the_properties_that_its_schema_lists_unless_that_says_more(
+    fits: Callable[[str, str], str], schema: dict[str, Any], said: str, takes: bool
+) -> None:
+    assert (fits(grammar.json_value(schema), said) in ("ended", "may end")) is takes
+
+
 # -- in the engine ---------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import logging
 import re
@@ -188,6 +189,20 @@ async def test_openais_client_parses_its_own_types(talking: Any) -> None:
         )
     (call,) = called.choices[0].message.tool_calls
     assert isinstance(call.function.parsed_arguments, Places)
+
+
+class Day(BaseModel):
+    date: datetime.date
+
+
+async def test_a_type_as_pydantic_spells_it_comes_to_its_end(talking: Any) -> None:
+    """Without `additionalProperties`, as clients send it who leave OpenAI's strict form alone."""
+    form = {"type": "json_schema", "json_schema": {"name": "day", "schema": Day.model_json_schema()}}
+    async with talking(**ROOM) as (client, _):
+        for question in ("Give me JSON.", "When was Oslo founded?"):
+            answer = await client.chat.completions.create(messages=asked(question), response_format=form, **GREEDY)
+            assert answer.choices[0].finish_reason == "stop"
+            assert json.loads(answer.choices[0].message.content).keys() == {"date"}
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -40,14 +40,26 @@ _JOINING = ("allOf", "anyOf", "oneOf", "$ref")
 _MOST_INTEGER = 9 * 10**18
 """Of 64 bits; llguidance cannot count to quite as many."""
 _NUMBERED = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", *_JOINING)
-_VALUES = ("const", "enum", "default", "examples")
-"""Keywords whose values are no schemas."""
+_DEFINITIONS = ("$defs", "definitions")
+_MAPS = ("properties", "patternProperties", *_DEFINITIONS)
+"""Keywords whose values have a schema for each name."""
+_SCHEMAS = ("allOf", "anyOf", "oneOf", "items", "prefixItems", "additionalProperties")
+"""Keywords whose values are schemas."""
+_OPEN = (
+    "additionalProperties",
+    "patternProperties",
+    "unevaluatedProperties",
+    "minProperties",
+    "if",
+    "dependentSchemas",
+)
+"""Keywords that say more of which properties there may be."""
 _DEEPEST = 100
 _MOST_PROPERTIES = 1000
 _MOST_JOINED = 10
 _MOST_MULTIPLE = 10_000
 _BESIDE = frozenset(
-    ("title", "description", "default", "examples", "$defs", "definitions", "$schema", "$id", "$comment")
+    ("title", "description", "default", "examples", "discriminator", *_DEFINITIONS, "$schema", "$id", "$comment")
 )
 """Keywords that ask for nothing."""
 
@@ -95,8 +107,7 @@ def check_schema(schema: Any) -> None:
         step = value.get("multipleOf")
         if isinstance(step, int | float) and not isinstance(step, bool):
             multiples.append(abs(Decimal(str(step))).normalize())
-        joining = sum(name in value for name in _JOINING)
-        joins |= "allOf" in value or (joining > 0 and len(value.keys() - _BESIDE) > 1)
+        joins |= _joins(value)
     if properties > _MOST_PROPERTIES:
         raise GrammarError(f"found {properties} properties; at most {_MOST_PROPERTIES} are right")
     if joins and patterns > _MOST_JOINED:
@@ -184,19 +195,53 @@ def _call(tool: Call, before: str) -> str:
 
 def _json(schema: Mapping[str, Any], strict: bool) -> str:
     options = _SHAPE | ({} if strict else {"lenient": True})
-    return "%json " + json.dumps(_with_last_digits(schema) | {_OPTIONS: options})
+    return "%json " + json.dumps(_narrowed(schema, True, not _shared(schema)) | {_OPTIONS: options})
 
 
-def _with_last_digits(schema: Any) -> Any:
-    """The schema, whose integers without bounds have 19 digits at most: a small model finds no last one by itself."""
-    if isinstance(schema, list):
-        return [_with_last_digits(item) for item in schema]
+def _narrowed(schema: Any, alone: bool, defined: bool) -> Any:
+    """The schema without what a small model finds no end in: objects that list their properties have no others, unless
+    they say so, and integers without bounds have 19 digits at most.
+
+    alone: no other schema has to hold of the value, which may list what this one does not; defined: nor of what is
+    defined apart.
+    """
     if not isinstance(schema, Mapping):
         return schema
-    found = {name: value if name in _VALUES else _with_last_digits(value) for name, value in schema.items()}
+    alone = alone and not _joins(schema)
+    found = dict(schema)
+    for name, value in schema.items():
+        if name in _MAPS and isinstance(value, Mapping):
+            apart = defined if name in _DEFINITIONS else alone
+            found[name] = {key: _narrowed(item, apart, defined) for key, item in value.items()}
+        elif name in _SCHEMAS and isinstance(value, list):
+            found[name] = [_narrowed(item, alone, defined) for item in value]
+        elif name in _SCHEMAS:
+            found[name] = _narrowed(value, alone, defined)
     if schema.get("type") == "integer" and not any(name in schema for name in _NUMBERED):
         found |= {"minimum": -_MOST_INTEGER, "maximum": _MOST_INTEGER}
+    listed, needed = schema.get("properties"), schema.get("required", [])
+    closes = isinstance(listed, Mapping) and isinstance(needed, list) and all(name in [*listed] for name in needed)
+    if alone and closes and not any(name in schema for name in _OPEN):
+        found["additionalProperties"] = False
     return found
+
+
+def _joins(schema: Mapping[str, Any]) -> bool:
+    """Whether several schemas have to hold of one value."""
+    joining = sum(name in schema for name in _JOINING)
+    options = schema.get("allOf")
+    several = isinstance(options, list) and len(options) > 1
+    return several or (joining > 0 and len(schema.keys() - _BESIDE) > 1)
+
+
+def _shared(schema: Any, joined: bool = False) -> bool:
+    """Whether what is defined apart has to hold together with another schema somewhere."""
+    if isinstance(schema, list):
+        return any(_shared(item, joined) for item in schema)
+    if not isinstance(schema, Mapping):
+        return False
+    joined = joined or _joins(schema)
+    return (joined and "$ref" in schema) or any(_shared(item, joined) for item in schema.values())
 
 
 def _literal(text: str) -> str:

@@ -30,7 +30,6 @@ __all__ = ["Constraints"]
 log = logging.getLogger(__name__)
 
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-_OPEN_ENDED = ("additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref")
 
 
 class Constraints:
@@ -123,11 +122,8 @@ def _calls(asked: Asked, tokenizer: Tokenizer) -> list[tuple[str, Call]]:
 
 
 def _arguments(schema: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The schema of a tool's arguments: always an object, as OpenAI's, with what it lists alone unless it says more."""
-    if schema is None:
-        return _NOTHING
-    closed = "properties" in schema and not any(keyword in schema for keyword in _OPEN_ENDED)
-    return {"type": "object"} | dict(schema) | ({"additionalProperties": False} if closed else {})
+    """The schema of a tool's arguments: always an object, as OpenAI's."""
+    return _NOTHING if schema is None else {"type": "object"} | dict(schema)
 
 
 def _named(field: str, check: Callable[[Any], object], value: Any) -> None:
