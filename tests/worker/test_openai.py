@@ -189,6 +189,8 @@ async def test_stop_strings_tokens_and_biases_reach_the_engine(talking: Any) -> 
         assert biased.choices[0].text.startswith(" z")
         ids = await client.completions.create(prompt=encode("1, 2, 3, 4,"), **GREEDY)
         assert ids.choices[0].text == whole
+        off = await client.completions.create(prompt="1, 2, 3, 4,", extra_body={"top_k": -1}, **GREEDY)
+        assert off.choices[0].text == whole, "as vLLM's clients say that top_k is off"
         short = await client.completions.create(prompt="x", model=MODEL, extra_body={"ignore_eos": True})
         assert short.usage.completion_tokens == 16, "OpenAI's default"
 

@@ -74,6 +74,7 @@ def one_worker(loaded: LoadedModel) -> Iterator[str]:
         (TEXT | {"repetition_penalty": 1e-40}, "repetition_penalty", "is out of range; above 0"),
         (TEXT | {"n": 17}, "n", "1 to 16 answers"),
         (TEXT | {"n": 0}, "n", "1 to 16 answers"),
+        (TEXT | {"top_k": -2}, "top_k", "-2 is out of range; 0 (off)"),
         (TEXT | {"best_of": 3}, "best_of", "the value of n is right"),
         (TEXT | {"stop": [1]}, "stop[0]", "text is right"),
         (TEXT | {"stop": ""}, "stop[0]", "0 characters"),

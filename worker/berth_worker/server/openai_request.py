@@ -168,6 +168,8 @@ def _asked(fields: Fields, session: str, *, logprobs: int | None, max_tokens: in
         usage = fields.object("stream_options")[0].boolean("include_usage")
     given: dict[str, Any] = {name: value for name in NUMBERS if (value := fields.number(name)) is not None}
     given |= {name: value for name in INTEGERS if (value := fields.integer(name)) is not None}
+    if given.get("top_k") == -1:  # off, as vLLM's clients say it
+        del given["top_k"]
     seed = fields.integer("seed")
     form = read_form(fields)
     if form is not None and not form.calls and rest.get("must_call"):
