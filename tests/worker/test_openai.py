@@ -45,6 +45,21 @@ def script(gated: Any, tokens: list[int]) -> None:
     gated.fault = say
 
 
+def streamed_calls(pieces: list[Any]) -> list[Any]:
+    """The calls of a stream, put together as OpenAI's client does it: the first piece of each names it."""
+    calls: list[Any] = []
+    for call in [c for piece in pieces for choice in piece.choices for c in choice.delta.tool_calls or []]:
+        if call.index == len(calls):
+            assert call.id
+            assert call.type == "function"
+            calls.append(call.model_copy(deep=True))
+            continue
+        assert call.index == len(calls) - 1
+        assert (call.id, call.type, call.function.name) == (None, None, None)
+        calls[-1].function.arguments += call.function.arguments
+    return calls
+
+
 # -- the same answer -------------------------------------------------------------------------------------------------
 
 
@@ -258,11 +273,11 @@ async def test_a_tool_call_goes_from_the_model_to_the_client_and_back(talking: A
         assert (made.type, made.function.name) == ("function", "weather")
         assert json.loads(made.function.arguments) == {"city": "Oslo", "note": "é"}
         deltas = [piece.choices[0].delta for piece in pieces]
-        (streamed,) = [c for delta in deltas for c in delta.tool_calls or []]
+        (streamed,) = streamed_calls(pieces)
         assert (streamed.index, streamed.function.name) == (0, "weather")
         assert streamed.function.arguments == made.function.arguments
-        assert streamed.id
         assert streamed.id != made.id
+        assert (sum(bool(delta.tool_calls) for delta in deltas) > 5) is (form == "tags"), "as they are written"
         assert not any(delta.content for delta in deltas)
         assert pieces[-1].choices[0].finish_reason == "tool_calls"
 
@@ -280,16 +295,21 @@ async def test_a_tool_call_goes_from_the_model_to_the_client_and_back(talking: A
 
 
 async def test_a_client_that_wants_one_call_at_a_time_gets_one(talking: Any, gated: Any) -> None:
-    said = '<tool_call>{"name": "weather"}</tool_call><tool_call>{"name": "weather"}</tool_call>'
+    said = "".join(
+        f'<tool_call>{{"name": "weather", "arguments": {{"city": "{city}"}}}}</tool_call>' for city in ("Oslo", "Rome")
+    )
     async with talking(speculation="off") as (client, running):
         for parallel, count in ((True, 2), (False, 1)):
             script(gated, [*running.engine.tokenizer.encode(said), 2])
-            (choice,) = (
-                await client.chat.completions.create(
-                    messages=QUESTION, tools=[WEATHER], parallel_tool_calls=parallel, model=MODEL
-                )
-            ).choices
+            asked = {"messages": QUESTION, "tools": [WEATHER], "parallel_tool_calls": parallel, "model": MODEL}
+            (choice,) = (await client.chat.completions.create(**asked)).choices
             assert (len(choice.message.tool_calls), choice.finish_reason) == (count, "tool_calls")
+            script(gated, [*running.engine.tokenizer.encode(said), 2])
+            pieces = [piece async for piece in await client.chat.completions.create(stream=True, **asked)]
+            assert [call.function for call in streamed_calls(pieces)] == [
+                openai.types.chat.chat_completion_chunk.ChoiceDeltaToolCallFunction(**call.function.model_dump())
+                for call in choice.message.tool_calls
+            ]
 
 
 FORCED: dict[str, Any] = {"type": "function", "function": {"name": "weather"}}
@@ -316,7 +336,8 @@ async def test_an_answer_that_has_to_call_a_tool_calls_it(talking: Any, gated: A
         assert (whole.choices[0].finish_reason, whole.choices[0].message.content) == ("tool_calls", None)
         (made,) = whole.choices[0].message.tool_calls
         assert (made.function.name, made.function.arguments) == ("weather", '{"city": "Oslo</tool_call>"}')
-        (streamed,) = [c for piece in pieces for c in piece.choices[0].delta.tool_calls or []]
+        (streamed,) = streamed_calls(pieces)
+        assert len([piece for piece in pieces if piece.choices[0].delta.tool_calls]) > 3
         assert streamed.function.model_dump() == made.function.model_dump()
         assert not any(piece.choices[0].delta.content for piece in pieces)
         assert pieces[-1].choices[0].finish_reason == "tool_calls"

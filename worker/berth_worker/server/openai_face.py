@@ -119,11 +119,11 @@ class OpenAiFace:
             except InvalidRequestError as error:
                 raise _RefusedError(400, str(error), error.field) from error
             self._check_model(asked.model)
-            await self._submit(asked, engine, request_id, streams)
+            bound = await self._submit(asked, engine, request_id, streams)
             reply = Reply(kind, streams[0].request_id, self._worker.model_name)
             names = [tool["function"]["name"] for tool in asked.tools if asked.may_call]
             choices: list[Choice] = [
-                ChatChoice(i, engine.tokenizer, names, parallel=asked.parallel_calls, call=asked.call)
+                ChatChoice(i, engine.tokenizer, names, parallel=asked.parallel_calls, call=asked.call, sure=bound)
                 if asked.messages
                 else TextChoice(i, engine.tokenizer)
                 for i in range(len(streams))
@@ -155,8 +155,9 @@ class OpenAiFace:
         for stream in streams:
             stream.cancel()
 
-    async def _submit(self, asked: Asked, engine: Engine, request_id: str, streams: list[AsyncStream]) -> None:
-        """Queue every choice of every prompt, into streams, so that those already queued are ended if one cannot be."""
+    async def _submit(self, asked: Asked, engine: Engine, request_id: str, streams: list[AsyncStream]) -> bool:
+        """Queue every choice of every prompt, into streams, so that those already queued are ended if one cannot be;
+        whether the answers keep to a grammar."""
         try:
             most = engine.config.max_running + engine.config.max_waiting
             if (answers := max(1, len(asked.prompts)) * asked.choices) > most:
@@ -172,6 +173,7 @@ class OpenAiFace:
                             ids, params, request_id=request_id, session_id=asked.session_id, constraint=output
                         )
                     )
+            return grammar is not None
         except InvalidRequestError as error:
             name = asked.renamed(error.field)
             code = "context_length_exceeded" if _too_long(error, asked, engine) else None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from berth_worker.engine.request import FinishReason
-from berth_worker.server.tool_calls import ForcedCall, ToolCall, ToolText
+from berth_worker.server.tool_calls import Arguments, ForcedCall, Item, ToolCall, ToolText
 
 if TYPE_CHECKING:
     from berth_worker.engine.sampling import TokenLogprobs
@@ -121,23 +121,32 @@ class ChatChoice(Choice):
     """Of /v1/chat/completions."""
 
     def __init__(
-        self, index: int, tokenizer: Tokenizer, tools: Sequence[str], *, parallel: bool = True, call: str | None = None
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        tools: Sequence[str],
+        *,
+        parallel: bool = True,
+        call: str | None = None,
+        sure: bool = False,
     ) -> None:
         """tools: names of the tools that the answer may call; parallel: whether several, else the first counts;
-        call: the tool that the prompt lets it call."""
+        call: the tool that the prompt lets it call; sure: whether a grammar has what begins as a call be one."""
         super().__init__(index, tokenizer)
-        self._tools = ForcedCall(call) if call is not None else ToolText(tools) if tools else None
+        self._tools = ForcedCall(call) if call is not None else ToolText(tools, sure=sure) if tools else None
         self._most_calls = math.inf if parallel else 1
         self._calls: list[dict[str, Any]] = []
+        self._too_many = False
+        """The call that goes on is beyond those."""
         self._begun = False
 
     def pieces(self, chunk: Chunk) -> list[dict[str, Any]]:
         self.finish = chunk.finish
         self._places += chunk.logprobs
-        found: list[str | ToolCall] = [chunk.text] if chunk.text else []
+        found: list[Item] = [chunk.text] if chunk.text else []
         if self._tools is not None:
             found = self._tools.push(chunk.text) + (self._tools.flush() if chunk.finish else [])
-        deltas = [self._delta(item) for item in found if isinstance(item, str) or len(self._calls) < self._most_calls]
+        deltas = [delta for item in found if (delta := self._delta(item))]
         if not deltas and chunk.logprobs:
             deltas = [{"content": ""}]  # what they are of comes later
         if not self._begun and (deltas or chunk.finish):
@@ -169,14 +178,22 @@ class ChatChoice(Choice):
     def _entry(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"index": self.index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def _delta(self, item: str | ToolCall) -> dict[str, Any]:
+    def _delta(self, item: Item) -> dict[str, Any] | None:
         if isinstance(item, str):
             self._text.append(item)
             return {"content": item}
-        function = {"name": item.name, "arguments": item.arguments}
+        if isinstance(item, ToolCall):
+            self._too_many = len(self._calls) >= self._most_calls
+        if self._too_many:
+            return None
+        if isinstance(item, Arguments):
+            call = self._calls[-1]
+            call["function"]["arguments"] += item.text
+            return {"tool_calls": [{"index": call["index"], "function": {"arguments": item.text}}]}
         call = {"index": len(self._calls), "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function"}
-        self._calls.append(call | {"function": function})
-        return {"tool_calls": [self._calls[-1]]}
+        function = {"name": item.name, "arguments": item.arguments}
+        self._calls.append(call | {"function": function.copy()})
+        return {"tool_calls": [call | {"function": function}]}
 
     def _logprobs(self, places: Sequence[TokenLogprobs]) -> dict[str, Any]:
         def entry(token: int, value: float) -> dict[str, Any]:

@@ -6,39 +6,59 @@
   3.2 and 3.3.
 
 Text is read as it comes: what cannot be a call is given out at once, and what does not become one is text after all.
+Once a call has a name and its arguments have begun, it is a call, and the arguments are given out as they come: a file
+that an agent writes takes minutes, for which no proxy waits in silence. A call without tags is known for one only where
+a grammar says that nothing else can begin so.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OPEN", "ForcedCall", "ToolCall", "ToolText"]
+from berth_worker.server.call_arguments import ArgumentsText, sendable
+
+__all__ = ["OPEN", "Arguments", "ForcedCall", "Item", "ToolCall", "ToolText"]
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _KEYS = ('"name"', '"type"', '"function"')
 """What stands first in an answer that is a call as a whole."""
 _SPACE = re.compile(r"[\s;]*")
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+"""A call up to its arguments."""
+_AFTER = re.compile(r"[\s;}]*")
+"""What ends a call behind its arguments, and what stands between calls."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a tool."""
+    """A call of a tool, with its arguments as far as they have come."""
 
     name: str
     arguments: str
     """JSON, as the model gave it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """How the last call's arguments go on."""
+
+    text: str
+
+
+Item = str | ToolCall | Arguments
+
+
 class ToolText:
     """One answer's text as it comes."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        """names: the tools that there are; an answer that is JSON is a call only if it names one."""
-        self._names = frozenset(names)
+    def __init__(self, names: Collection[str], *, sure: bool = False) -> None:
+        """names: the tools that there are; an answer that is JSON is a call only if it names one.
+        sure: what begins as a call of one of them is one."""
+        self._names, self._sure = frozenset(names), sure
         self._held = ""
         self._inside = False
         """Between the tags of a call."""
@@ -49,15 +69,21 @@ class ToolText:
         self._beginning = True
         """Nothing came so far, or a call was the last that did: white space is held until it is known for what."""
         self._called = False
+        self._arguments: ArgumentsText | None = None
+        """Of the call that goes on."""
+        self._after = False
+        """Its arguments have ended, and it has not."""
 
-    def push(self, text: str) -> list[str | ToolCall]:
+    def push(self, text: str) -> list[Item]:
         """What is certain once this text is in, in order."""
         self._held += text
         return _joined(self._certain())
 
-    def flush(self) -> list[str | ToolCall]:
+    def flush(self) -> list[Item]:
         """What is left when the answer has ended."""
         found = list(self._certain(ended=True))
+        if self._arguments is not None or self._after:
+            return _joined([*found, Arguments(self._arguments.flush() if self._arguments else "")])
         held, self._held = self._held, ""
         calls = _calls(held)[0] if self._inside or self._whole else []
         if self._inside:
@@ -70,8 +96,14 @@ class ToolText:
             found.append(held)
         return _joined(found)
 
-    def _certain(self, *, ended: bool = False) -> Iterator[str | ToolCall]:
+    def _certain(self, *, ended: bool = False) -> Iterator[Item]:
         while True:
+            yield from self._goes_on()
+            if self._arguments is not None or self._after:
+                return
+            if (name := self._begins()) is not None:
+                yield ToolCall(name, "")
+                continue
             if self._inside:
                 if (closed := self._closed(ended)) is None:
                     return
@@ -96,6 +128,38 @@ class ToolText:
             self._inside, self._held = True, rest
             if before:
                 yield before
+
+    def _begins(self) -> str | None:
+        """The name of the call whose arguments come next in what is held."""
+        if not (self._inside or (self._whole and self._sure)) or not (match := _HEAD.match(self._held)):
+            return None
+        try:
+            name = sendable(json.loads(match[1], strict=False))
+        except ValueError:
+            return None
+        if not self._inside and name not in self._names:
+            return None
+        self._held = self._held[match.end() :]
+        self._arguments, self._called = ArgumentsText(CLOSE), True
+        return name
+
+    def _goes_on(self) -> Iterator[Item]:
+        """The rest of the call whose arguments have begun, as far as it has come."""
+        if self._arguments is not None:
+            given, self._held = self._arguments.push(self._held)
+            yield Arguments(given)
+            if self._arguments.ended:
+                self._arguments, self._after = None, True
+        if not self._after:
+            return
+        self._held = self._held[_AFTER.match(self._held).end() :]  # type: ignore[union-attr]  # it always matches
+        if not self._inside or self._held[:1] == "{":
+            self._after = not self._held
+            return
+        before, tag, rest = self._held.partition(CLOSE)
+        self._held = rest if tag else before[len(before) - _overlap(before, CLOSE) :]
+        if tag:
+            self._inside, self._after, self._looked, self._beginning = False, False, 0, True
 
     def _closed(self, ended: bool) -> tuple[int, list[ToolCall]] | None:
         """Where the tag begins that ends the call, and what is called; None as long as it has not come.
@@ -135,14 +199,22 @@ class ForcedCall:
         """name: the tool that is called."""
         self._name = name
         self._held = ""
+        self._arguments: ArgumentsText | None = None
 
-    def push(self, text: str) -> list[str | ToolCall]:
-        """Nothing: the call is whole when the answer has ended."""
+    def push(self, text: str) -> list[Item]:
+        """The call, once its arguments have begun as an object, and how they go on."""
+        if self._arguments is not None:
+            return [] if self._arguments.ended else _joined([Arguments(self._arguments.push(text)[0])])
         self._held += text
-        return []
+        if not self._held.lstrip().startswith("{"):
+            return []
+        self._arguments = ArgumentsText(CLOSE)
+        return [ToolCall(self._name, self._arguments.push(self._held.lstrip())[0])]
 
-    def flush(self) -> list[str | ToolCall]:
-        """The call.  Arguments that are no JSON, cut at max_tokens say, are given as they are, as OpenAI does."""
+    def flush(self) -> list[Item]:
+        """What is left.  Arguments that are no JSON, cut at max_tokens say, are given as they are, as OpenAI does."""
+        if self._arguments is not None:
+            return _joined([Arguments(self._arguments.flush())])
         text = self._held.strip()
         try:
             arguments, _ = json.JSONDecoder(strict=False).raw_decode(text)
@@ -180,20 +252,22 @@ def _call(value: Any) -> ToolCall | None:
     if arguments is None or arguments == "":  # clients want an object, as OpenAI's always are
         arguments = {}
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(_sendable(name), _sendable(text))
+    return ToolCall(sendable(name), sendable(text))
 
 
-def _sendable(text: str) -> str:
-    """With U+FFFD for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _joined(found: Collection[str | ToolCall] | Iterator[str | ToolCall]) -> list[str | ToolCall]:
-    """With pieces of text that follow each other as one."""
-    joined: list[str | ToolCall] = []
+def _joined(found: Iterable[Item]) -> list[Item]:
+    """With pieces of text, or of arguments, that follow each other as one, and without empty ones."""
+    joined: list[Item] = []
     for item in found:
-        if joined and isinstance(item, str) and isinstance(last := joined[-1], str):
+        last = joined[-1] if joined else None
+        if item in ("", Arguments("")):
+            continue
+        if isinstance(item, str) and isinstance(last, str):
             joined[-1] = last + item
+        elif isinstance(item, Arguments) and isinstance(last, Arguments):
+            joined[-1] = Arguments(last.text + item.text)
+        elif isinstance(item, Arguments) and isinstance(last, ToolCall):
+            joined[-1] = ToolCall(last.name, last.arguments + item.text)
         else:
             joined.append(item)
     return joined
