@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 from berth_worker.engine.request import SamplingParams
+from berth_worker.server import events
 from berth_worker.server.worker import Phase
 
 MODEL = "smollm2-135m-instruct"
@@ -346,6 +347,29 @@ async def test_an_answer_that_has_to_call_a_tool_calls_it(talking: Any, gated: A
 
 
 # -- limits and failures ---------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_that_waits_says_that_it_goes_on(
+    talking: Any, gated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "BEAT_SECONDS", 0.05)
+    async with talking() as (client, running):
+        gated.close()
+        lines: list[str] = []
+        body = {"prompt": "x", "stream": True, **GREEDY}
+        asking = asyncio.create_task(client.completions.create(**body))
+        async with running.http.stream("POST", "/v1/completions", json=body) as answer:
+            async for line in answer.aiter_lines():
+                lines.append(line)
+                if lines.count(": waiting") == 2:
+                    gated.gate.set()
+        pieces = [piece async for piece in await asking]
+    assert all(line in ("", ": waiting") or line.startswith("data: ") for line in lines)
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    assert data[-1] == "[DONE]"
+    text = "".join(piece.choices[0].text for piece in pieces)
+    assert "".join(json.loads(event)["choices"][0]["text"] for event in data[:-1]) == text
+    assert text
 
 
 @pytest.mark.parametrize("stream", [False, True])

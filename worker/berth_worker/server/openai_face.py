@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
@@ -21,6 +21,7 @@ from berth_worker.engine.limits import NotAcceptingError
 from berth_worker.engine.request import FinishReason, InvalidRequestError
 from berth_worker.engine.scheduler import QueueFullError
 from berth_worker.server.background import in_thread_if
+from berth_worker.server.events import EventStream
 from berth_worker.server.openai_reply import ChatChoice, Choice, Reply, TextChoice, error_body, usage
 from berth_worker.server.openai_request import MAX_ID, Asked, Prompt, parse_body, read_chat, read_completion
 from berth_worker.server.worker import Phase, Worker
@@ -130,11 +131,7 @@ class OpenAiFace:
             ]
             response: Response
             if asked.stream:
-                response = StreamingResponse(
-                    _events(asked, reply, streams, choices),
-                    media_type="text/event-stream",
-                    headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-                )
+                response = EventStream(_events(asked, reply, streams, choices))
             else:
                 whole = await _unless_gone(request, _collect(asked, reply, streams, choices))
                 response = Response(status_code=499) if whole is None else JSONResponse(whole)
