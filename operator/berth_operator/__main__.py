@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import sys
 from collections.abc import Sequence
 
@@ -35,12 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command `berth-operator`."""
     given = settings.parse(sys.argv[1:] if arguments is None else arguments)
     logs.configure(given.log_format, given.log_level)
+    open_as_many_files_as_allowed()
     try:
         sys.exit(asyncio.run(run(given)))
     except (ApiError, AwsPriceError) as error:
         sys.exit(f"berth-operator: {error}")
     except OSError as error:
         sys.exit(f"berth-operator: cannot listen on {_addresses(given)}: {error}")
+
+
+def open_as_many_files_as_allowed() -> None:
+    """Each connection that the activator holds takes two, and containers begin with 1,024 since containerd 2.0."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _addresses(given: settings.Settings) -> str:

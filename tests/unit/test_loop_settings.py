@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from berth_operator import logs
-from berth_operator.__main__ import joined
+from berth_operator.__main__ import joined, open_as_many_files_as_allowed
 from berth_operator.settings import parse
 
 
@@ -124,3 +125,13 @@ def test_a_taken_port_ends_it_with_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert f"cannot listen on 127.0.0.1:{port} and " in line
+
+
+def test_the_activators_connections_do_not_end_at_the_soft_limit_of_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        open_as_many_files_as_allowed()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

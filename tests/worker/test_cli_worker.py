@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -72,6 +73,21 @@ def until(condition: Any, seconds: float = 60) -> Any:
         assert time.monotonic() < deadline, "took too long"
         time.sleep(0.01)
     return value
+
+
+def test_idle_connections_beyond_the_soft_limit_of_files_keep_no_probe_out() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as left:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+            process = left.enter_context(started("--kv-cache-tokens=4096", "--threads=1", "--drain-lag-seconds=0"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        _, http_address, _ = until_ready(process)
+        host, _, port = http_address.rpartition(":")
+        for _ in range(80):
+            left.enter_context(socket.create_connection((host, int(port)), timeout=5))
+        assert get(http_address, "/healthz")[0] == 200
 
 
 def test_a_worker_told_to_leave_finishes_what_runs_refuses_what_comes_and_exits_cleanly() -> None:

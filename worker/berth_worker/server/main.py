@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(
         stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+    _open_as_many_files_as_allowed()
     # A stream's next piece waits for the interpreter at most this long while the engine's thread computes in Python.
     sys.setswitchinterval(0.001)
     try:
@@ -61,6 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Not sys.exit: a step that is stuck or a model that is still loading sits in a native thread, and the interpreter
     # would wait for it or tear torch down beneath it.
     os._exit(code)
+
+
+def _open_as_many_files_as_allowed() -> None:
+    """Each connection is one, idle ones too, and containers begin with 1,024 since containerd 2.0: beyond them no probe
+    would be answered, and the kubelet would end a worker that is well."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def run(options: Options) -> int:
