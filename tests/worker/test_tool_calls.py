@@ -83,6 +83,10 @@ ANSWERS: list[tuple[str, list[str | ToolCall]]] = [
         '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}; {"name": "time"}\n</tool_call> Done.',
         [OSLO, TIME, " Done."],
     ),
+    (
+        '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}\n<tool_call>{"name": "time"}</tool_call>',
+        [OSLO, TIME],
+    ),
     ("<tool_call>now</tool_call> or <tool_", ["<tool_call>now</tool_call> or <tool_"]),
     ("a < b <tool_cal", ["a < b <tool_cal"]),
     ('{"name": "weather", "parameters": {"city": "Oslo"}}', [OSLO]),

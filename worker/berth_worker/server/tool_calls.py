@@ -26,6 +26,7 @@ __all__ = ["OPEN", "Arguments", "ForcedCall", "Item", "ToolCall", "ToolText"]
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _KEYS = ('"name"', '"type"', '"function"')
 """What stands first in an answer that is a call as a whole."""
+_TAG = re.compile(f"{OPEN}|{CLOSE}")
 _SPACE = re.compile(r"[\s;]*")
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 """A call up to its arguments."""
@@ -156,10 +157,12 @@ class ToolText:
         if not self._inside or self._held[:1] == "{":
             self._after = not self._held
             return
-        before, tag, rest = self._held.partition(CLOSE)
-        self._held = rest if tag else before[len(before) - _overlap(before, CLOSE) :]
-        if tag:
-            self._inside, self._after, self._looked, self._beginning = False, False, 0, True
+        if not (tag := _TAG.search(self._held)):
+            keep = max(_overlap(self._held, OPEN), _overlap(self._held, CLOSE))
+            self._held = self._held[len(self._held) - keep :]
+            return
+        self._held = self._held[tag.end() :]
+        self._inside, self._after, self._looked, self._beginning = tag[0] == OPEN, False, 0, True
 
     def _closed(self, ended: bool) -> tuple[int, list[ToolCall]] | None:
         """Where the tag begins that ends the call, and what is called; None as long as it has not come.
