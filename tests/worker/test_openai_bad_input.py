@@ -129,6 +129,7 @@ async def test_what_is_wrong_is_named(one_worker: Any, body: dict[str, Any], par
     assert says in error["message"]
     too_long = "too many" in says or "after a prompt" in says
     assert error["code"] == ("context_length_exceeded" if too_long else None)
+    assert ("This model's maximum context length is 512 tokens." in error["message"]) is too_long, "as clients look for"
 
 
 @pytest.mark.parametrize(

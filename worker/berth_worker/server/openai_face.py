@@ -173,8 +173,11 @@ class OpenAiFace:
             return grammar is not None
         except InvalidRequestError as error:
             name = asked.renamed(error.field)
-            code = "context_length_exceeded" if _too_long(error, asked, engine) else None
-            raise _RefusedError(400, f"{name}: {error.problem}", name, code) from error
+            message, code = f"{name}: {error.problem}", None
+            if _too_long(error, asked, engine):  # OpenAI's words, by which agents know that they have to cut histories
+                message += f". This model's maximum context length is {engine.config.max_context_tokens} tokens."
+                code = "context_length_exceeded"
+            raise _RefusedError(400, message, name, code) from error
         except QueueFullError as error:
             raise _RefusedError(429, f"the queue is full: {error}", code="queue_full") from error
         except NotAcceptingError as error:
