@@ -181,6 +181,15 @@ def test_a_call_without_tags_comes_as_it_is_written_where_nothing_else_can() -> 
     assert read(tools(sure=True), *value) == [value]
 
 
+def test_a_call_that_is_cut_before_its_arguments_is_no_text_where_it_could_be_nothing_else() -> None:
+    said = 'So: <tool_call>\n{"name": "weather", "arg'
+    assert read(tools(), said) == [said]
+    assert read(tools(sure=True), said) == ["So: "]
+    whole = '<tool_call>\n{"name": "time", "arguments": null}\n</tool_call>'
+    assert read(tools(sure=True), whole) == [TIME]
+    assert read(tools(sure=True), whole.removesuffix("\n</tool_call>")) == [TIME]
+
+
 def test_what_cannot_be_a_call_does_not_wait() -> None:
     text = ToolText(["time"])
     assert text.push("Hello") == ["Hello"]

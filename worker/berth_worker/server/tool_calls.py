@@ -88,7 +88,7 @@ class ToolText:
         held, self._held = self._held, ""
         calls = _calls(held)[0] if self._inside or self._whole else []
         if self._inside:
-            held = OPEN + held
+            held = "" if self._sure else OPEN + held  # cut before its arguments: no text that anybody wants
         elif not all(call.name in self._names for call in calls):
             calls = []
         if calls:
