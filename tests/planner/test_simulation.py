@@ -105,6 +105,14 @@ def test_in_a_stock_out_ours_falls_back_and_loses_less_than_the_fixed_choice(wor
     assert "gpu" in {name for name, _ in found["berth"].node_hours}
 
 
+def test_what_is_out_of_stock_at_the_beginning_runs_already(world: Make) -> None:
+    out = [{"at": "0s", "lasts": "24h", "hardwareClass": name} for name in ("cpu", "gpu")]
+    found = outcomes(simulate(scenario(stockOuts=out, demand={"troughPercent": 100}), *world()))
+    for name in ("berth", "berth-gpu-only", "gpu-autoscaled", "fixed-by-hand"):
+        assert found[name].share == 1.0, name
+    assert found["karpenter-like"].usd > 0
+
+
 def test_interrupted_spot_is_replaced_and_counted(world: Make) -> None:
     taken = scenario(spot={"interruptionsPerHour": "0.3"}, demand={"troughPercent": 100})
     priced = {"cpu": {"OnDemand": "0.50", "Spot": "0.1"}}

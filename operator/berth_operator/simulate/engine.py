@@ -132,13 +132,18 @@ def _run(
         out.interrupted += _interrupt(fleets, market, step, now)
         room = 1 + scenario.headroom_percent / 100
         seen = {key: float(values[max(0, step - 1)]) * room for key, values in series.items()}
-        view = View(step, now, seen, market.classes_at(step), partial(market.in_stock, step=step), fleets)
+        view = View(step, now, seen, market.classes_at(step), partial(_to_be_had, market, step), fleets)
         targets = policy.decide(view)
         _steer(fleets, targets, market, step, now, out)
         _account(out, fleets, series, market, watts, step, now, end)
         on_step()
     out.unserved = sorted(key for key, fleet in fleets.items() if not fleet.wanted())
     return out
+
+
+def _to_be_had(market: Market, step: int, resource: Resource) -> bool:
+    """Whether nodes can be asked for; the fleet of the first step was there before, whatever is out of stock then."""
+    return step == 0 or market.in_stock(resource, step)
 
 
 def _interrupt(fleets: Mapping[str, PoolFleet], market: Market, step: int, now: float) -> int:
@@ -175,7 +180,7 @@ def _steer(
 
     def grant(kind: Kind, replicas: int) -> int:
         limit = market.limit(kind.resource)
-        if not market.in_stock(kind.resource, step) and step > 0:
+        if not _to_be_had(market, step, kind.resource):
             return 0
         room = math.inf
         if limit is not None:
