@@ -4,7 +4,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from berth_operator.api import format_decimal, format_duration, parse_decimal, parse_duration
+from berth_operator.api import format_decimal, format_digits, format_duration, parse_decimal, parse_duration
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +37,23 @@ def test_decimals_survive_writing_and_reading(value: Decimal) -> None:
 def test_what_is_no_decimal_is_refused_with_an_example(text: object) -> None:
     with pytest.raises(ValueError, match=r'in quotes, such as "0\.638"'):
         parse_decimal(text)
+
+
+@pytest.mark.parametrize("text", ["1234567890123", "0.0000000001"])
+def test_a_decimal_of_too_many_digits_is_told_how_many_there_may_be(text: str) -> None:
+    with pytest.raises(ValueError, match=r"too many digits: write at most 12 before the point and 9 after it"):
+        parse_decimal(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((702_004.3, "702004"), (1000, "1000"), (999.6, "1000"), (17.26, "17.3"), (0.2, "0.2"), (0, "0")),
+        *((1e-6, "0.000001"), (0.000_012_345, "0.0000123"), (4.026e8, "402600000")),
+    ],
+)
+def test_a_figure_has_three_digits_that_say_something_and_no_exponent(value: float, text: str) -> None:
+    assert format_digits(value) == text
 
 
 @given(st.text(max_size=20))

@@ -75,6 +75,11 @@ def parse_decimal(value: object) -> Decimal:
             return Decimal(value)
         except InvalidOperation:  # pragma: no cover - the pattern already excludes it
             pass
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value, re.ASCII):
+        raise ValueError(
+            f"{value!r} has too many digits: write at most 12 before the point and 9 after it, in quotes,"
+            ' such as "0.638"'
+        )
     raise ValueError(f'{value!r} is not a decimal: write a non-negative decimal in quotes, such as "0.638"')
 
 
@@ -89,6 +94,11 @@ def format_rate(value: Decimal) -> str:
     """Write requests per second: to a thousandth, below a tenth to three digits that say something."""
     small = Decimal(0) < value < Decimal("0.1")
     return format_decimal(value, min(9, 2 - value.adjusted()) if small else 3)
+
+
+def format_digits(value: float) -> str:
+    """Write a figure to three digits that say something, above a thousand whole: never with an exponent."""
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{Decimal(f'{value:.3g}'):f}"
 
 
 def _cel(rule: str, message: str) -> dict[str, str]:

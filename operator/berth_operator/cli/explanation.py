@@ -12,6 +12,7 @@ from berth_operator.api import (
     InferencePoolStatus,
     PlacementStatus,
     Quantization,
+    format_digits,
     format_duration,
     resolve,
 )
@@ -152,7 +153,7 @@ def _why(candidates: Sequence[CandidateStatus], effective: Effective) -> Iterato
         yield _OBJECTIVES[effective.objective]
     chosen = [c for c in candidates if c.verdict == Verdict.CHOSEN]
     if chosen:
-        asked = f"{float(effective.requests_per_second):.3g}"
+        asked = format_digits(float(effective.requests_per_second))
         yield (
             "Why there: "
             + "; ".join(f"on {_named(c)}, {c.reason}" for c in chosen)

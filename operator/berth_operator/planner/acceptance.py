@@ -8,6 +8,7 @@ from berth_operator.api import (
     HardwareClass,
     ServingProfile,
     format_decimal,
+    format_digits,
     spec_problems,
 )
 from berth_operator.planner.architectures import ARCHITECTURES, closest_names
@@ -147,8 +148,9 @@ def demand_problem(effective: Effective, options: Sequence[Option]) -> Problem |
         return None
     return Problem(
         "DemandTooLarge",
-        f"spec.workload.demand: {effective.requests_per_second:f} requests/s would take {replicas:.3g} replicas even on"
-        f" {best.hardware_class} ({best.capacity.turns_per_second:.3g} turns/s each), more than {MOST_REPLICAS}:"
+        f"spec.workload.demand: {effective.requests_per_second:f} requests/s would take {replicas:.0f} replicas even on"
+        f" {best.hardware_class} ({format_digits(best.capacity.turns_per_second)} turns/s each), more than"
+        f" {MOST_REPLICAS}:"
         " lower it or split the pool",
     )
 

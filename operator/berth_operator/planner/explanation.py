@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Final
 
-from berth_operator.api import format_decimal
+from berth_operator.api import format_decimal, format_digits
 from berth_operator.planner.candidates import Candidates, Option, Resource, Unfit
 from berth_operator.planner.churn import Incumbent, required_saving
 from berth_operator.planner.entry import NEAR, Entry, break_even, never_pays_above, pays_below
@@ -215,7 +215,7 @@ def _of_chosen(outcome: Outcome, assignment: Assignment) -> Candidate:
     carries = option.capacity.turns_per_second * assignment.replicas
     reason = (
         f"{_count(assignment.replicas, 'replica')} on {_count(assignment.nodes, 'node')} at"
-        f" ${format_decimal(option.node_usd_per_hour)}/h can carry {carries:.3g} turns/s within objectives"
+        f" ${format_decimal(option.node_usd_per_hour)}/h can carry {format_digits(carries)} turns/s within objectives"
     )
     if option.nodes_per_replica > 1:
         reason += f"; a replica spans {option.nodes_per_replica} nodes ({option.spans_because})"

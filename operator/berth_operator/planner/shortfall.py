@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-from berth_operator.api import format_decimal
+from berth_operator.api import format_decimal, format_digits
 from berth_operator.planner.candidates import Candidates
 from berth_operator.planner.program import Limits, PoolProblem
 from berth_operator.planner.solution import Assignment, PoolSolution
@@ -38,7 +38,8 @@ def shortfall(
     short = _Short(problem, candidates, solution, explained, left)
     if solution.unserved <= 0:
         return _missing_replicas(short)
-    what = f"{problem.demand * solution.unserved:.3g} of {problem.demand:.3g} requests/s are unserved: "
+    unserved = format_digits(problem.demand * solution.unserved)
+    what = f"{unserved} of {format_digits(problem.demand)} requests/s are unserved: "
     for rule in _RULES:
         found = rule(short)
         if found:
