@@ -32,7 +32,7 @@ from berth_operator.catalog.sanity import sift
 from berth_operator.catalog.whatif import SETS, implied
 from berth_operator.catalog.whatif import profiles as profiles_of
 from berth_operator.cli.bench import Quantized
-from berth_operator.cli.output import TableFormat, console, print_data
+from berth_operator.cli.output import Fitting, TableFormat, console, print_data
 from berth_operator.cli.pictures import Curve, Panel, check_picture, draw
 from berth_operator.cli.problems import BAD_INPUT, FAILED, OK, complain, leave, remark
 from berth_operator.cli.snapshots import gather
@@ -217,7 +217,7 @@ def _hardware(
     known = {name: hardware_class(entry) for name, entry in CATALOG.items()} | known
     for name in (*(names or ()), *prices):
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
+            near = difflib.get_close_matches(name.lower(), known, 1, cutoff=0.4)
             leave(BAD_INPUT, f"{name}: there is no such class" + (f"; did you mean {near[0]}?" if near else ""))
     if names:
         chosen = {*names, *prices}
@@ -277,7 +277,7 @@ def _show(to: Console, found: Crossover, effective: Effective, utilisation: int)
     for case in _CASES:
         to.print()
         to.print(Text(_case_title(case, effective, utilisation)))
-        to.print(_table(found, case))
+        to.print(Fitting(_table(found, case)))
         for text in _in_words(found, case):
             to.print(Text(text))
     to.print()

@@ -12,7 +12,7 @@ from rich.text import Text
 from berth_operator.api import Decision, InferencePool, InferencePoolStatus
 from berth_operator.cli.explanation import paragraph
 from berth_operator.cli.load_explained import corrected_profiles
-from berth_operator.cli.output import TableFormat, console, print_data, to_yaml
+from berth_operator.cli.output import Fitting, TableFormat, console, print_data, to_yaml
 from berth_operator.cli.plan_view import candidate_table, pool_data
 from berth_operator.cli.problems import BAD_INPUT, FAILED, OK, complain, leave, remark
 from berth_operator.cli.snapshots import Inputs, gather, target_namespace
@@ -65,7 +65,7 @@ def command(
         to = console()
         to.print(Text(text))
         if status.candidates:
-            to.print(candidate_table(status.candidates))
+            to.print(Fitting(candidate_table(status.candidates)))
         for profile in corrections:
             to.print(Text(f"\nServingProfile {profile['metadata']['name']}, corrected (kubectl apply -f):\n"))
             typer.echo(to_yaml(profile), nl=False)

@@ -14,7 +14,7 @@ from rich.text import Text
 from berth_operator.catalog import CATALOG, Entry, manifest
 from berth_operator.catalog.discover import Discovery, discover
 from berth_operator.cli.cluster_objects import read_nodes
-from berth_operator.cli.output import TableFormat, console, print_data
+from berth_operator.cli.output import Fitting, TableFormat, console, print_data
 from berth_operator.cli.problems import BAD_INPUT, FAILED, leave, remark
 from berth_operator.cluster.kube import ApiError, Kube
 
@@ -34,12 +34,12 @@ def list_classes(
     """
     for name in names or ():
         if name not in CATALOG:
-            near = difflib.get_close_matches(name, CATALOG, 1, cutoff=0.4)
+            near = difflib.get_close_matches(name.lower(), CATALOG, 1, cutoff=0.4)
             leave(BAD_INPUT, f"{name}: the catalog has no such class" + (f"; did you mean {near[0]}?" if near else ""))
-    entries = [CATALOG[name] for name in names or CATALOG]
+    entries = [CATALOG[name] for name in dict.fromkeys(names or CATALOG)]
     if output is TableFormat.TABLE:
         to = console()
-        to.print(_table(entries))
+        to.print(Fitting(_table(entries)))
         for entry in entries:
             if entry.what_if:
                 to.print(Text(f"{entry.name} is for what-if questions only: {entry.what_if}."))
@@ -66,7 +66,7 @@ def discover_classes(
     for text in found.remarks:
         remark(text)
     if output is TableFormat.TABLE:
-        console().print(_proposed_table(found))
+        console().print(Fitting(_proposed_table(found)))
     else:
         print_data(as_list(found.proposals), as_yaml=output is TableFormat.YAML)
 
@@ -88,7 +88,7 @@ def _table(entries: Sequence[Entry]) -> Table:
     table.add_column("CHIP", no_wrap=True)
     table.add_column("NODE", no_wrap=True)
     for heading in ("VCPUS", "GIB", "GB/S", "BF16 TFLOPS", "INT8 TOPS", "CHIP W", "USD/H"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("USE", no_wrap=True)
     for e in entries:
         figures = (e.cpus, e.memory_gib, e.bandwidth_gbps, e.bf16_tflops, e.int8_tops, e.chip_watts, e.price_text)

@@ -17,9 +17,11 @@ from berth_operator.api import (
     CapacityType,
     HardwareClass,
     format_decimal,
+    format_digits,
     format_duration,
     format_rate,
 )
+from berth_operator.cli.output import Fitting
 from berth_operator.cli.plan_diff import Change, dollars, together
 from berth_operator.planner import Candidate, Placement, Plan, PoolPlan, Snapshot, Verdict
 from berth_operator.status import savings_percent
@@ -232,7 +234,7 @@ def print_plan(
     if not plan.pools:
         console.print("No InferencePool that can be planned: there is nothing to place.")
         return
-    console.print(_fleet_table(plan, against))
+    console.print(Fitting(_fleet_table(plan, against)))
     if not summary:
         for key in sorted(plan.pools):
             console.print(Group(*_pool_section(plan.pools[key], classes, (against or {}).get(key))))
@@ -249,11 +251,11 @@ def _fleet_table(plan: Plan, against: Mapping[str, Change] | None) -> Table:
     if against is not None:
         more = together(against)
         table.add_column("AGAINST NOW", overflow="fold", footer="" if more is None else f"{dollars(more)} USD/h")
-    table.add_column("USD/H", justify="right", footer=money(fleet.usd_per_hour))
-    table.add_column("GPU ONLY", justify="right", footer=money(fleet.gpu_only_usd_per_hour))
+    table.add_column("USD/H", justify="right", no_wrap=True, footer=money(fleet.usd_per_hour))
+    table.add_column("GPU ONLY", justify="right", no_wrap=True, footer=money(fleet.gpu_only_usd_per_hour))
     saved = fleet.savings_percent
-    table.add_column("SAVED", justify="right", footer="-" if saved is None else f"{saved}%")
-    table.add_column("STATUS", overflow="fold")
+    table.add_column("SAVED", justify="right", no_wrap=True, footer="-" if saved is None else f"{saved}%")
+    table.add_column("STATUS", no_wrap=True)
     for key in sorted(plan.pools):
         pool = plan.pools[key]
         percent = savings_percent(pool)
@@ -303,7 +305,7 @@ def _pool_section(
     yield Text.assemble(
         (pool.pool, "bold"),
         f"  {effective.model}, {effective.workload_class.value}, "
-        f"{format_rate(effective.requests_per_second)} requests/s; p99 promised: first token "
+        f"{format_digits(float(effective.requests_per_second))} requests/s; p99 promised: first token "
         f"{format_duration(effective.time_to_first_token_p99)}, between tokens "
         f"{format_duration(effective.inter_token_latency_p99)}, turn {format_duration(effective.turn_latency_p99)}",
     )
@@ -322,7 +324,7 @@ def _pool_section(
         lines.append(f"suspended; resuming would cost, in USD/h: {cost}")
     yield Padding(Group(*(Text(line) for line in lines)), (0, 0, 0, 2))
     if pool.candidates:
-        yield candidate_table(map(_as_in_status, pool.candidates))
+        yield Fitting(candidate_table(map(_as_in_status, pool.candidates)))
 
 
 def _placement_line(placement: Placement, classes: Mapping[str, HardwareClass]) -> str:
@@ -330,11 +332,12 @@ def _placement_line(placement: Placement, classes: Mapping[str, HardwareClass]) 
     chip = classes[placement.hardware_class].spec.chip if placement.hardware_class in classes else ""
     how = "estimated" if carried.estimated else "profiled"
     each = f", {placement.nodes_per_replica} a replica" if placement.nodes_per_replica > 1 else ""
+    each_carries = format_digits(carried.turns_per_second)
     shared = f" ({placement.shared_with}, pays {float(placement.paid_nodes):.3g})" if placement.beside else ""
     return (
         f"{_short(placement)} ({chip}): {placement.nodes} {nodes}{each}{shared}, {money(placement.usd_per_hour)} USD/h,"
-        f" {placement.traffic_percent}% of traffic; one replica carries {carried.turns_per_second:.3g} requests/s"
-        f" with first token {_seconds(carried.time_to_first_token_p99)}, between tokens"
+        f" {placement.traffic_percent}% of traffic; one replica carries {each_carries} requests/s with"
+        f" first token {_seconds(carried.time_to_first_token_p99)}, between tokens"
         f" {_seconds(carried.inter_token_latency_p99)}, turn {_seconds(carried.turn_latency_p99)} ({how})"
     )
 
