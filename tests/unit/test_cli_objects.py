@@ -182,6 +182,7 @@ spec:
     [
         ("a: [1", "line 1: is not valid YAML"),
         ("a: 1\na: 2\n", "line 2: is not valid YAML: 'a' is given twice"),
+        ("apiVersion: v1\nkind: A\napiVersion: v1\n", "remove one, or write a line '---' between two objects"),
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
         ("just words", "found a str; write an object with apiVersion and kind"),
     ],

@@ -111,7 +111,10 @@ def test_demand_beyond_all_hardware_is_exit_code_1_and_says_what_is_short(berth:
 def test_bad_input_is_exit_code_2_and_the_rest_is_planned(berth: Berth) -> None:
     result = berth("plan", "-f", str(EXAMPLES), "-f", "-", text="kind: InferencePool\n")
     assert result.exit_code == 2
-    assert "error: standard input: InferencePool default/(no name): apiVersion: found None" in result.stderr
+    assert (
+        "error: standard input: InferencePool default/(no name): apiVersion: is missing: write berth.dev/v1alpha1"
+        in result.stderr
+    )
     assert "default/chat" in result.stdout
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import yaml
 
 from berth_operator.cli.problems import InputProblem
+from berth_operator.strict_yaml import StrictLoader
 
 _SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 _STDIN = "-"
@@ -26,36 +27,6 @@ class Document:
 
     where: str
     body: Mapping[str, Any]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as the API server reads it: a date is text, and a key given twice is a mistake."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, TypeError, AttributeError, LookupError) as error:  # PyYAML's own do not check a stated tag
-            shown = str(node.value)[:40]
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{shown!r} is no {node.tag.rpartition(':')[2]}", node.start_mark
-            ) from error
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is not None and key in seen and key != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is given twice in one mapping: remove one", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 def read_documents(sources: Sequence[str]) -> tuple[list[Document], list[InputProblem]]:
@@ -100,7 +71,7 @@ def _parse(where: str, text: str, documents: list[Document], problems: list[Inpu
     bodies: list[Any] = []
     for start, end in pairwise([*starts, len(text)]):
         try:
-            bodies += yaml.load_all(text[start:end], Loader=_Loader)
+            bodies += yaml.load_all(text[start:end], Loader=StrictLoader)
             continue
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark

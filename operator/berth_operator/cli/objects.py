@@ -39,6 +39,12 @@ _HINTS = {  # pydantic's error types in the words of someone who writes YAML
     "model_attributes_type": "write fields below it, indented",
 }
 
+_OF_PATTERNS = {  # where neither the pattern nor what the field is for says what to write
+    r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": "write lower-case letters, digits, '-' and '.', the first and last no '-' or"
+    " '.'",
+    r"^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": "write a host name in lower-case letters, such as chat.example.org",
+}
+
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _NAMESPACE = re.compile(r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
@@ -162,7 +168,8 @@ def _resource(document: Document, kind: str, namespace: str, problems: list[Inpu
         problem("kind", f"found {kind!r}: {right}")
         return None
     if body.get("apiVersion") != API_VERSION:
-        problem("apiVersion", f"found {body.get('apiVersion')!r}: write {API_VERSION}")
+        found = f"found {body['apiVersion']!r}" if "apiVersion" in body else "is missing"
+        problem("apiVersion", f"{found}: write {API_VERSION}")
         return None
     if not name:
         problem("metadata.name", "is missing: give the object a name")
@@ -209,8 +216,8 @@ def _message(kind: str, details: Mapping[str, Any]) -> str:
     if error == "value_error":  # our own: they say what was found and what to write
         return text
     right = _options(schema) or _HINTS.get(error) or text[:1].lower() + text[1:]
-    if error == "string_pattern_mismatch" and schema.get("description"):
-        right = schema["description"]
+    if error == "string_pattern_mismatch":
+        right = _OF_PATTERNS.get(details["ctx"]["pattern"]) or schema.get("description") or right
     shown = json.dumps(found, default=str)
     return f"found {shown if len(shown) <= 80 else shown[:77] + '...'}: {right}"
 

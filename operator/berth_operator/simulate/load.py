@@ -15,6 +15,7 @@ from berth_operator.prices.configmap import BAD_YAML
 from berth_operator.simulate.market import unknown_classes
 from berth_operator.simulate.policies import Pool
 from berth_operator.simulate.scenario import Scenario
+from berth_operator.strict_yaml import StrictLoader
 
 BUILT_IN: Final = "scenarios"
 
@@ -56,7 +57,12 @@ def find(name: str) -> Source:
 def read_scenario(source: Source) -> Scenario:
     """The scenario.  Raises ScenarioError with every problem, one a line."""
     try:
-        body: Any = yaml.safe_load(source.text)
+        body: Any = StrictLoader(source.text).get_single_data()
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        if isinstance(error, yaml.composer.ComposerError) and error.problem == "but found another document":
+            raise ScenarioError(f"{source.name}: {line}a scenario is one document, and another begins here") from None
+        raise ScenarioError(f"{source.name}: {line}is not valid YAML: {error.problem or error.context}") from None
     except BAD_YAML as error:
         raise ScenarioError(f"{source.name}: is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(body, dict):
