@@ -257,7 +257,7 @@ def _others_table(folder: Path, scenario: str, figures: dict[str, float]) -> Non
 def _draw(folder: Path) -> None:
     """The pictures of the document, by the same commands."""
     folder.mkdir(parents=True, exist_ok=True)
-    few = ["graviton4-c8g-4xl", "graviton3-c7g-8xl", "graviton4-c8g-16xl", "l4", "a10g", "l40s", "h100"]
+    few = ["graviton4-c8g-4xl", "graviton3-c7g-4xl", "graviton4-c8g-16xl", "l4", "a10g", "l40s", "h100"]
     hardware = [word for name in few for word in ("--hardware", name)]
     berth("crossover", *shlex.split(f"{CHAT} --cached-percent 90"), *hardware, "--picture", str(folder / "chat.png"))
     berth("simulate", "week", "--picture", str(folder / "week.png"))

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from berth_operator.cli import simulate as command
 from berth_operator.cli.app import app
+from berth_operator.cli.pictures import Panel
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -94,6 +96,56 @@ def test_a_class_that_cannot_be_true_is_named_and_left_out(short: Path) -> None:
     assert done.exit_code == 2
     assert "HardwareClass graviton4: spec.capacity[0].usdPerHour: found 0" in done.stderr
     assert "graviton4/OnDemand" not in done.stdout
+
+
+def test_objects_that_cannot_be_read_are_named_where_nothing_is_left_to_simulate(short: Path) -> None:
+    text = (short.parent / "chat.yaml").read_text().replace("name: chat", "name: чат")
+    (short.parent / "chat.yaml").write_text(text, encoding="utf-8")
+    done = berth(str(short))
+    assert done.exit_code == 2
+    assert "metadata.name: found 'чат': write lower-case letters" in done.stderr
+    assert "there is no InferencePool" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("days: 2\n", "is not valid YAML: 'days' is given twice in one mapping: remove one"),
+        ("---\ndays: 2\n", "a scenario is one document, and another begins here"),
+    ],
+)
+def test_a_scenario_is_read_as_strictly_as_objects_are(short: Path, more: str, says: str) -> None:
+    short.write_text(short.read_text() + more)
+    line = short.read_text().count("\n", 0, short.read_text().rindex("days: 2")) + ("---" not in more)
+    done = berth(str(short))
+    assert done.exit_code == 2
+    assert f"short.yaml: line {line}: {says}" in done.stderr
+
+
+def test_a_terminal_too_narrow_for_the_table_has_a_line_for_each_figure(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    done = berth(str(short))
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "…" not in done.stdout
+    at = lines.index("  gpu-autoscaled")
+    assert lines[at + 1].split()[0] == "USD"
+    assert lines[at + 3].split()[:2] == ["AGAINST", "BERTH"]
+
+
+def test_misses_are_drawn_as_a_share_of_the_turns_not_of_the_steps(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Panel] = []
+    monkeypatch.setattr(command, "draw", lambda _path, _title, panels: drawn.extend(panels))
+    done = berth(str(short), "-o", "json", "--times", "30", "--picture", str(tmp_path / "x.png"))
+    (missed,) = (panel for panel in drawn if "outside objectives" in panel.title)
+    policies = json.loads(done.stdout)["policies"]
+    assert any(p["withinObjectivesPercent"] < 99 for p in policies)
+    for curve, policy in zip(missed.curves, policies, strict=True):
+        assert curve.y[-1] == pytest.approx(100 - policy["withinObjectivesPercent"], abs=1e-3), curve.name
 
 
 def test_a_large_fleet_is_made_of_a_small_one(short: Path) -> None:

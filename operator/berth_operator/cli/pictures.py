@@ -31,7 +31,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One set of axes."""
+    """One set of axes; where curves meet, the first is on top."""
 
     title: str
     x_label: str
@@ -39,6 +39,10 @@ class Panel:
     curves: Sequence[Curve]
     logarithmic: bool = False
     steps: bool = False
+    x_every: float | None = None
+    """Distance of ticks."""
+    linear_below: float | None = None
+    """Above it the y axis is logarithmic: for values that span decades and may be zero."""
 
 
 def check_picture(path: Path | None) -> None:
@@ -96,6 +100,7 @@ def _panel(axis: Axes, panel: Panel) -> None:
             marker=marker,
             markersize=3,
             linewidth=1.2,
+            zorder=2 + 1 / (1 + number),
         )
     if panel.logarithmic:
         axis.set_xscale("log", base=2)
@@ -103,7 +108,12 @@ def _panel(axis: Axes, panel: Panel) -> None:
         axis.xaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_major_formatter("{x:g}")
     else:
+        if panel.linear_below is not None:
+            axis.set_yscale("symlog", linthresh=panel.linear_below)
+            axis.yaxis.set_major_formatter("{x:g}")
         axis.set_ylim(bottom=0)
+    if panel.x_every is not None:
+        axis.set_xticks([n * panel.x_every for n in range(int(axis.get_xlim()[1] / panel.x_every) + 1)])
     axis.grid(visible=True, which="major", linewidth=0.3)
 
 

@@ -1,10 +1,11 @@
 """`berth simulate`: what would days of demand and mishaps cost, with our planner and with other policies?"""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 import typer
@@ -14,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from berth_operator.api import CapacityType, HardwareClass, format_duration
+from berth_operator.api import CapacityType, HardwareClass, format_digits, format_duration
 from berth_operator.catalog.sanity import sift
 from berth_operator.cli.objects import Objects, read_bodies
-from berth_operator.cli.output import TableFormat, console, print_data
+from berth_operator.cli.output import Fitting, TableFormat, console, print_data
 from berth_operator.cli.pictures import Curve, Panel, check_picture, draw
 from berth_operator.cli.problems import BAD_INPUT, OK, InputProblem, complain, leave, remark
 from berth_operator.simulate.engine import Outcome, Simulation, node_watts, simulate
@@ -33,6 +34,9 @@ POLICIES = {
     "karpenter-like": "the cheapest node in stock that the model fits on, spot too, blind to its speed there",
 }
 
+_MOST_TICKS: Final = 10
+_LEAST_MISSED: Final = 0.1
+"""Percent: what is below is drawn as it is, what is above by its logarithm."""
 _MOST_POOLS = 12
 """That are described one by one."""
 
@@ -59,10 +63,11 @@ def command(
         if name not in POLICIES:
             leave(BAD_INPUT, f"--policy: found {name!r}: write one of {', '.join(POLICIES)}")
     changes = {"days": days, "seed": seed, "copies": copies, "times": None if times is None else Decimal(str(times))}
+    problems: list[InputProblem] = []
     try:
-        read, classes, pools, problems = _gather(scenario, files or (), changes)
+        read, classes, pools = _gather(scenario, files or (), changes, problems)
     except ScenarioError as error:
-        leave(BAD_INPUT, *str(error).splitlines())
+        leave(BAD_INPUT, *problems, *str(error).splitlines())
     complain(problems)
     count = len(policy or POLICIES)
     with _progress() as progress:
@@ -78,13 +83,15 @@ def command(
 
 
 def _gather(
-    name: str, files: Sequence[str], changes: Mapping[str, Any]
-) -> tuple[Scenario, list[HardwareClass], list[Pool], list[InputProblem]]:
+    name: str, files: Sequence[str], changes: Mapping[str, Any], problems: list[InputProblem]
+) -> tuple[Scenario, list[HardwareClass], list[Pool]]:
+    """What is simulated; what must change in the rest is added to `problems`.  Raises ScenarioError."""
     source = find(name)
     scenario = read_scenario(source)
     scenario = scenario.model_copy(update={key: value for key, value in changes.items() if value is not None})
     paths = [str(source.folder / file) for file in scenario.files]
-    objects, problems = read_bodies([*paths, *files], [(f"{name}: objects", body) for body in scenario.objects])
+    objects, found = read_bodies([*paths, *files], [(f"{name}: objects", body) for body in scenario.objects])
+    problems += found
     for text in objects.remarks:
         remark(text)
     known = {item.metadata.name: item for item in catalog_classes(scenario)}
@@ -92,7 +99,7 @@ def _gather(
     sifted = sift(known.values(), objects.serving_profiles)
     problems += [InputProblem("", f"{f.kind} {f.name}", f.field, f.message) for f in sifted.faults]
     classes = list(sifted.hardware_classes)
-    return scenario, classes, _pools(objects, classes, sifted.serving_profiles, scenario), problems
+    return scenario, classes, _pools(objects, classes, sifted.serving_profiles, scenario)
 
 
 def _pools(objects: Objects, classes: Sequence[HardwareClass], profiles: Any, scenario: Scenario) -> list[Pool]:
@@ -117,7 +124,7 @@ def _show(to: Console, found: Simulation, pools: Sequence[Pool], classes: Sequen
     scenario = found.scenario
     if scenario.description:
         to.print(Text(scenario.description.strip(), style="bold"))
-    to.print(_table(found))
+    to.print(Fitting(_table(found)))
     for outcome in found.outcomes:
         to.print(Text(f"{outcome.name}: {POLICIES[outcome.name]}; ran {_ran(outcome)}."))
         if outcome.unserved:
@@ -133,10 +140,10 @@ def _table(found: Simulation) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("POLICY", no_wrap=True)
     for heading in (
-        *("USD", "USD/H", f"AGAINST {found.outcomes[0].name}", "WITHIN", "USD/M TURNS KEPT"),
-        *("STARTED", "MOVES", "INTERRUPTED", "MEAN NODES", "MEAN W"),
+        *("USD", "USD/H", f"AGAINST\n{found.outcomes[0].name}", "WITHIN", "USD/M\nTURNS KEPT"),
+        *("STARTED", "MOVES", "INTER-\nRUPTED", "MEAN\nNODES", "MEAN\nW"),
     ):
-        table.add_column(heading.upper(), justify="right")
+        table.add_column(heading.upper(), justify="right", no_wrap=True)
     hours = found.scenario.days * 24
     for o in found.outcomes:
         table.add_row(
@@ -175,9 +182,9 @@ def assumptions(scenario: Scenario, pools: Sequence[Pool], classes: Sequence[Har
     for pool in pools[:_MOST_POOLS]:
         e = pool.effective
         yield (
-            f"{pool.key}: {e.model}, {e.workload_class.value}, peak {pool.peak:g} turns/s, {e.prompt_tokens} tokens in"
-            f" ({e.cached_prompt_percent}% cached), {e.output_tokens} out; p99 promised: first token"
-            f" {format_duration(e.time_to_first_token_p99)}, between tokens"
+            f"{pool.key}: {e.model}, {e.workload_class.value}, peak {format_digits(pool.peak)} turns/s,"
+            f" {e.prompt_tokens} tokens in ({e.cached_prompt_percent}% cached), {e.output_tokens} out; p99 promised:"
+            f" first token {format_duration(e.time_to_first_token_p99)}, between tokens"
             f" {format_duration(e.inter_token_latency_p99)}"
         )
     if len(pools) > _MOST_POOLS:
@@ -273,20 +280,28 @@ def _rounded(values: Any) -> list[float]:
 
 def _panels(found: Simulation) -> list[Panel]:
     hours = [float(h) for h in found.hours]
+    every = 24.0 * -(-found.scenario.days // _MOST_TICKS) if found.scenario.days > 1 else 6.0
 
     def panel(title: str, label: str, series: Any) -> Panel:
         curves = [Curve(o.name, hours, [float(v) for v in series(o)]) for o in found.outcomes]
-        return Panel(title, "hours", label, curves, steps=True)
+        return Panel(title, "hours", label, curves, steps=True, x_every=every)
 
     spent = panel("spent", "USD", lambda o: np.cumsum(o.usd_per_hour) * found.scenario.step_hours)
+    turns = _total(found)
     day = max(1, round(24 / found.scenario.step_hours))
-    kept = panel("turns within objectives, mean of the last day", "%", lambda o: _trailing(o.within_share, day) * 100)
+    missed = panel(
+        "turns outside objectives, mean of the last day",
+        "% of turns",
+        lambda o: _trailing((1 - o.within_share) * turns, day) / _trailing(turns, day) * 100,
+    )
+    missed = replace(missed, linear_below=_LEAST_MISSED)
     rate = panel("cost", "USD per hour", lambda o: o.usd_per_hour)
-    total = Curve("all pools", hours, [float(v) for v in _total(found)])
-    return [spent, rate, kept, Panel("demand", "hours", "turns per second", [total], steps=True)]
+    total = Curve("all pools", hours, [float(v) for v in turns])
+    return [spent, rate, missed, Panel("demand", "hours", "turns per second", [total], steps=True, x_every=every)]
 
 
 def _trailing(values: Any, width: int) -> Any:
+    """At each step the mean of so many steps that end there, of fewer at the beginning."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - width)
