@@ -201,7 +201,7 @@ def test_a_scarce_plan_amended_for_fewer_nodes_keeps_to_them_and_lets_only_the_l
         used = nodes_used(made.pools)
         most = max(sorted(used), key=lambda r: used[r], default=None)
         fewer = {r: nodes - (r == most) for r, nodes in limits.items()}
-        found = solver.amended(made, fewer)
+        found = solver.amended(problems, made, fewer)
         if found is None:
             continue
         assert _within_limits(found, fewer), seed
@@ -224,7 +224,7 @@ def test_a_scarce_plan_amended_for_fewer_nodes_keeps_to_them_and_lets_only_the_l
 def test_a_plan_without_a_shortage_is_not_amended(option: Make) -> None:
     problems, limits = _fleet(1, option, 5)
     solver = FleetSolver(problems, dict.fromkeys(limits, 1000))
-    assert solver.amended(solver.decomposed(problems), limits) is None
+    assert solver.amended(problems, solver.decomposed(problems), limits) is None
 
 
 def test_no_plan_that_serves_less_costs_less_than_the_bound_for_as_much(option: Make) -> None:

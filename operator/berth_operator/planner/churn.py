@@ -95,6 +95,12 @@ def decide(
         stays |= disappointed
 
 
+def settled(decision: Decision, incumbents: Mapping[str, Incumbent]) -> list[PoolProblem]:
+    """The pools of a plan, of which those that it leaves where they run have no other options."""
+    wanted = {p.key for p in decision.problems if _would_move(p, decision.solution, incumbents)}
+    return [p if p.key in wanted else _hold(p, incumbents) for p in decision.problems]
+
+
 @dataclass(frozen=True, slots=True)
 class _Moves:
     """Who would move in a free plan, and what speaks against it."""

@@ -142,12 +142,15 @@ class FleetSolver:
         self._staged.append((found, least))
         return found
 
-    def amended(self, solution: Solution, limits: Limits, standing: Standing = NOTHING) -> Solution | None:
+    def amended(
+        self, problems: Sequence[PoolProblem], solution: Solution, limits: Limits, standing: Standing = NOTHING
+    ) -> Solution | None:
         """`solution`, which this has made, beside fewer nodes: pools give way, and those that compete for what is left
         are taken out and put back.
 
-        Its bounds are those of `solution`, which fewer nodes cannot better.  None where it was not bettered stage by
-        stage, or where not the least important pools alone would serve less.
+        `problems`: as of `solve`, with what each pool may have now.  Its bounds are those of `solution`, which fewer
+        nodes cannot better.  None where it was not bettered stage by stage, or where not the least important pools
+        alone would serve less.
         """
         least = next((shed for made, shed in self._staged if made is solution), None)
         if least is None:
@@ -157,7 +160,8 @@ class FleetSolver:
         lanes = lanes_of(known.lanes.problems, fewer.limits)
         if lanes.rows != known.lanes.rows:
             return None
-        part = known.within(replace(lanes, most=np.minimum(lanes.most, known.lanes.most)))
+        allowed = _allowed(lanes, {p.key: p.options for p in problems})
+        part = known.within(replace(lanes, most=np.minimum(allowed, known.lanes.most)))
         outcome = _beside(part, _columns_of(part, solution.pools), least.duals)
         found = fewer._packed(part, outcome, frozenset())
         if found is None:

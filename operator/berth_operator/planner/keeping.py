@@ -9,7 +9,7 @@ from typing import Final
 
 from berth_operator.api import HardwareClass
 from berth_operator.planner.candidates import Resource
-from berth_operator.planner.churn import Decision
+from berth_operator.planner.churn import Decision, settled
 from berth_operator.planner.explanation import Usage
 from berth_operator.planner.judged import JudgedPool, decide_pools, solver_of
 from berth_operator.planner.sharing import NOTHING, Standing
@@ -43,10 +43,11 @@ def decide_beside(
     """Solve for pools beside what stays, and beside what this makes stay: (plan, all that stays).
 
     A pool that goes short keeps what it has on hardware that it may no longer be placed on.  Where that does not fit
-    beside the plan, it is amended, or made again, without those nodes; a pool has them once, so this ends.
+    beside the plan, it is amended without those nodes, so that nobody moves who would not have with them, or else made
+    again; a pool has them once, so this ends.
     `standing`: as of `judged.solver_of`.
     """
-    stays = tuple(stays)
+    stays, incumbents = tuple(stays), {j.key: j.incumbent for j in pools if j.incumbent}
     left, together = beside(limits, stays, standing)
     solver = solver_of(pools, left, together)
     decision = decide_pools(pools, solver, snapshot.now)
@@ -59,7 +60,7 @@ def decide_beside(
         if not any(taken.get(one.resource, 0) > left.get(one.resource, math.inf) for one in more):
             return decision, stays
         left, together = beside(limits, stays, standing)
-        amended = solver.amended(decision.solution, left, together)
+        amended = solver.amended(settled(decision, incumbents), decision.solution, left, together)
         if amended:
             decision = replace(decision, solution=amended)
         else:
