@@ -85,11 +85,11 @@ async def _discover(kubeconfig: Path | None) -> Discovery:
 def _table(entries: Sequence[Entry]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("NAME", no_wrap=True)
-    table.add_column("CHIP", no_wrap=True)
-    table.add_column("NODE", no_wrap=True)
-    for heading in ("VCPUS", "GIB", "GB/S", "BF16 TFLOPS", "INT8 TOPS", "CHIP W", "USD/H"):
+    table.add_column("CHIP", overflow="fold")
+    table.add_column("NODE", overflow="fold")
+    for heading in ("VCPUS", "GIB", "GB/S", "BF16\nTFLOPS", "INT8\nTOPS", "CHIP\nW", "USD/H"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("USE", no_wrap=True)
+    table.add_column("USE", overflow="fold")
     for e in entries:
         figures = (e.cpus, e.memory_gib, e.bandwidth_gbps, e.bf16_tflops, e.int8_tops, e.chip_watts, e.price_text)
         table.add_row(
