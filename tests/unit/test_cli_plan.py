@@ -133,8 +133,11 @@ def test_nothing_to_plan_is_exit_code_2(berth: Berth) -> None:
     assert "name files with -f, or say --from-cluster" in result.stderr
 
 
-def test_a_cluster_out_of_reach_is_exit_code_1_and_names_the_way_to_it(berth: Berth, tmp_path: Path) -> None:
+def test_a_cluster_out_of_reach_is_exit_code_1_and_names_the_way_to_it(
+    berth: Berth, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     result = berth("plan", "--from-cluster", "--kubeconfig", str(tmp_path / "none"))
+    assert "Config not found" not in caplog.text, "the client's own warning says what the error says"
     assert result.exit_code == 1
     assert "the cluster cannot be read" in result.stderr
 

@@ -11,7 +11,7 @@ from berth_operator.api import HardwareClass, InferencePool, ServingProfile
 from berth_operator.api.names import LEADER_WORKER_SET, MANAGED_BY, MANAGED_BY_LABEL
 from berth_operator.cluster.connection import config
 from berth_operator.cluster.groups import as_seen, replicas_of
-from berth_operator.cluster.kube import ApiError, Kube
+from berth_operator.cluster.kube import ApiError, Kube, kubeconfig_exists
 from berth_operator.cluster.observe import (
     Invalid,
     Observation,
@@ -78,6 +78,8 @@ async def _nodes_if_allowed(kube: Kube) -> ClusterNodes:
 
 def namespace_in_context(kubeconfig: Path | None) -> str:
     """The namespace that kubectl would use: that of the kubeconfig's current context, else `default`."""
+    if not kubeconfig_exists(str(kubeconfig) if kubeconfig else None):
+        return "default"
     try:
         _, active = config.list_kube_config_contexts(config_file=str(kubeconfig) if kubeconfig else None)
     except (config.ConfigException, OSError):

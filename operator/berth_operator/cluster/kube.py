@@ -317,7 +317,7 @@ async def load_configuration(kubeconfig: str | None = None) -> Configuration:
     try:
         if in_pod:
             config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        elif not _any_file(where):
+        elif not kubeconfig_exists(paths):
             raise FileNotFoundError("there is no such file")
         else:
             await config.load_kube_config(config_file=paths, client_configuration=configuration)
@@ -326,7 +326,9 @@ async def load_configuration(kubeconfig: str | None = None) -> Configuration:
     return configuration
 
 
-def _any_file(paths: str) -> bool:
+def kubeconfig_exists(paths: str | None) -> bool:
+    """Whether there is any of these files, else of $KUBECONFIG, else ~/.kube/config; the client warns where none is."""
+    paths = paths or os.environ.get("KUBECONFIG") or "~/.kube/config"
     return any(Path(path).expanduser().is_file() for path in paths.split(os.pathsep))
 
 
