@@ -48,6 +48,8 @@ BEYOND = (1.1, 1.25, 1.4)
 """Of the predicted capacity, until an objective breaks."""
 AGENTS = Agents(system=32, new=16, output=8)
 OBJECTIVES = ("first_token", "gap", "turn")
+LONGER = (2, 8, 24)
+"""Times the agents' answers, of those that profile the worker."""
 _LOOSE = 20.0
 _NEAR = 0.05
 """Capacities that differ by less are tried by the same loads."""
@@ -310,14 +312,22 @@ def worker(slots: int, gap: float = _LOOSE, keep: Path | None = None) -> Iterato
 
 
 def bench(running: Running, agents: Agents, streams: Sequence[int], requests: int) -> ServingProfile:
-    """What `berth bench` prints of a worker, at turns like those of these agents."""
+    """What `berth bench` prints of a worker, at turns like those of these agents.
+
+    Streams whose prompts are read one after the other have to decode together for a while: where some hardly do, as
+    prompts are read slowly, all answer longer.  Raises SystemExit where they do not even so.
+    """
     command = [str(Path(sys.executable).with_name("berth")), "bench", running.grpc]
     command += ["--http-address", running.http, "--model", MODEL, "--hardware-class", "here", "-o", "json"]
     command += ["--concurrency", ",".join(map(str, streams)), "--requests", str(requests), "--machine", "this one"]
     command += ["--prompt-tokens", str(agents.prompt - agents.new), "--new-tokens", str(agents.new)]
-    command += ["--output-tokens", str(2 * agents.output)]  # as many again, so that all streams decode together
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    return ServingProfile.model_validate(json.loads(done.stdout))
+    for longer in LONGER:
+        output = ["--output-tokens", str(longer * agents.output)]
+        done = subprocess.run([*command, *output], capture_output=True, text=True, check=True)
+        profile = ServingProfile.model_validate(json.loads(done.stdout))
+        if {point.concurrency for point in profile.spec.points} == set(streams):
+            return profile
+    raise SystemExit(f"berth bench measured too few concurrencies:\n{done.stderr}")
 
 
 if __name__ == "__main__":
