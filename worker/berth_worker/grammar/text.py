@@ -220,7 +220,11 @@ def _narrowed(schema: Any, alone: bool, defined: bool) -> Any:
     if schema.get("type") == "integer" and not any(name in schema for name in _NUMBERED):
         found |= {"minimum": -_MOST_INTEGER, "maximum": _MOST_INTEGER}
     listed, needed = schema.get("properties"), schema.get("required", [])
-    closes = isinstance(listed, Mapping) and isinstance(needed, list) and all(name in [*listed] for name in needed)
+    closes = (
+        isinstance(listed, Mapping)
+        and isinstance(needed, list)
+        and all(isinstance(name, str) and name in listed for name in needed)
+    )
     if alone and closes and not any(name in schema for name in _OPEN):
         found["additionalProperties"] = False
     return found
