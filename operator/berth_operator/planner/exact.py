@@ -4,6 +4,7 @@ For the rules that quantised pricing does not know, and for the few pools where 
 """
 
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from berth_operator.planner.patterns import Prices
 from berth_operator.planner.program import Program, add_pool, cost_terms
 from berth_operator.planner.solver import ROUGH_NODES, SolverError, minimise_roughly
 from berth_operator.planner.useful import useful_nodes
+
+_MORE: Final = 1e-4
+"""By which a pattern that is known may cost more in the flat program, relative and in USD/h, where a replica more costs
+a little (`program.cost_terms`): far less than a replica does."""
 
 
 def exact_pattern(
@@ -22,10 +27,11 @@ def exact_pattern(
     within: float | None = None,
     most_nodes: int = ROUGH_NODES,
 ) -> tuple[Ints, float] | None:
-    """([option] nodes, lower bound of the price) of a lane's cheapest pattern; None if HiGHS has none.
+    """([option] nodes, lower bound of the price) of a lane's cheapest pattern; None if HiGHS has none up to `ceiling`,
+    what a pattern that is known costs.
 
-    The bound is the lesser of `ceiling` and what no pattern is below, less up to `within` USD/h (0.1 %),
-    or more where `most_nodes` of branch and bound do not do.
+    The bound is the lesser of that and what no pattern is below, less up to `within` USD/h (0.1 %), or more where
+    `most_nodes` of branch and bound do not do.
     """
     one = np.array([lane])
     times = useful_nodes(lanes, one, prices.node[one], prices.unserved[one], np.array([ceiling]))[0]
@@ -43,7 +49,7 @@ def exact_pattern(
     if columns.missing is not None:
         terms[columns.missing] = prices.missing
     try:
-        point = minimise_roughly(program, terms, within, most_nodes)
+        point = minimise_roughly(program, terms, within, most_nodes, ceiling * (1 + _MORE) + _MORE)
     except SolverError:
         return None
     nodes = np.zeros(lanes.share.shape[1], dtype=np.int64)

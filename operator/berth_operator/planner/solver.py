@@ -3,6 +3,7 @@
 One thread, a fixed seed, columns in canonical order, limits in branch-and-bound nodes and never in seconds.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -199,11 +200,15 @@ def minimise(program: Program, stages: Sequence[Terms]) -> Stage:
 
 
 def minimise_roughly(
-    program: Program, terms: Terms, within: float | None = None, most_nodes: int = ROUGH_NODES
+    program: Program,
+    terms: Terms,
+    within: float | None = None,
+    most_nodes: int = ROUGH_NODES,
+    cutoff: float = math.inf,
 ) -> Stage:
     """Minimise `terms` to a gap of 0.1 %, or of `within`, in few nodes, with little of what HiGHS does but branch.
 
-    Raises SolverError.
+    Branches above `cutoff` are not looked at.  Raises SolverError, also where no point is below that.
     """
     highs = _load(program)
     for name, value in ROUGH.items():
@@ -212,6 +217,7 @@ def minimise_roughly(
     if within is not None:
         highs.setOptionValue("mip_rel_gap", 0.0)
         highs.setOptionValue("mip_abs_gap", within)
+    highs.setOptionValue("objective_bound", cutoff)  # where its branch and bound starts from, as if a point were known
     return _run(highs, program, terms)
 
 
