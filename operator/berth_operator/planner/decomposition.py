@@ -9,6 +9,7 @@ which holds for any p >= 0 and for prices that are themselves lower bounds.  The
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -61,6 +62,8 @@ WITHIN: Final = 1e-5
 """Of the cost of all, by which the flat program may be wrong about one pool."""
 FEW: Final = 0.1
 """Share of lanes that may have changed since a proof, for it to be amended."""
+_THREADS: Final = 2
+"""That solve flat programs at once."""
 
 
 @dataclass(slots=True)
@@ -157,8 +160,8 @@ class Decomposition(Stock):
         odd = which[self.lanes.odd[which]]
         if self.stage.dollars < 1.0:
             self._least[odd] = 0.0  # the flat program knows whole dollars only
-        for lane in odd.tolist() if self.stage.dollars == 1.0 else []:
-            self._exactly(lane, duals, float(ceiling[self.lanes.pool[lane]]))
+        if self.stage.dollars == 1.0:
+            self._exactly(odd, duals)
         # What costs more than the best known pattern need not have been looked for.
         self._least[which] = np.minimum(self._least[which], ceiling[self.lanes.pool[which]])
         if self.stage is WHOLE:  # the others are tightened once, after their last pricing
@@ -186,18 +189,25 @@ class Decomposition(Stock):
         order = np.argsort(-gap, kind="stable")
         worth = min(WORTH[0], WORTH[1] / self.pools) * self.worth()
         lost = gap > 0.01 * np.where((self.unserved[which] > 0) & (not self.scarce), self.unserved[which], np.inf)
-        for place, i in enumerate(order[: max(most, LOST_LANES)]):
-            if (place < most and gap[i] > worth) or lost[i]:
-                lane = int(which[i])
-                self._exactly(lane, duals, float(self.ceilings(duals)[self.lanes.pool[lane]]))
+        first = order[: max(most, LOST_LANES)]
+        self._exactly(which[first[((np.arange(len(first)) < most) & (gap[first] > worth)) | lost[first]]], duals)
 
-    def _exactly(self, lane: int, duals: Floats, ceiling: float) -> None:
-        branching = ROUGH_NODES if self.lanes.odd[lane] else EXACT_NODES
-        result = exact_pattern(self.lanes, lane, self.prices(duals), ceiling, WITHIN * self.worth(), branching)
-        if result is not None:
-            nodes, least = result
-            self.add(np.array([lane]), nodes[None, :])
-            self._least[lane] = max(self._least[lane], least)
+    def _exactly(self, which: Ints, duals: Floats) -> None:
+        """Price the lanes `which` by the flat program, two at a time: HiGHS does not hold Python's lock."""
+        if not len(which):
+            return
+        prices, ceiling, within = self.prices(duals), self.ceilings(duals)[self.lanes.pool], WITHIN * self.worth()
+
+        def priced(lane: int) -> tuple[Ints, float] | None:
+            branching = ROUGH_NODES if self.lanes.odd[lane] else EXACT_NODES
+            return exact_pattern(self.lanes, lane, prices, float(ceiling[lane]), within, branching)
+
+        with ThreadPoolExecutor(min(len(which), _THREADS)) as threads:
+            for lane, result in zip(which, threads.map(priced, which.tolist()), strict=True):
+                if result is not None:
+                    nodes, least = result
+                    self.add(lane[None], nodes[None, :])
+                    self._least[lane] = max(self._least[lane], least)
 
     def run(self, effort: Effort = Effort.PROVE, *, shed: bool = False) -> Outcome:
         """Generate columns, choose whole ones.  `shed`: stages follow a shortage, which need no proof of this."""
