@@ -11,6 +11,7 @@ from typing import Any, Final
 import highspy
 import numpy as np
 import numpy.typing as npt
+from numpy.random import default_rng
 
 from berth_operator.planner.lanes import Flags, Floats, Ints, Lanes
 from berth_operator.planner.pricing import TOLERANCE
@@ -127,7 +128,7 @@ class Columns:
 def _marks(count: int) -> npt.NDArray[np.uint64]:
     """Factors of a sum that tells patterns apart: of a hundred thousand two get the same once in 10^9 runs, and then
     one of them is missed."""
-    return np.random.default_rng(1).integers(0, 2**63, count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    return default_rng(1).integers(0, 2**63, count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 class Master:
