@@ -15,9 +15,10 @@ from berth_operator.planner.candidates import Option, Resource
 from berth_operator.planner.decomposition import Decomposition
 from berth_operator.planner.exact import exact_pattern
 from berth_operator.planner.fleet import FleetSolver, penalties
-from berth_operator.planner.lanes import Lanes, lanes_of, most_replicas_on, served_by
+from berth_operator.planner.lanes import Ints, Lanes, lanes_of, most_replicas_on, served_by
 from berth_operator.planner.master import Columns
 from berth_operator.planner.patterns import Prices, cheapest
+from berth_operator.planner.pricing import Priced, price
 from berth_operator.planner.program import PoolProblem
 from berth_operator.planner.shedding import least_shortage
 from berth_operator.planner.solution import PoolSolution, Solution, nodes_used
@@ -349,6 +350,36 @@ def test_many_nodes_smaller_than_a_unit_are_never_priced_above_what_they_cost(se
         nodes, bound = _exactly(lanes, int(lane), prices)
         assert found.bound[lane] <= nodes + 1e-4
         assert found.cost[lane] >= bound - 1e-3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_known_of_a_pool_changes_nothing_in_its_exact_price(seed: int, option: Make) -> None:
+    problems, limits = _fleet(seed, option, 8)
+    lanes = lanes_of(problems, limits)
+    prices = _prices(lanes, np.random.default_rng(seed))
+    for lane in range(lanes.count):
+        cost, least = _exactly(lanes, lane, prices)
+        for known in (cost, 1.3 * cost):
+            found = exact_pattern(lanes, lane, prices, known)
+            assert found is not None, (seed, lane)
+            assert found[1] == pytest.approx(min(known, least), rel=2e-3, abs=1e-3), (seed, lane)
+        below = exact_pattern(lanes, lane, prices, 0.9 * least)
+        assert below is None or below[1] <= 0.9 * least, (seed, lane)
+
+
+def test_many_pools_are_priced_as_each_by_itself(option: Make) -> None:
+    problems, limits = _fleet(3, option, 40)
+    lanes = lanes_of(problems, limits)
+    prices, which, none = _prices(lanes, np.random.default_rng(3)), np.arange(lanes.count), np.full(lanes.count, np.inf)
+    assert lanes.count >= 40  # of 60 units: enough for two threads
+
+    def priced(some: Ints) -> Priced:
+        return price(lanes, some, prices.node[some], prices.unserved[some], prices.missing, none[some], 60)
+
+    together, alone = priced(which), [priced(one[None]) for one in which]
+    assert together.bound.tolist() == [float(one.bound[0]) for one in alone]
+    assert together.nodes.tolist() == [one.nodes[0].tolist() for one in alone]
+    assert together.below.tolist() == [bool(one.below[0]) for one in alone]
 
 
 def _exactly(lanes: Lanes, lane: int, prices: Prices) -> tuple[float, float]:
