@@ -226,12 +226,19 @@ async def test_content_may_be_parts_and_developers_speak_as_the_system(talking: 
     assert one.usage.prompt_tokens == other.usage.prompt_tokens
 
 
-async def test_an_answer_that_said_nothing_may_be_sent_back(talking: Any) -> None:
+async def test_an_answer_that_said_nothing_or_refused_may_be_sent_back(talking: Any) -> None:
     async with talking() as (client, running):
-        for said in ({"content": None}, {"content": None, "tool_calls": []}, {"refusal": "No."}):
+        refused = [{"type": "text", "text": "Well,"}, {"type": "refusal", "refusal": "no."}]
+        empty, parts = {"content": None}, {"content": refused}
+        for said, meant in (
+            (empty, ""),
+            (empty | {"tool_calls": []}, ""),
+            ({"refusal": "No."}, "No."),
+            (parts, "Well,\nno."),
+        ):
             history = [*QUESTION, {"role": "assistant", **said}, {"role": "user", "content": "Well?"}]
             answer = await client.chat.completions.create(messages=history, **GREEDY)
-            spoken = [history[0], {"role": "assistant", "content": said.get("refusal", "")}, history[2]]
+            spoken = [history[0], {"role": "assistant", "content": meant}, history[2]]
             assert answer.usage.prompt_tokens == len(running.engine.tokenizer.encode_chat(spoken))
 
 
@@ -434,6 +441,34 @@ async def test_a_client_that_stalls_in_its_request_keeps_no_worker_from_leaving(
             assert (await running.http.get("/healthz")).status_code == 200
         assert running.http_server.open_calls == 0
         writer.close()
+
+
+async def test_every_answer_names_its_request(talking: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async with talking() as (client, running):
+        asked: dict[str, Any] = {"prompt": "x", "model": MODEL, "max_tokens": 1}
+        for own in ("agent-7/turn 3", "x" * 257, "é"):
+            made = await running.http.post("/v1/completions", json=asked, headers={"x-request-id": own.encode()})
+            assert made.status_code == 200
+            assert len(made.headers["x-request-id"]) == 32
+            assert made.headers["x-request-id"] != own
+            assert made.json()["id"] == f"cmpl-{made.headers['x-request-id']}"
+        for stream in (False, True):
+            raw = await client.completions.with_raw_response.create(
+                stream=stream, extra_headers={"x-request-id": "a-1"}, **asked
+            )
+            assert raw.headers.get_list("x-request-id") == ["a-1"]
+        whole = await client.completions.create(extra_headers={"x-request-id": "a-2"}, **asked)
+        assert (whole._request_id, whole.id) == ("a-2", "cmpl-a-2")
+        for path in ("/healthz", "/metrics", "/v1/models", "/nothing", "/v1/completions"):
+            answer = await running.http.get(path, headers={"x-request-id": "probe"})
+            assert answer.headers.get_list("x-request-id") == ["probe"], path
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.completions.create(extra_headers={"x-request-id": "a-3"}, **asked | {"temperature": 9})
+        assert refused.value.request_id == "a-3"
+        running.worker.constraints = None  # what no test can provoke by asking
+        with pytest.raises(openai.InternalServerError) as failed:
+            await client.completions.create(**asked)
+        assert f"/v1/completions failed, request {failed.value.request_id}" in caplog.text
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -115,6 +115,16 @@ def one_worker(loaded: LoadedModel) -> Iterator[str]:
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "one of system, developer"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "found nothing; text is right"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "refusal"}]}]},
+            "messages[0].content[0].type",
+            "'text' is",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "refusal", "text": "x"}]}]},
+            "messages[0].content[0].refusal",
+            "text is right",
+        ),
         ({"messages": [{"role": "user", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].function", "an object"),
         ({"messages": [{"role": "user", "content": "\udc00"}]}, "messages[0].content", "half of a surrogate pair"),
         ({"messages": [{"role": "user", "content": "word " * 600}]}, "messages", "tokens are too many"),

@@ -16,8 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from berth_worker.server.openai_face import OpenAiFace, problem
+from berth_worker.server.request_ids import RequestIds
 from berth_worker.server.worker import Worker
 
 __all__ = ["HttpServer", "application"]
@@ -26,7 +28,7 @@ KEEP_ALIVE_SECONDS = 120
 """An idle connection is kept longer than proxies keep theirs (60 s is usual), so that none sends into a closed one."""
 
 
-def application(worker: Worker, openai: OpenAiFace) -> Starlette:
+def application(worker: Worker, openai: OpenAiFace) -> ASGIApp:
     """The ASGI application over a worker in any phase."""
 
     async def healthz(_: Request) -> Response:
@@ -41,7 +43,7 @@ def application(worker: Worker, openai: OpenAiFace) -> Starlette:
         return Response(encode(registry), headers={"content-type": content_type})
 
     own = [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
-    return Starlette(routes=[*own, *openai.routes], exception_handlers={HTTPException: problem})
+    return RequestIds(Starlette(routes=[*own, *openai.routes], exception_handlers={HTTPException: problem}))
 
 
 def _verdict(problem: str | None) -> Response:

@@ -23,7 +23,8 @@ from berth_worker.engine.scheduler import QueueFullError
 from berth_worker.server.background import in_thread_if
 from berth_worker.server.events import EventStream
 from berth_worker.server.openai_reply import ChatChoice, Choice, Reply, TextChoice, error_body, usage
-from berth_worker.server.openai_request import MAX_ID, Asked, Prompt, parse_body, read_chat, read_completion
+from berth_worker.server.openai_request import Asked, Prompt, parse_body, read_chat, read_completion
+from berth_worker.server.request_ids import request_id
 from berth_worker.server.worker import Phase, Worker
 
 if TYPE_CHECKING:
@@ -112,15 +113,13 @@ class OpenAiFace:
         answered = False
         self.open_calls += 1  # not before: who stalls in the middle of a request keeps no worker from leaving
         try:
-            request_id, session = request.headers.get("x-request-id", ""), request.headers.get("x-session-id", "")
+            session = request.headers.get("x-session-id", "")
             try:
                 asked = await in_thread_if(len(body) > INLINE_BODY, lambda: read(parse_body(body), session))
-                if len(request_id) > MAX_ID:
-                    raise InvalidRequestError("x-request-id", f"{len(request_id)} characters; at most {MAX_ID}")
             except InvalidRequestError as error:
                 raise _RefusedError(400, str(error), error.field) from error
             self._check_model(asked.model)
-            bound = await self._submit(asked, engine, request_id, streams)
+            bound = await self._submit(asked, engine, request_id(request), streams)
             reply = Reply(kind, streams[0].request_id, self._worker.model_name)
             names = [tool["function"]["name"] for tool in asked.tools if asked.may_call]
             choices: list[Choice] = [
@@ -140,7 +139,7 @@ class OpenAiFace:
         except _RefusedError as error:
             return error.response()
         except Exception as error:
-            log.exception("%s failed", request.url.path)
+            log.exception("%s failed, request %s", request.url.path, request_id(request))
             return _RefusedError(500, f"the worker failed on this request: {type(error).__name__}").response()
         finally:
             if not answered:
@@ -152,7 +151,7 @@ class OpenAiFace:
         for stream in streams:
             stream.cancel()
 
-    async def _submit(self, asked: Asked, engine: Engine, request_id: str, streams: list[AsyncStream]) -> bool:
+    async def _submit(self, asked: Asked, engine: Engine, name: str, streams: list[AsyncStream]) -> bool:
         """Queue every choice of every prompt, into streams, so that those already queued are ended if one cannot be;
         whether the answers keep to a grammar."""
         try:
@@ -166,9 +165,7 @@ class OpenAiFace:
                     params = asked.params_of(choice, engine.config.max_context_tokens - len(ids))
                     output = None if grammar is None else grammar.start()
                     streams.append(
-                        engine.submit(
-                            ids, params, request_id=request_id, session_id=asked.session_id, constraint=output
-                        )
+                        engine.submit(ids, params, request_id=name, session_id=asked.session_id, constraint=output)
                     )
             return grammar is not None
         except InvalidRequestError as error:

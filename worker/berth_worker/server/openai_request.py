@@ -264,10 +264,11 @@ def _content(message: Fields) -> str | None:
         return message.text("content")
     texts = []
     for part, _ in message.objects("content"):
-        if part.get("type") != "text":
+        kind = part.get("type")
+        if kind != "text" and not (kind == "refusal" and message.get("role") == "assistant"):
             part.refuse("type", "'text' is right: this model reads text alone")
-        if (text := part.text("text")) is None:
-            part.refuse("text", "text is right")
+        if (text := part.text(kind)) is None:
+            part.refuse(kind, "text is right")
         texts.append(text)
     return "\n".join(texts)
 
