@@ -13,7 +13,9 @@ import pytest
 from berth_worker.engine.limits import EngineConfig
 from berth_worker.server.http_face import HttpServer
 from berth_worker.server.metrics import Metrics
-from berth_worker.server.openai_request import Asked, parse_body, read_chat, read_completion
+from berth_worker.server.openai_asked import Asked
+from berth_worker.server.openai_body import parse_body
+from berth_worker.server.openai_request import read_chat, read_completion
 from berth_worker.server.worker import Worker
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from berth_worker.engine.engine import Engine
     from berth_worker.grammar.guidance import Grammar, Guidance
     from berth_worker.model.interface import Tokenizer
+    from berth_worker.server.openai_asked import Asked
     from berth_worker.server.openai_form import Form
-    from berth_worker.server.openai_request import Asked
 
 __all__ = ["Constraints"]
 
@@ -117,7 +117,7 @@ def _calls(asked: Asked, tokenizer: Tokenizer) -> list[tuple[str, Call]]:
         before, after = tokenizer.call_text(name)
         schema = _arguments(function.get("parameters")) if strict or asked.must_call else {"type": "object"}
         tag = OPEN if before.startswith(OPEN) else ""
-        found.append((f"tools[{index}].function.parameters", Call(name, before, after, schema, strict, tag)))
+        found.append((asked.schemas.format(index), Call(name, before, after, schema, strict, tag)))
     return found
 
 

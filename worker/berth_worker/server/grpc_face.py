@@ -18,9 +18,9 @@ from berth_worker.engine.scheduler import QueueFullError
 from berth_worker.proto.berth.v1 import generation_pb2 as pb
 from berth_worker.proto.berth.v1 import generation_pb2_grpc as pb_grpc
 from berth_worker.server.background import in_thread_if
+from berth_worker.server.openai_asked import Asked
 from berth_worker.server.openai_fields import Fields
 from berth_worker.server.openai_form import Form, form_of
-from berth_worker.server.openai_request import Asked
 from berth_worker.server.worker import Phase, Worker
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""How does an OpenAI client reach the engine?  /v1/chat/completions, /v1/completions and /v1/models, as ASGI.
+"""How does an OpenAI client reach the engine?  What begins with /v1, as ASGI.
 
 Only translation, over the same engine and the same limits as gRPC.  A client that goes away frees what it held.
 """
@@ -6,7 +6,6 @@ Only translation, over the same engine and the same limits as gRPC.  A client th
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,13 @@ from starlette.types import Message, Receive, Scope, Send
 from berth_worker.engine.limits import NotAcceptingError
 from berth_worker.engine.request import FinishReason, InvalidRequestError
 from berth_worker.engine.scheduler import QueueFullError
+from berth_worker.server.answer_items import AnswerItems
 from berth_worker.server.background import in_thread_if
 from berth_worker.server.events import EventStream
-from berth_worker.server.openai_reply import ChatChoice, Choice, Reply, TextChoice, error_body, usage
-from berth_worker.server.openai_request import Asked, Prompt, parse_body, read_chat, read_completion
+from berth_worker.server.openai_asked import Asked, Prompt
+from berth_worker.server.openai_body import parse_body
+from berth_worker.server.openai_reply import ChatChoice, Choice, ChoicesReply, Reply, TextChoice, error_body
+from berth_worker.server.openai_request import read_chat, read_completion
 from berth_worker.server.request_ids import request_id
 from berth_worker.server.worker import Phase, Worker
 
@@ -94,14 +96,14 @@ class OpenAiFace:
             return error.response()
 
     async def _completions(self, request: Request) -> Response:
-        return await self._answer(request, "text_completion", read_completion)
+        return await self._answer(request, read_completion)
 
     async def _chat(self, request: Request) -> Response:
-        return await self._answer(request, "chat.completion", read_chat)
+        return await self._answer(request, read_chat)
 
     # -- one answer --------------------------------------------------------------------------------------------------
 
-    async def _answer(self, request: Request, kind: str, read: Callable[[dict[str, Any], str], Asked]) -> Response:
+    async def _answer(self, request: Request, read: Callable[[dict[str, Any], str], Asked]) -> Response:
         try:
             engine = self._engine()
             body = await _body(request)
@@ -120,19 +122,12 @@ class OpenAiFace:
                 raise _RefusedError(400, str(error), error.field) from error
             self._check_model(asked.model)
             bound = await self._submit(asked, engine, request_id(request), streams)
-            reply = Reply(kind, streams[0].request_id, self._worker.model_name)
-            names = [tool["function"]["name"] for tool in asked.tools if asked.may_call]
-            choices: list[Choice] = [
-                ChatChoice(i, engine.tokenizer, names, parallel=asked.parallel_calls, call=asked.call, sure=bound)
-                if asked.messages
-                else TextChoice(i, engine.tokenizer)
-                for i in range(len(streams))
-            ]
+            reply = self._reply(asked, engine, streams, sure=bound)
             response: Response
             if asked.stream:
-                response = EventStream(_events(asked, reply, streams, choices))
+                response = EventStream(_events(reply, streams))
             else:
-                whole = await _unless_gone(request, _collect(asked, reply, streams, choices))
+                whole = await _unless_gone(request, _collect(reply, streams))
                 response = Response(status_code=499) if whole is None else JSONResponse(whole)
             answered = True
             return _Tracked(response, lambda: self._done(streams), self._worker)
@@ -144,6 +139,20 @@ class OpenAiFace:
         finally:
             if not answered:
                 self._done(streams)
+
+    def _reply(self, asked: Asked, engine: Engine, streams: Sequence[AsyncStream], *, sure: bool) -> Reply:
+        """sure: whether the answers keep to a grammar."""
+        name, model, tokenizer = streams[0].request_id, self._worker.model_name, engine.tokenizer
+        tools = [tool["function"]["name"] for tool in asked.tools if asked.may_call]
+
+        def items() -> AnswerItems:
+            return AnswerItems(tools, parallel=asked.parallel_calls, call=asked.call, sure=sure)
+
+        choices: list[Choice] = [
+            ChatChoice(i, tokenizer, items()) if asked.messages else TextChoice(i, tokenizer)
+            for i in range(len(streams))
+        ]
+        return ChoicesReply(asked, choices, name, model)
 
     def _done(self, streams: Sequence[AsyncStream]) -> None:
         """All is sent, or nobody reads any more."""
@@ -303,36 +312,24 @@ def _checked(chunk: Chunk) -> Chunk:
     return chunk
 
 
-def _used(asked: Asked, choices: Sequence[Choice]) -> dict[str, Any]:
-    return usage([(i // asked.choices, choice.finish) for i, choice in enumerate(choices) if choice.finish])
-
-
-async def _collect(
-    asked: Asked, reply: Reply, streams: Sequence[AsyncStream], choices: Sequence[Choice]
-) -> dict[str, Any]:
+async def _collect(reply: Reply, streams: Sequence[AsyncStream]) -> dict[str, Any]:
     async for index, chunk in _merged(streams):
-        choices[index].pieces(chunk)
-    return reply.whole(choices, _used(asked, choices))
+        reply.take(index, chunk)
+    return reply.whole()
 
 
-async def _events(
-    asked: Asked, reply: Reply, streams: Sequence[AsyncStream], choices: Sequence[Choice]
-) -> AsyncIterator[bytes]:
-    """Server-sent events, as OpenAI's: JSON in `data`, and [DONE]; an error ends them."""
+async def _events(reply: Reply, streams: Sequence[AsyncStream]) -> AsyncIterator[bytes]:
+    """Server-sent events; an error ends them."""
+    if events := reply.begun():
+        yield reply.encoded(events)
     try:
         async for index, chunk in _merged(streams):
-            if pieces := choices[index].pieces(chunk):
-                yield b"".join(_event(reply.piece([piece])) for piece in pieces)
+            if events := reply.take(index, chunk):
+                yield reply.encoded(events)
     except _RefusedError as error:
-        yield _event(error.body())
+        yield reply.encoded(reply.failed(error.body()))
         return
-    if asked.usage_in_stream:
-        yield _event(reply.piece([], _used(asked, choices)))
-    yield b"data: [DONE]\n\n"
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    yield reply.encoded(reply.ended()) + reply.last
 
 
 async def _unless_gone(request: Request, work: Any) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What does an OpenAI client say its answer has to look like?  response_format, and vLLM's structured outputs."""
+"""What does an OpenAI client say its answer has to look like?  response_format or text.format, and what vLLM has."""
 
 from __future__ import annotations
 
@@ -31,19 +31,24 @@ class Form:
     """Whether the answer may call tools instead."""
 
 
-def read_form(fields: Fields) -> Form | None:
-    """None: any text.  Raises InvalidRequestError, also where two fields say what the answer has to be."""
+def read_form(fields: Fields, *, text: bool = False) -> Form | None:
+    """None: any text.  text: the Responses API's text.format takes the place of response_format.
+
+    Raises InvalidRequestError, also where two fields say what the answer has to be.
+    """
     first: Form | None = None
-    for name, form in _forms(fields):
+    for name, form in _forms(fields, text):
         if first is not None:
             fields.refuse(name, f"{first.field} says already what the answer has to be; one of them is right")
         first = form
     return first
 
 
-def _forms(fields: Fields) -> Iterator[tuple[str, Form]]:
-    if fields.get("response_format") is not None and (form := _response_format(fields)) is not None:
-        yield "response_format", form
+def _forms(fields: Fields, text: bool) -> Iterator[tuple[str, Form]]:
+    outer = fields.object("text")[0] if text and fields.get("text") is not None else fields
+    name = "format" if text else "response_format"
+    if outer.get(name) is not None and (form := _format(outer.object(name)[0], flat=text)) is not None:
+        yield name, form
     for kind in _KINDS:
         name = f"guided_{kind}"
         if fields.get(name) is not None:
@@ -62,8 +67,8 @@ def _forms(fields: Fields) -> Iterator[tuple[str, Form]]:
             inner.refuse(name, "this worker supports json, json_object, regex and choice")
 
 
-def _response_format(fields: Fields) -> Form | None:
-    inner, _ = fields.object("response_format")
+def _format(inner: Fields, *, flat: bool) -> Form | None:
+    """flat: a schema and its name stand beside the type."""
     kind = inner.get("type")
     if kind == "text":
         return None
@@ -71,7 +76,7 @@ def _response_format(fields: Fields) -> Form | None:
         return Form("json", _OBJECT, inner.path + "type", calls=True)
     if kind != "json_schema":
         inner.refuse("type", "'text', 'json_object' or 'json_schema' is right")
-    described, _ = inner.object("json_schema")
+    described = inner if flat else inner.object("json_schema")[0]
     described.boolean("strict")
     return Form("json", described.object("schema")[1], described.path + "schema", calls=True)
 

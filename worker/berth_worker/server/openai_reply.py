@@ -1,22 +1,37 @@
-"""How does an answer look to an OpenAI client?  Chunks of the engine become pieces, whole answers, usage and errors."""
+"""How does an answer look to an OpenAI client?  Chunks of the engine become pieces, whole answers, usage and errors.
+
+Here for /v1/completions and /v1/chat/completions; `responses_reply` for the Responses API.
+"""
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from berth_worker.engine.request import FinishReason
-from berth_worker.server.tool_calls import Arguments, ForcedCall, Item, ToolCall, ToolText
+from berth_worker.server.answer_items import AnswerItems
+from berth_worker.server.events import sent_event
+from berth_worker.server.tool_calls import Arguments, Item
 
 if TYPE_CHECKING:
     from berth_worker.engine.sampling import TokenLogprobs
     from berth_worker.engine.stream import Chunk, Finish
     from berth_worker.model.interface import Tokenizer
+    from berth_worker.server.openai_asked import Asked
 
-__all__ = ["ChatChoice", "Choice", "Reply", "TextChoice", "error_body", "usage"]
+__all__ = [
+    "ChatChoice",
+    "Choice",
+    "ChoicesReply",
+    "Reply",
+    "TextChoice",
+    "call_id",
+    "error_body",
+    "token_logprobs",
+    "usage",
+]
 
 REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
@@ -59,9 +74,6 @@ class Choice:
 
     def _reason(self) -> str | None:
         return None if self.finish is None else REASONS[self.finish.reason]
-
-    def _token(self, token: int) -> str:
-        return self._tokenizer.decode([token], skip_special_tokens=False)
 
 
 class TextChoice(Choice):
@@ -120,33 +132,16 @@ class TextChoice(Choice):
 class ChatChoice(Choice):
     """Of /v1/chat/completions."""
 
-    def __init__(
-        self,
-        index: int,
-        tokenizer: Tokenizer,
-        tools: Sequence[str],
-        *,
-        parallel: bool = True,
-        call: str | None = None,
-        sure: bool = False,
-    ) -> None:
-        """tools: names of the tools that the answer may call; parallel: whether several, else the first counts;
-        call: the tool that the prompt lets it call; sure: whether a grammar has what begins as a call be one."""
+    def __init__(self, index: int, tokenizer: Tokenizer, items: AnswerItems) -> None:
         super().__init__(index, tokenizer)
-        self._tools = ForcedCall(call) if call is not None else ToolText(tools, sure=sure) if tools else None
-        self._most_calls = math.inf if parallel else 1
+        self._items = items
         self._calls: list[dict[str, Any]] = []
-        self._too_many = False
-        """The call that goes on is beyond those."""
         self._begun = False
 
     def pieces(self, chunk: Chunk) -> list[dict[str, Any]]:
         self.finish = chunk.finish
         self._places += chunk.logprobs
-        found: list[Item] = [chunk.text] if chunk.text else []
-        if self._tools is not None:
-            found = self._tools.push(chunk.text) + (self._tools.flush() if chunk.finish else [])
-        deltas = [delta for item in found if (delta := self._delta(item))]
+        deltas = [self._delta(item) for item in self._items.push(chunk)]
         if not deltas and chunk.logprobs:
             deltas = [{"content": ""}]  # what they are of comes later
         if not self._begun and (deltas or chunk.finish):
@@ -178,52 +173,105 @@ class ChatChoice(Choice):
     def _entry(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"index": self.index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def _delta(self, item: Item) -> dict[str, Any] | None:
+    def _delta(self, item: Item) -> dict[str, Any]:
         if isinstance(item, str):
             self._text.append(item)
             return {"content": item}
-        if isinstance(item, ToolCall):
-            self._too_many = len(self._calls) >= self._most_calls
-        if self._too_many:
-            return None
         if isinstance(item, Arguments):
             call = self._calls[-1]
             call["function"]["arguments"] += item.text
             return {"tool_calls": [{"index": call["index"], "function": {"arguments": item.text}}]}
-        call = {"index": len(self._calls), "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function"}
+        call = {"index": len(self._calls), "id": call_id(), "type": "function"}
         function = {"name": item.name, "arguments": item.arguments}
         self._calls.append(call | {"function": function.copy()})
         return {"tool_calls": [call | {"function": function}]}
 
     def _logprobs(self, places: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        def entry(token: int, value: float) -> dict[str, Any]:
-            data = self._tokenizer.token_bytes(token)
-            return {"token": self._token(token), "logprob": value, "bytes": list(data)}
-
-        return {
-            "content": [
-                entry(place.token, place.logprob) | {"top_logprobs": [entry(*pair) for pair in place.top]}
-                for place in places
-            ],
-            "refusal": None,
-        }
+        return {"content": token_logprobs(places, self._tokenizer), "refusal": None}
 
 
-class Reply:
-    """The envelope that all pieces and the whole of one answer have in common."""
+def token_logprobs(places: Sequence[TokenLogprobs], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """As a chat's, and the Responses API's."""
 
-    def __init__(self, kind: str, request_id: str, model: str, clock: Callable[[], float] = time.time) -> None:
-        """kind: "chat.completion" or "text_completion"."""
-        prefix = "chatcmpl" if kind == "chat.completion" else "cmpl"
-        self._kind = kind
+    def entry(token: int, value: float) -> dict[str, Any]:
+        text = tokenizer.decode([token], skip_special_tokens=False)
+        return {"token": text, "logprob": value, "bytes": list(tokenizer.token_bytes(token))}
+
+    return [
+        entry(place.token, place.logprob) | {"top_logprobs": [entry(*pair) for pair in place.top]} for place in places
+    ]
+
+
+def call_id() -> str:
+    """A new name of a call, by which its result comes back."""
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+class Reply(Protocol):
+    """All of what one request is answered: events of a stream, which say what `whole` says."""
+
+    def begun(self) -> list[dict[str, Any]]:
+        """Events before all others."""
+
+    def take(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+        """Events that say what a chunk says of one of the answers."""
+
+    def ended(self) -> list[dict[str, Any]]:
+        """Events that come when all answers have ended."""
+
+    def failed(self, error: dict[str, Any]) -> list[dict[str, Any]]:
+        """Events that end the stream instead; error: as error_body."""
+
+    def whole(self) -> dict[str, Any]:
+        """The answer in one, once all answers have ended."""
+
+    def encoded(self, events: Sequence[dict[str, Any]]) -> bytes:
+        """As server-sent events."""
+
+    last: bytes
+    """What ends a stream that did not fail."""
+
+
+class ChoicesReply:
+    """Of /v1/completions and /v1/chat/completions."""
+
+    last = b"data: [DONE]\n\n"
+
+    def __init__(
+        self,
+        asked: Asked,
+        choices: Sequence[Choice],
+        request_id: str,
+        model: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._asked, self._choices = asked, choices
+        self._kind, prefix = ("chat.completion", "chatcmpl") if asked.messages else ("text_completion", "cmpl")
         self._common = {"id": f"{prefix}-{request_id}", "created": int(clock()), "model": model}
 
-    def piece(self, choices: list[dict[str, Any]], used: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One event of a stream."""
-        kind = "chat.completion.chunk" if self._kind == "chat.completion" else self._kind
-        return self._common | {"object": kind, "choices": choices} | ({"usage": used} if used else {})
+    def begun(self) -> list[dict[str, Any]]:
+        return []
 
-    def whole(self, choices: Sequence[Choice], used: dict[str, Any]) -> dict[str, Any]:
-        """The answer in one."""
-        entries = [choice.whole() for choice in choices]
-        return self._common | {"object": self._kind, "choices": entries, "usage": used}
+    def take(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+        return [self._piece([piece]) for piece in self._choices[index].pieces(chunk)]
+
+    def ended(self) -> list[dict[str, Any]]:
+        return [self._piece([]) | {"usage": self._used()}] if self._asked.usage_in_stream else []
+
+    def failed(self, error: dict[str, Any]) -> list[dict[str, Any]]:
+        return [error]
+
+    def whole(self) -> dict[str, Any]:
+        entries = [choice.whole() for choice in self._choices]
+        return self._common | {"object": self._kind, "choices": entries, "usage": self._used()}
+
+    def encoded(self, events: Sequence[dict[str, Any]]) -> bytes:
+        return b"".join(sent_event(event) for event in events)
+
+    def _piece(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self._asked.messages else self._kind
+        return self._common | {"object": kind, "choices": choices}
+
+    def _used(self) -> dict[str, Any]:
+        each = self._asked.choices
+        return usage([(i // each, choice.finish) for i, choice in enumerate(self._choices) if choice.finish])
