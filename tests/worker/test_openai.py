@@ -498,9 +498,9 @@ async def test_the_model_is_listed_and_another_is_not_found(talking: Any) -> Non
             with pytest.raises(openai.NotFoundError, match=f"found 'gpt-5'; this worker serves '{MODEL}'") as caught:
                 await asking
             assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
-        served = "this worker serves /v1/chat/completions, /v1/completions, /v1/models"
-        with pytest.raises(openai.NotFoundError, match=f"POST /v1/responses: Not Found; {served}"):
-            await client.responses.create(model=MODEL, input="x")
+        served = "this worker serves /v1/chat/completions, /v1/responses, /v1/completions, /v1/models"
+        with pytest.raises(openai.NotFoundError, match=f"POST /v1/embeddings: Not Found; {served}"):
+            await client.embeddings.create(model=MODEL, input="x")
         with pytest.raises(openai.NotFoundError, match=f"POST /chat/completions: Not Found; {served}"):
             await client.with_options(base_url=str(running.http.base_url)).chat.completions.create(
                 model=MODEL, messages=QUESTION

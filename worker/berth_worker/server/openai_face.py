@@ -27,6 +27,8 @@ from berth_worker.server.openai_body import parse_body
 from berth_worker.server.openai_reply import ChatChoice, Choice, ChoicesReply, Reply, TextChoice, error_body
 from berth_worker.server.openai_request import read_chat, read_completion
 from berth_worker.server.request_ids import request_id
+from berth_worker.server.responses_reply import ResponseReply
+from berth_worker.server.responses_request import read_response
 from berth_worker.server.worker import Phase, Worker
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ __all__ = ["OpenAiFace", "problem"]
 
 log = logging.getLogger(__name__)
 
-SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/models")
+SERVED = ("/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/models")
 MAX_BODY = 16 << 20
 """Bytes; a context of a million tokens is less."""
 INLINE_CHARACTERS = 4096
@@ -77,6 +79,7 @@ class OpenAiFace:
             Route("/v1/models/{model:path}", self._model),
             Route("/v1/completions", self._completions, methods=["POST"]),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/responses", self._responses, methods=["POST"]),
         ]
 
     # -- routes ------------------------------------------------------------------------------------------------------
@@ -100,6 +103,9 @@ class OpenAiFace:
 
     async def _chat(self, request: Request) -> Response:
         return await self._answer(request, read_chat)
+
+    async def _responses(self, request: Request) -> Response:
+        return await self._answer(request, read_response)
 
     # -- one answer --------------------------------------------------------------------------------------------------
 
@@ -148,6 +154,8 @@ class OpenAiFace:
         def items() -> AnswerItems:
             return AnswerItems(tools, parallel=asked.parallel_calls, call=asked.call, sure=sure)
 
+        if asked.repeated is not None:
+            return ResponseReply(asked, items(), tokenizer, name, model)
         choices: list[Choice] = [
             ChatChoice(i, tokenizer, items()) if asked.messages else TextChoice(i, tokenizer)
             for i in range(len(streams))
