@@ -19,6 +19,7 @@ from berth_worker.engine.constraint import Constraint
 from berth_worker.engine.cost import Load, StepCost
 from berth_worker.engine.limits import EngineConfig, NotAcceptingError, allowed_tokens
 from berth_worker.engine.pacing import Gaps, next_work
+from berth_worker.engine.readmission import Readmission
 from berth_worker.engine.report import Observer, Silent, Stats, StepReport
 from berth_worker.engine.request import FinishReason, Request, SamplingParams
 from berth_worker.engine.scheduler import QueueFullError, Scheduled, Scheduler
@@ -73,6 +74,7 @@ class Engine:
         self._stopping = False
         self._failure: str | None = None
         self._refused = 0
+        self._readmission = Readmission()
         self._step_began: float | None = None
         self._thread = threading.Thread(target=self._serve, name="berth-engine", daemon=True)
 
@@ -191,8 +193,11 @@ class Engine:
                 raise NotAcceptingError("the worker is going down; ask another one")
             try:
                 self._scheduler.add(request)
-            except QueueFullError:
+            except QueueFullError as error:
                 self._refused += 1
+                now = time.monotonic()
+                running = [now - r.admitted for r in self._scheduler.running if r.admitted is not None]
+                error.retry_seconds = self._readmission.seconds(now, running)
                 raise
             self._active[request] = active
             self._lock.notify_all()
@@ -292,8 +297,10 @@ class Engine:
             if self._failure is None:  # else the scheduler may be in the middle of a step
                 self._scheduler.finish(request)
             self._active.pop(request, None)
+            now = time.monotonic()
+            if request.admitted is not None:
+                self._readmission.ended(now - request.admitted)
             self._lock.notify_all()
-        now = time.monotonic()
         finish = active.finish(now)
         self._observer.finished(finish, now - request.arrived)
         return dataclasses.replace(last or Chunk("", ()), finish=finish)

@@ -32,6 +32,9 @@ LEAST_CHUNK = 4
 class QueueFullError(RuntimeError):
     """As many requests run and wait as are allowed to."""
 
+    retry_seconds: float = 1.0
+    """When it is worth to ask again, in seconds from now."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:

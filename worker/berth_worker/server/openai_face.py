@@ -26,6 +26,7 @@ from berth_worker.server.openai_asked import Asked, Prompt
 from berth_worker.server.openai_body import parse_body
 from berth_worker.server.openai_reply import ChatChoice, Choice, ChoicesReply, Reply, TextChoice, error_body
 from berth_worker.server.openai_request import read_chat, read_completion
+from berth_worker.server.refusals import RefusedError
 from berth_worker.server.request_ids import request_id
 from berth_worker.server.responses_reply import ResponseReply
 from berth_worker.server.responses_request import read_response
@@ -50,23 +51,6 @@ MESSAGE_CHARACTERS = 64
 """As many as a message, or a call in one, counts for beside its text; a tool counts for four times as many."""
 
 
-class _RefusedError(Exception):
-    """An answer that is an error."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-
-    def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return error_body(str(self), "rate_limit_error" if self.status == 429 else kind, self.param, self.code)
-
-    def response(self) -> JSONResponse:
-        # A client tries again on the connection that it has, so here, unless it is closed: another may have room.
-        elsewhere = {"retry-after": "1", "connection": "close"}
-        return JSONResponse(self.body(), self.status, elsewhere if self.status in (429, 503) else None)
-
-
 class OpenAiFace:
     """The routes, over a worker in any phase."""
 
@@ -87,7 +71,7 @@ class OpenAiFace:
     async def _models(self, _: Request) -> Response:
         try:
             return JSONResponse({"object": "list", "data": [self._card(self._engine())]})
-        except _RefusedError as error:
+        except RefusedError as error:
             return error.response()
 
     async def _model(self, request: Request) -> Response:
@@ -95,7 +79,7 @@ class OpenAiFace:
             engine = self._engine()
             self._check_model(request.path_params["model"])
             return JSONResponse(self._card(engine))
-        except _RefusedError as error:
+        except RefusedError as error:
             return error.response()
 
     async def _completions(self, request: Request) -> Response:
@@ -113,7 +97,7 @@ class OpenAiFace:
         try:
             engine = self._engine()
             body = await _body(request)
-        except _RefusedError as error:
+        except RefusedError as error:
             return error.response()
         except ClientDisconnect:
             return Response(status_code=499)
@@ -125,7 +109,7 @@ class OpenAiFace:
             try:
                 asked = await in_thread_if(len(body) > INLINE_BODY, lambda: read(parse_body(body), session))
             except InvalidRequestError as error:
-                raise _RefusedError(400, str(error), error.field) from error
+                raise RefusedError(400, str(error), error.field) from error
             self._check_model(asked.model)
             bound = await self._submit(asked, engine, request_id(request), streams)
             reply = self._reply(asked, engine, streams, sure=bound)
@@ -137,11 +121,11 @@ class OpenAiFace:
                 response = Response(status_code=499) if whole is None else JSONResponse(whole)
             answered = True
             return _Tracked(response, lambda: self._done(streams), self._worker)
-        except _RefusedError as error:
+        except RefusedError as error:
             return error.response()
         except Exception as error:
             log.exception("%s failed, request %s", request.url.path, request_id(request))
-            return _RefusedError(500, f"the worker failed on this request: {type(error).__name__}").response()
+            return RefusedError(500, f"the worker failed on this request: {type(error).__name__}").response()
         finally:
             if not answered:
                 self._done(streams)
@@ -191,24 +175,25 @@ class OpenAiFace:
             if _too_long(error, asked, engine):  # OpenAI's words, by which agents know that they have to cut histories
                 message += f". This model's maximum context length is {engine.config.max_context_tokens} tokens."
                 code = "context_length_exceeded"
-            raise _RefusedError(400, message, name, code) from error
+            raise RefusedError(400, message, name, code) from error
         except QueueFullError as error:
-            raise _RefusedError(429, f"the queue is full: {error}", code="queue_full") from error
+            message = f"the queue is full: {error}"
+            raise RefusedError(429, message, code="queue_full", retry_seconds=error.retry_seconds) from error
         except NotAcceptingError as error:
-            raise _RefusedError(503, str(error), code="not_accepting") from error
+            raise RefusedError(503, str(error), code="not_accepting") from error
 
     # -- what is served ----------------------------------------------------------------------------------------------
 
     def _engine(self) -> Engine:
         engine = self._worker.engine
         if engine is None or self._worker.phase is Phase.LOADING:
-            raise _RefusedError(503, "the model is not loaded yet; ask another worker", code="loading")
+            raise RefusedError(503, "the model is not loaded yet; ask another worker", code="loading")
         return engine
 
     def _check_model(self, model: str | None) -> None:
         if model and model != self._worker.model_name:
             message = f"model: found {model!r}; this worker serves {self._worker.model_name!r}"
-            raise _RefusedError(404, message, "model", "model_not_found")
+            raise RefusedError(404, message, "model", "model_not_found")
 
     def _card(self, engine: Engine) -> dict[str, Any]:
         return {
@@ -253,7 +238,7 @@ async def _body(request: Request) -> bytes:
     async for piece in request.stream():
         size += len(piece)
         if size > MAX_BODY:
-            raise _RefusedError(413, f"body: more than {MAX_BODY} bytes", "body")
+            raise RefusedError(413, f"body: more than {MAX_BODY} bytes", "body")
         pieces.append(piece)
     return b"".join(pieces)
 
@@ -290,7 +275,7 @@ def _too_long(error: InvalidRequestError, asked: Asked, engine: Engine) -> bool:
 
 
 async def _merged(streams: Sequence[AsyncStream]) -> AsyncIterator[tuple[int, Chunk]]:
-    """Chunks of all streams as they come, until all have ended. Raises _RefusedError for one that failed."""
+    """Chunks of all streams as they come, until all have ended. Raises RefusedError for one that failed."""
     if len(streams) == 1:
         async for chunk in streams[0]:
             yield 0, _checked(chunk)
@@ -316,7 +301,7 @@ async def _merged(streams: Sequence[AsyncStream]) -> AsyncIterator[tuple[int, Ch
 def _checked(chunk: Chunk) -> Chunk:
     if chunk.finish is not None and chunk.finish.reason in (FinishReason.ABORT, FinishReason.ERROR):
         aborted = chunk.finish.reason is FinishReason.ABORT
-        raise _RefusedError(503 if aborted else 500, chunk.finish.error or "the request was ended")
+        raise RefusedError(503 if aborted else 500, chunk.finish.error or "the request was ended")
     return chunk
 
 
@@ -334,7 +319,7 @@ async def _events(reply: Reply, streams: Sequence[AsyncStream]) -> AsyncIterator
         async for index, chunk in _merged(streams):
             if events := reply.take(index, chunk):
                 yield reply.encoded(events)
-    except _RefusedError as error:
+    except RefusedError as error:
         yield reply.encoded(reply.failed(error.body()))
         return
     yield reply.encoded(reply.ended()) + reply.last
