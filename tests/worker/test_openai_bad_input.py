@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from berth_worker.engine.limits import EngineConfig
+from berth_worker.engine.params import InvalidRequestError
+from berth_worker.server import openai_body
 from berth_worker.server.http_face import HttpServer
 from berth_worker.server.metrics import Metrics
 from berth_worker.server.openai_asked import Asked
@@ -161,6 +163,38 @@ async def test_a_body_that_is_none_is_refused(one_worker: Any, raw: bytes, statu
     answer = await asyncio.to_thread(httpx.post, one_worker + "/v1/completions", content=raw, timeout=60)
     assert answer.status_code == status
     assert answer.json()["error"]["message"].startswith(says)
+
+
+MANY = 16 << 20
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"prompt": [' + b"[]," * (MANY // 3 - 9) + b"[]]}",
+        b'{"prompt": "x", "logit_bias": {' + b",".join(b'"%d":1' % token for token in range(900_000)) + b"}}",
+        b'{"prompt": [' + b"1.5," * (MANY // 4 - 9) + b"1]}",
+        b'{"prompt": [' + b'"",' * (MANY // 3 - 9) + b'""]}',
+        b'{"prompt": "' + b"," * 500_001 + b'"' + b'""' * (MANY // 2 - 300_000) + b"}",
+        b'{"prompt": "\\\\", "x": [' + b"{}," * 100_000 + b"{}]}",
+    ],
+    ids=["lists", "biases", "numbers", "texts", "texts alone", "behind an escape"],
+)
+async def test_a_body_of_very_many_values_is_refused_undecoded(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_body.json, "loads", None)  # it holds Python's lock
+    assert len(raw) <= MANY
+    with pytest.raises(InvalidRequestError, match=r"body: more than 100,000 objects, lists and fields, or 500,000 val"):
+        parse_body(raw)
+
+
+def test_text_is_no_value_whatever_is_in_it() -> None:
+    text = '{[,:"\\é]}\n' * 60_000 + "\\"
+    for ensure_ascii in (False, True):
+        for inner in (text, text + " " * ((1 << 18) - 1), "a" * 7 + text):
+            body = {"prompt": inner, "stop": [inner, "b"]}
+            assert parse_body(json.dumps(body, ensure_ascii=ensure_ascii).encode()) == body
+    with pytest.raises(InvalidRequestError, match="no JSON"):
+        parse_body(json.dumps({"prompt": text}).encode()[:-2])
 
 
 async def test_however_deep_a_tool_is_nested_the_worker_does_not_fail(one_worker: Any) -> None:

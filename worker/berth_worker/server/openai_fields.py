@@ -76,5 +76,10 @@ class Fields:
 
 def shown(value: Any) -> str:
     """As JSON, cut where it is long."""
-    text = "nothing" if value is None else json.dumps(value, ensure_ascii=True)
+    text = "nothing" if value is None else ""
+    if value is not None:
+        for piece in json.JSONEncoder().iterencode(value[:80] if isinstance(value, str) else value):
+            text += piece
+            if len(text) > 80:
+                break
     return text if len(text) <= 80 else text[:77] + "..."
