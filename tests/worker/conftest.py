@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -157,3 +158,31 @@ def talking(serving: Any) -> Callable[..., Any]:
                 yield client, running
 
     return talk
+
+
+@pytest.fixture(scope="module")
+def one_worker(loaded: LoadedModel) -> Iterator[str]:
+    """The address of a worker that serves, in a thread of its own, all tests that it refuses."""
+    from berth_worker.engine.engine import Engine  # noqa: PLC0415 - torch takes seconds
+
+    config = EngineConfig(max_context_tokens=512, kv_cache_tokens=1024)
+    engine = Engine(loaded.model, loaded.tokenizer, config)
+    worker, started, end = Worker(), threading.Event(), threading.Event()
+    addresses = []
+
+    async def serve() -> None:
+        server = HttpServer(worker, "127.0.0.1", 0)
+        server.start()
+        worker.serve(engine, MODEL, Metrics(MODEL, config))
+        addresses.append(f"http://127.0.0.1:{server.port}")
+        started.set()
+        await asyncio.to_thread(end.wait)
+        await server.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert started.wait(30)
+    yield addresses[0]
+    end.set()
+    thread.join()
+    engine.stop()

@@ -4,60 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
-from berth_worker.engine.limits import EngineConfig
 from berth_worker.engine.params import InvalidRequestError
 from berth_worker.server import openai_body
-from berth_worker.server.http_face import HttpServer
-from berth_worker.server.metrics import Metrics
 from berth_worker.server.openai_asked import Asked
 from berth_worker.server.openai_body import parse_body
 from berth_worker.server.openai_request import read_chat, read_completion
-from berth_worker.server.worker import Worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-if TYPE_CHECKING:
-    from berth_worker.model.interface import LoadedModel
-
-MODEL = "smollm2-135m-instruct"
 OTHER: dict[str, Any] = {"type": "function", "function": {"name": "time"}}
 FORCED: dict[str, Any] = {"type": "function", "function": {"name": "weather"}}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
 TEXT: dict[str, Any] = {"prompt": "x"}
-
-
-@pytest.fixture(scope="module")
-def one_worker(loaded: LoadedModel) -> Iterator[str]:
-    """The address of a worker that serves, in a thread of its own, all tests that it refuses."""
-    from berth_worker.engine.engine import Engine  # noqa: PLC0415 - torch takes seconds
-
-    config = EngineConfig(max_context_tokens=512, kv_cache_tokens=1024)
-    engine = Engine(loaded.model, loaded.tokenizer, config)
-    worker, started, end = Worker(), threading.Event(), threading.Event()
-    addresses = []
-
-    async def serve() -> None:
-        server = HttpServer(worker, "127.0.0.1", 0)
-        server.start()
-        worker.serve(engine, MODEL, Metrics(MODEL, config))
-        addresses.append(f"http://127.0.0.1:{server.port}")
-        started.set()
-        await asyncio.to_thread(end.wait)
-        await server.stop()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert started.wait(30)
-    yield addresses[0]
-    end.set()
-    thread.join()
-    engine.stop()
 
 
 @pytest.mark.parametrize(
