@@ -1,4 +1,4 @@
-"""Does /v1/responses, asked by OpenAI's own client and its agents' SDK, say what /v1/chat/completions says?"""
+"""Does /v1/responses, asked by OpenAI's own client, say what /v1/chat/completions says?"""
 
 from __future__ import annotations
 
@@ -8,43 +8,33 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-import agents
-import httpx
 import openai
 import pytest
-from berth_worker.engine.request import InvalidRequestError
+from berth_worker.engine.request import FinishReason
+from berth_worker.engine.sampling import TokenLogprobs
+from berth_worker.engine.stream import Chunk, Finish
+from berth_worker.server import events as keep_alive
+from berth_worker.server.answer_items import AnswerItems
+from berth_worker.server.openai_reply import ChatChoice
 from berth_worker.server.openai_request import read_chat
+from berth_worker.server.responses_reply import ResponseReply
 from berth_worker.server.responses_request import read_response
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
+from scripted import CALL, script
 
 MODEL = "smollm2-135m-instruct"
 QUESTION = "What is the capital of France?"
 GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_output_tokens": 24}
 CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}
 WEATHER: Any = {"type": "function", "name": "weather", "description": "Of a city", "parameters": CITY}
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "%s"}}\n</tool_call>'
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def as_chat(tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
-
-
-def script(running: Any, gated: Any, *answers: str) -> None:
-    """Let the model say these answers, one request after the other; without drafts."""
-    encode = running.engine.tokenizer.encode
-    left = itertools.chain.from_iterable([*encode(answer), 2] for answer in answers)
-
-    def say(logits: Any) -> Any:
-        logits = logits.clone()
-        if len(logits):  # none are computed where a prompt goes on
-            logits[-1, next(left)] = 1000.0
-        return logits
-
-    gated.fault = say
 
 
 async def streamed(running: Any, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -268,6 +258,82 @@ async def test_a_call_is_streamed_as_it_is_written_between_texts(talking: Any, g
     assert whole.tools[0].name == "weather"
 
 
+class Bytes:
+    """A tokenizer for log-probabilities."""
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return "".join(map(chr, ids))
+
+    def token_bytes(self, token: int) -> bytes:
+        return chr(token).encode()
+
+
+TEXTS = st.text(st.sampled_from('ab <{"\n'), max_size=6)
+
+
+@given(
+    parts=st.lists(TEXTS | st.sampled_from([CALL % "Oslo", CALL % "a</tool_call>", "<tool_call>no"]), max_size=5),
+    cuts=st.lists(st.integers(1, 30), min_size=1, max_size=20),
+    whole=st.booleans(),
+    logprobs=st.booleans(),
+)
+def test_events_tell_the_whole_answer_however_it_comes(
+    parts: list[str], cuts: list[int], whole: bool, logprobs: bool
+) -> None:
+    tokenizer: Any = Bytes()
+    asked = read_response({"input": "x", "tools": [WEATHER]})
+    reply = ResponseReply(asked, AnswerItems(["weather"]), tokenizer, "r", MODEL)
+    chat = ChatChoice(0, tokenizer, AnswerItems(["weather"]))
+    text, events = "".join(parts), reply.begun()
+    reason = FinishReason.STOP if whole else FinishReason.LENGTH
+    at, left = 0, itertools.cycle(cuts)
+    while at < len(text):
+        piece = text[at : at + next(left)]
+        at += len(piece)
+        places = tuple(TokenLogprobs(ord(character), -1.0, ()) for character in piece if logprobs)
+        chunk = Chunk(piece, tuple(map(ord, piece)), places)
+        events += json.loads(json.dumps(reply.take(0, chunk)))  # as they are when they are sent
+        chat.pieces(chunk)
+    end = (TokenLogprobs(0, -1.0, ()),) if logprobs else ()
+    last = Chunk("", (0,), end, finish=Finish(reason, 1, 0, len(text), 0, 0, 0))
+    events += json.loads(json.dumps(reply.take(0, last) + reply.ended()))
+    chat.pieces(last)
+    for event in events:
+        EVENT.validate_python(event)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    items, message = told(events), chat.whole()["message"]
+    assert items == reply.whole()["output"]
+    assert [item["status"] for item in items] == ["completed"] * (len(items) - 1) + [
+        "completed" if whole else "incomplete"
+    ]
+    said = [item["content"][0] for item in items if item["type"] == "message"]
+    assert "".join(part["text"] for part in said) == (message["content"] or "")
+    assert [(item["name"], item["arguments"]) for item in items if item["type"] == "function_call"] == [
+        (call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", [])
+    ]
+    if logprobs and len(items) == len(said):
+        assert sum(len(part["logprobs"]) for part in said) == len(text) + 1
+
+
+async def test_a_stream_says_at_once_that_it_has_begun_and_while_it_waits_that_it_goes_on(
+    talking: Any, gated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keep_alive, "BEAT_SECONDS", 0.05)
+    async with talking() as (_, running):
+        gated.close()
+        seen: list[str] = []
+        async with running.http.stream("POST", "/v1/responses", json={"input": "x", "stream": True}) as answer:
+            async for line in answer.aiter_lines():
+                seen.append(line)
+                if line == ": waiting":
+                    break
+        gated.gate.set()
+    assert [line for line in seen if line.startswith("event: ")] == [
+        "event: response.created",
+        "event: response.in_progress",
+    ]
+
+
 async def test_a_call_that_is_cut_is_incomplete(talking: Any) -> None:
     asked = {"input": "Oslo?", "tools": [WEATHER], "tool_choice": "required", **GREEDY, "max_output_tokens": 3}
     async with talking(max_context_tokens=1024) as (_, running):
@@ -290,81 +356,7 @@ async def test_a_turn_that_replays_its_history_finds_it_in_the_cache(talking: An
     assert again.usage.input_tokens_details.cached_tokens >= first.usage.total_tokens - 16
 
 
-# -- refusals and failures -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("body", "param", "says"),
-    [
-        ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id", "does not support it"),
-        ({"input": "x", "conversation": "conv_1"}, "conversation", "does not support it"),
-        ({"input": "x", "background": True}, "background", "does not support it"),
-        ({"input": "x", "prompt": {"id": "pmpt_1"}}, "prompt", "does not support it"),
-        ({"input": "x", "n": 2}, "n", "does not support it"),
-        ({"input": "x", "max_tokens": 5}, "max_tokens", "does not support it"),
-        ({"input": "x", "truncation": "most"}, "truncation", "'auto' or 'disabled' is right"),
-        ({"input": "x", "max_output_tokens": 0}, "max_output_tokens", "0 is out of range"),
-        ({"input": "x", "max_output_tokens": 1000}, "max_output_tokens", "1000 is out of range; 1 to"),
-        ({"input": "x", "top_logprobs": 21}, "top_logprobs", "21 is out of range"),
-        ({"input": "x", "temperature": "hot"}, "temperature", "a number is right"),
-        ({"input": "x", "metadata": []}, "metadata", "an object is right"),
-        ({"input": "x", "instructions": [{}]}, "instructions", "text is right"),
-        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type", "runs no tools itself"),
-        ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].name", "not empty"),
-        (
-            {"input": "x", "tools": [{**WEATHER, "parameters": {"type": "no"}}], "tool_choice": "required"},
-            "tools[0].parameters",
-            "cannot keep",
-        ),
-        (
-            {"input": "x", "tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}},
-            "tool_choice",
-            "one of the tools",
-        ),
-        ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format.type", "'json_schema' is right"),
-        ({"input": "x", "text": {"format": {"type": "json_schema"}}}, "text.format.schema", "an object is right"),
-        ({}, "input", "found nothing"),
-        ({"input": []}, "input", "at least one item"),
-        ({"input": [{"type": "reasoning"}]}, "input", "at least one message"),
-        ({"input": ["x"]}, "input[0]", "an object is right"),
-        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type", "'message', 'function_call'"),
-        ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role", "one of system, developer"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type", "text alone"),
-        ({"input": [{"role": "user"}]}, "input[0].content", "text is right"),
-        ({"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input[0].arguments", "text is right"),
-        ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input[0].output", "text is right"),
-        ({"input": "word " * 600}, "input", "tokens are too many"),
-        ({"input": "word " * 600, "truncation": "auto"}, "input", "tokens are too many"),
-    ],
-)
-async def test_what_is_wrong_is_named(one_worker: str, body: dict[str, Any], param: str, says: str) -> None:
-    answer = await asyncio.to_thread(httpx.post, one_worker + "/v1/responses", json=body, timeout=60)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
-    assert error["message"].startswith(f"{param}: ")
-    assert says in error["message"]
-    assert error["code"] == ("context_length_exceeded" if "too many" in says else None)
-
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "role", "content"]), inner),
-    max_leaves=6,
-)
-FIELDS = [
-    *("input", "instructions", "tools", "tool_choice", "text", "metadata", "truncation", "include", "top_logprobs"),
-    *("max_output_tokens", "temperature", "stream", "stream_options", "store", "parallel_tool_calls", "background"),
-]
-
-
-@settings(max_examples=200, deadline=None)
-@given(body=st.dictionaries(st.sampled_from(FIELDS), values, max_size=6))
-def test_any_json_is_read_or_refused_by_name(body: dict[str, Any]) -> None:
-    for given_body in (body, {"input": "x"} | body):
-        try:
-            assert read_response(given_body).messages
-        except InvalidRequestError as error:
-            assert error.field.split("[")[0].split(".")[0] in FIELDS, error
+# -- ends and failures -------------------------------------------------------------------------------------------
 
 
 async def test_a_client_that_goes_away_frees_its_slot(talking: Any) -> None:
@@ -396,64 +388,3 @@ async def test_a_request_that_fails_ends_with_an_error(talking: Any, gated: Any,
         else:
             with pytest.raises(openai.InternalServerError, match="NonFiniteLogitsError"):
                 await client.responses.create(input="x", model=MODEL)
-
-
-# -- agents ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def agent_of(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An agent of OpenAI's SDK, as its quickstart makes one; traces go nowhere."""
-    monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")
-
-    def make(client: openai.AsyncOpenAI, **rest: Any) -> agents.Agent[None]:
-        agents.set_tracing_disabled(True)
-        agents.set_default_openai_client(client, use_for_tracing=False)
-        return agents.Agent(name="Guide", instructions="Help travellers.", model=MODEL, **rest)
-
-    return make
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_an_agent_calls_its_tool_and_answers(talking: Any, gated: Any, agent_of: Any, stream: bool) -> None:
-    asked: list[str] = []
-
-    @agents.function_tool
-    def weather(city: str) -> str:
-        """Weather of a city."""
-        asked.append(city)
-        return f"Rain in {city}"
-
-    async with talking(speculation="off", max_context_tokens=2048, kv_cache_tokens=8192) as (client, running):
-        agent = agent_of(client, tools=[weather])
-        script(running, gated, f"{CALL % 'Oslo'}\n{CALL % 'Rome'}", "Rain in both.")
-        if stream:
-            run = agents.Runner.run_streamed(agent, "Weather in Oslo and Rome?")
-            deltas = [
-                event.data.delta
-                async for event in run.stream_events()
-                if event.type == "raw_response_event" and event.data.type == "response.output_text.delta"
-            ]
-            assert "".join(deltas) == "Rain in both."
-        else:
-            run = await agents.Runner.run(agent, "Weather in Oslo and Rome?")
-    assert sorted(asked) == ["Oslo", "Rome"]
-    assert run.final_output == "Rain in both."
-    usage = run.context_wrapper.usage
-    assert (usage.requests, usage.output_tokens > 20) == (2, True)
-    assert usage.input_tokens_details.cached_tokens > 100, "the second turn finds the first"
-
-
-async def test_an_agent_answers_in_its_type_and_hands_over(talking: Any, gated: Any, agent_of: Any) -> None:
-    class Trip(BaseModel):
-        city: str
-        days: int
-
-    async with talking(speculation="off", max_context_tokens=2048, kv_cache_tokens=8192) as (client, running):
-        planner = agents.Agent(name="Planner", instructions="Plan.", model=MODEL, output_type=Trip)
-        agent = agent_of(client, handoffs=[planner])
-        handoff = '<tool_call>\n{"name": "transfer_to_planner", "arguments": {}}\n</tool_call>'
-        script(running, gated, handoff, '{"city": "Oslo", "days": 3}')
-        run = await agents.Runner.run(agent, "Plan three days in Oslo")
-    assert run.final_output == Trip(city="Oslo", days=3)
-    assert run.last_agent is planner
