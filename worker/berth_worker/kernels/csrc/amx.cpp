@@ -268,6 +268,7 @@ class TiledChunk : public Chunk {
       score_few();
     asks_ = third / (3 * c.rows) + 1;
     soften([this] { ask(); });
+    part([this] { ask(); });
     asks_ = third / (padded / 4 * c.head_dim / kPanel) + 1;
     if (rows > kAmxRows)
       blend_many();

@@ -19,8 +19,9 @@ inline void blend_blocks(const int8_t* const* values, int64_t blocks, const int8
 #endif
 
 // Attention of a chunk, for every row: scores from integer dots of the quantized query and keys; p = 2^(score - maximum); the values'
-// scales are folded into p, which is quantized to 14 bits with one scale a row, in two planes of 7 or whole; then integer dots with the values.
-// A row's result depends on its own query and position alone: tokens after it get p = 0.
+// scales are folded into p, which is quantized to 14 bits with one scale a row, in two planes of 7; then integer dots with the values.
+// A row's result depends on its own query and position alone: tokens after it get p = 0.  A set may have a part of this done its own way
+// (BERTH_OWN_ATTEND, with the same bits).
 struct Chunk {
   explicit Chunk(const AttentionChunk& chunk) : c(chunk), padded((chunk.blocks + 3) / 4 * 4) {
     for (int64_t b = 0; b < padded; ++b) {
@@ -41,11 +42,7 @@ struct Chunk {
   // Left unset: they are large, and written before they are read.
   alignas(64) float key_scales[kWidth], value_scales[kWidth];
   alignas(64) int32_t dots[kAttentionRows][kWidth];       // of queries and keys
-#if defined(BERTH_WHOLE_WEIGHTS)
-  alignas(64) int16_t weights[kAttentionRows][kWidth];  // p times the value's scale
-#else
   alignas(64) int8_t planes[2 * kAttentionRows][kWidth];  // p times the value's scale, as 128 * one row + the next
-#endif
   float scales[kAttentionRows], inverses[kAttentionRows];
 
   // What to ask for while block b is in work: that of the chunk that this thread takes next.  Blocks lie anywhere, so the processor cannot
@@ -55,36 +52,17 @@ struct Chunk {
   }
 
   void run() {
-    score();
-    for (int64_t row = 0; row < c.rows; ++row)
-      for (int64_t b = c.blocks; b < padded; ++b) __builtin_memset(dots[row] + b * kPanel, 0, kPanel * sizeof(int32_t));
+    for (int64_t b = 0; b < c.blocks; ++b) score(b);
+    clear_padding();
     soften([] {});
+    part([] {});
     blend();
   }
 
-  void score() {
-#if defined(BERTH_OWN_SCORE)
-    if (c.head_dim <= kMostEased) {
-      alignas(64) int8_t eased[kAttentionRows * kMostEased];
-      uint64_t heavy[kAttentionRows];
-      int32_t biases[kAttentionRows];
-      const int64_t d = c.head_dim;
-      for (int64_t row = 0; row < c.rows; ++row) ease(c.values + row * d, d, d, eased + row * d, heavy + row, biases + row);
-      for (int64_t b = 0; b < c.blocks; ++b) {
-        const int8_t* ahead = ask(b);
-        for (int64_t row = 0; row < c.rows; row += kRows) {
-          const int n = static_cast<int>(c.rows - row < kRows ? c.rows - row : kRows);
-          const EasedRows queries{c.values + row * d, eased + row * d, heavy + row, biases + row, d, 1};
-          if (row == 0 && ahead != nullptr)
-            score_block<true>(block[b], queries, d, n, ahead, dots[row] + b * kPanel, kWidth);
-          else
-            score_block<false>(block[b], queries, d, n, nullptr, dots[row] + b * kPanel, kWidth);
-        }
-      }
-      return;
-    }
-#endif
-    for (int64_t b = 0; b < c.blocks; ++b) score(b);
+  // Of blocks that are not there: no row sees them, but their dots are read.
+  void clear_padding() {
+    for (int64_t row = 0; row < c.rows; ++row)
+      for (int64_t b = c.blocks; b < padded; ++b) __builtin_memset(dots[row] + b * kPanel, 0, kPanel * sizeof(int32_t));
   }
 
   // Where block b's successor's keys are; its scales, behind keys and values, are asked for here.
@@ -106,8 +84,8 @@ struct Chunk {
     }
   }
 
-  // Three passes over the scores, each over all rows: within a row each needs one number of the pass before it, which comes late.
-  // `between` is called after each row of each pass: 3 * rows times.
+  // Two passes over the scores, and `part` a third, each over all rows: within a row each needs one number of the pass before it, which
+  // comes late.  `between` is called after each row of each pass.
   template <class Between>
   void soften(Between&& between) {
     for (int64_t row = 0; row < c.rows; ++row) {
@@ -125,13 +103,6 @@ struct Chunk {
         top = sees_all(row) ? weigh<true>(row) : weigh<false>(row);
       scales[row] = top / kMost;
       inverses[row] = top > 0.0f ? kMost / top : 0.0f;
-      between();
-    }
-    for (int64_t row = 0; row < c.rows; ++row) {
-      if (c.ages[row] < c.position)
-        __builtin_memset(weights_of(row), 0, 2 * kWidth);
-      else
-        part(row);
       between();
     }
   }
@@ -178,25 +149,22 @@ struct Chunk {
     return largest_of(larger(larger(top[0], top[1]), larger(top[2], top[3])));
   }
 
-#if defined(BERTH_WHOLE_WEIGHTS)
-  int16_t* weights_of(int64_t row) { return weights[row]; }
-  // Those are rounded.
-  void part(int64_t row) {
-    const float* x = row_of(row);
-    const Floats inverse = all(inverses[row]);
-    for (int64_t i = 0; i < padded * kPanel; i += 2 * kLanes) store_words(weights[row] + i, load(x + i) * inverse, load(x + i + kLanes) * inverse);
-  }
-#else
-  int8_t* weights_of(int64_t row) { return planes[2 * row]; }
   // Those are rounded and parted in two planes.
-  void part(int64_t row) {
-    const float* x = row_of(row);
-    const Floats inverse = all(inverses[row]);
-    for (int64_t i = 0; i < padded * kPanel; i += 4 * kLanes)
-      store_planes4(planes[2 * row] + i, planes[2 * row + 1] + i, load(x + i) * inverse, load(x + i + kLanes) * inverse,
-                    load(x + i + 2 * kLanes) * inverse, load(x + i + 3 * kLanes) * inverse);
+  template <class Between>
+  void part(Between&& between) {
+    for (int64_t row = 0; row < c.rows; ++row) {
+      int8_t *high = planes[2 * row], *low = planes[2 * row + 1];
+      const float* x = row_of(row);
+      const Floats inverse = all(inverses[row]);
+      if (c.ages[row] < c.position)
+        __builtin_memset(high, 0, 2 * kWidth);
+      else
+        for (int64_t i = 0; i < padded * kPanel; i += 4 * kLanes)
+          store_planes4(high + i, low + i, load(x + i) * inverse, load(x + i + kLanes) * inverse, load(x + i + 2 * kLanes) * inverse,
+                        load(x + i + 3 * kLanes) * inverse);
+      between();
+    }
   }
-#endif
 
   void blend() {
     const int8_t *values[kChunkBlocks], *ahead[kChunkBlocks];
@@ -209,13 +177,8 @@ struct Chunk {
         if (asks)
           for (int64_t b = 0; b < c.blocks; ++b) ahead[b] = after(b < c.next_blocks ? b : 0) + kPanel * c.head_dim + i * kPanel;
         alignas(64) int32_t sums[kRows * kPanel];
-#if defined(BERTH_WHOLE_WEIGHTS)
-        blend_blocks(values, c.blocks, weights[row], kWidth, n, asks ? ahead : nullptr, sums);
-        for (int r = 0; r < n; ++r) blend(row + r, i, sums + r * kPanel);
-#else
         blend_blocks(values, c.blocks, planes[2 * row], kWidth, 2 * n, asks ? ahead : nullptr, sums);
         for (int r = 0; r < n; ++r) blend(row + r, i, sums + 2 * r * kPanel, sums + (2 * r + 1) * kPanel);
-#endif
       }
     }
   }

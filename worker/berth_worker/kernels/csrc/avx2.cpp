@@ -295,7 +295,21 @@ inline void ease(const int8_t* values, int64_t n, int64_t unit, int8_t* eased, u
   }
 }
 
-// The products of queries with the keys of a chunk, as those of rows with weights; see score in attend.h.
+}  // namespace
+}  // namespace berth
+
+#define BERTH_READS_MAGNITUDES
+#define BERTH_OWN_LANES
+#define BERTH_OWN_ROUNDING
+#define BERTH_OWN_TILE
+#define BERTH_OWN_EASE
+#define BERTH_OWN_ATTEND
+#include "body.h"
+
+namespace berth {
+namespace {
+
+// The products of queries with the keys of a chunk, as those of rows with weights.
 constexpr int64_t kMostEased = 256;  // fours of a query fit into 64 bits
 
 template <int Rows, bool Prefetch>
@@ -319,7 +333,7 @@ inline void score_block(const int8_t* keys, const EasedRows& queries, int64_t de
   }
 }
 
-// The products of a chunk's attention weights, of 14 bits in 16, with 16 dims of its values; see blend in attend.h.  A weight times a value
+// The products of a chunk's attention weights, of 14 bits in 16, with 16 dims of its values.  A weight times a value
 // in one vpmaddwd: half of the multiplications that two planes of 7 bits take.
 template <int Rows, bool Prefetch>
 inline void blend_rows(const int8_t* const* values, int64_t blocks, const int16_t* weights, int64_t stride, const int8_t* const* ahead,
@@ -360,19 +374,78 @@ inline void blend_blocks(const int8_t* const* values, int64_t blocks, const int1
   ahead != nullptr ? blend.template operator()<true>() : blend.template operator()<false>();
 }
 
+
+// A chunk whose queries are eased and whose weights are whole.
+class WholeChunk : public Chunk {
+ public:
+  using Chunk::Chunk;
+
+  void run() {
+    if (c.head_dim <= kMostEased)
+      score_eased();
+    else
+      for (int64_t b = 0; b < c.blocks; ++b) score(b);
+    clear_padding();
+    soften([] {});
+    for (int64_t row = 0; row < c.rows; ++row) round(row);
+    blend_whole();
+  }
+
+ private:
+  int16_t* weights_of(int64_t row) { return reinterpret_cast<int16_t*>(planes[2 * row]); }  // 16 bits where others have two of 8
+
+  void score_eased() {
+    alignas(64) int8_t eased[kAttentionRows * kMostEased];
+    uint64_t heavy[kAttentionRows];
+    int32_t biases[kAttentionRows];
+    const int64_t d = c.head_dim;
+    for (int64_t row = 0; row < c.rows; ++row) ease(c.values + row * d, d, d, eased + row * d, heavy + row, biases + row);
+    for (int64_t b = 0; b < c.blocks; ++b) {
+      const int8_t* ahead = ask(b);
+      for (int64_t row = 0; row < c.rows; row += kRows) {
+        const int n = static_cast<int>(c.rows - row < kRows ? c.rows - row : kRows);
+        const EasedRows queries{c.values + row * d, eased + row * d, heavy + row, biases + row, d, 1};
+        if (row == 0 && ahead != nullptr)
+          score_block<true>(block[b], queries, d, n, ahead, dots[row] + b * kPanel, kWidth);
+        else
+          score_block<false>(block[b], queries, d, n, nullptr, dots[row] + b * kPanel, kWidth);
+      }
+    }
+  }
+
+  void round(int64_t row) {
+    if (c.ages[row] < c.position) {
+      __builtin_memset(weights_of(row), 0, 2 * kWidth);
+      return;
+    }
+    const float* x = row_of(row);
+    const Floats inverse = all(inverses[row]);
+    for (int64_t i = 0; i < padded * kPanel; i += 2 * kLanes)
+      store_words(weights_of(row) + i, load(x + i) * inverse, load(x + i + kLanes) * inverse);
+  }
+
+  void blend_whole() {
+    const int8_t *values[kChunkBlocks], *ahead[kChunkBlocks];
+    constexpr int kAtOnce = 2;
+    for (int64_t row = 0; row < c.rows; row += kAtOnce) {
+      const int n = static_cast<int>(c.rows - row < kAtOnce ? c.rows - row : kAtOnce);
+      const bool asks = row == 0 && c.next_blocks > 0;
+      for (int64_t i = 0; i < c.head_dim; i += kPanel) {
+        for (int64_t b = 0; b < c.blocks; ++b) values[b] = block[b] + kPanel * c.head_dim + i * kPanel;
+        if (asks)
+          for (int64_t b = 0; b < c.blocks; ++b) ahead[b] = after(b < c.next_blocks ? b : 0) + kPanel * c.head_dim + i * kPanel;
+        alignas(64) int32_t sums[kAtOnce * kPanel];
+        blend_blocks(values, c.blocks, weights_of(row), kWidth, n, asks ? ahead : nullptr, sums);
+        for (int r = 0; r < n; ++r) blend(row + r, i, sums + r * kPanel);
+      }
+    }
+  }
+};
+
+void attend(const AttentionChunk& c) { WholeChunk(c).run(); }
+
 }  // namespace
-}  // namespace berth
 
-#define BERTH_READS_MAGNITUDES
-#define BERTH_OWN_LANES
-#define BERTH_OWN_BLEND
-#define BERTH_OWN_SCORE
-#define BERTH_WHOLE_WEIGHTS
-#define BERTH_OWN_ROUNDING
-#define BERTH_OWN_TILE
-#define BERTH_OWN_EASE
-#include "body.h"
-
-namespace berth {
 const Isa avx2_isa = BERTH_ISA_TABLE("avx2");
-}
+
+}  // namespace berth

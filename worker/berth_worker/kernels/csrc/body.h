@@ -96,6 +96,8 @@ inline void store_rounded4(int8_t* to, Floats x, Floats y, Floats z, Floats w) {
   store_rounded(to + 2 * kLanes, z);
   store_rounded(to + 3 * kLanes, w);
 }
+#endif
+#if !defined(BERTH_OWN_PLANES)
 // round(x[i]), 0 to 127 * 128, as 128 * high[i] + low[i]
 inline void store_planes(int8_t* high, int8_t* low, Floats x) {
   const Ints bits = (Ints)(x + kRound) - kRoundBits;
@@ -105,7 +107,7 @@ inline void store_planes(int8_t* high, int8_t* low, Floats x) {
   }
 }
 #endif
-#if !defined(BERTH_OWN_FOUR_PLANES) && !defined(BERTH_WHOLE_WEIGHTS)
+#if !defined(BERTH_OWN_FOUR_PLANES)
 inline void store_planes4(int8_t* high, int8_t* low, Floats x, Floats y, Floats z, Floats w) {
   store_planes(high, low, x);
   store_planes(high + kLanes, low + kLanes, y);

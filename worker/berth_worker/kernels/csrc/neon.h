@@ -153,4 +153,5 @@ BERTH_INLINE void scale_rows(const Activations& a, int64_t row, int rows, float 
 }  // namespace berth
 
 #define BERTH_OWN_ROUNDING
+#define BERTH_OWN_PLANES
 #define BERTH_OWN_LANES
