@@ -4,7 +4,7 @@
 // - Matrices of 8 bits by rows with one scale, and attention's scores: the unsigned operand is w + 128, up to 255, so that two values whose
 //   sum is within +-128 are safe: 128 * 255 = 32640.  Four values with a pair beyond that are heavy, 2 to 3 in 100 of them; those are halved,
 //   and their other halves multiplied after the unit.  The unit's bias, -128 times its sum, is where sums start.  A third fewer instructions.
-// Attention weights have 14 bits: whole in 16, they and the values, widened once for two rows, go to vpmaddwd.
+// Attention weights have 14 bits: whole in 16, they and the values, widened once for all rows, go to vpmaddwd.
 #include <immintrin.h>
 
 #include "isa.h"
@@ -252,9 +252,11 @@ inline void store_rounded4(int8_t* to, __m256 x, __m256 y, __m256 z, __m256 w) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(bytes, order));
 }
 
+// Of 16 tokens, rounded, in the order 0 2 1 3, 8 10 9 11, 4 6 5 7, 12 14 13 15.
 inline void store_words(int16_t* to, __m256 x, __m256 y) {
   const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x), _mm256_cvtps_epi32(y));  // four of each in turn
-  _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(words, 0xD8));
+  const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_shuffle_epi8(words, order));
 }
 
 inline __m256 choose(__m256 x, __m256 y, __m256 u, __m256 v) { return _mm256_blendv_ps(v, u, _mm256_cmp_ps(x, y, _CMP_GT_OQ)); }
@@ -333,47 +335,57 @@ inline void score_block(const int8_t* keys, const EasedRows& queries, int64_t de
   }
 }
 
-// The products of a chunk's attention weights, of 14 bits in 16, with 16 dims of its values.  A weight times a value
-// in one vpmaddwd: half of the multiplications that two planes of 7 bits take.
-template <int Rows, bool Prefetch>
-inline void blend_rows(const int8_t* const* values, int64_t blocks, const int16_t* weights, int64_t stride, const int8_t* const* ahead,
-                       int32_t* out) {
-  __m256i sums[Rows][4];  // of 4 dims each: two for a dim
-  for (auto& row : sums)
-    for (auto& sum : row) sum = _mm256_setzero_si256();
+// Keeps GCC from adding products to each other before they are added to a sum, as it then runs out of registers.
+inline void hold(__m256i& x) { asm("" : "+x"(x)); }
+
+// A chunk's attention weights, of 14 bits in 16, times 16 dims of its values: one vpmaddwd where two planes of 7 bits take two vpmaddubsw and
+// two of those.  Of four tokens the even ones' values are widened into one vector and the odd ones' into another, so that a sum is one dim's;
+// weights lie in the order of store_words.  What is widened is kept for the rows that come after.
+enum class Wide { kMade, kMadeAndKept, kKept };
+template <int Rows, Wide wide, bool Prefetch>
+__attribute__((noinline)) void blend_rows(const int8_t* const* values, int64_t blocks, const int16_t* weights, int64_t stride,
+                                          const int8_t* const* ahead, int16_t* keep, const float* scales, float* out, int64_t out_stride) {
+  const __m256i even = _mm256_set1_epi16(1);
+  __m256i low[Rows], high[Rows];
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r) low[r] = high[r] = _mm256_setzero_si256();
   for (int64_t b = 0; b < blocks; ++b)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int64_t k = 0; k < kPanel; k += 4) {
-      if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(ahead[b] + k * kPanel), _MM_HINT_T1);
-      __m256i four[Rows];
+      const int64_t token = k == 4 ? 8 : k == 8 ? 4 : k;  // whose weight is at k
+      auto* kept = reinterpret_cast<__m256i*>(keep + (b * kPanel + k) * kPanel);
+      __m256i x[4];  // even and odd tokens of dims 0-7, then of dims 8-15
+      if constexpr (wide == Wide::kKept) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) x[i] = _mm256_load_si256(kept + i);
+      } else {
+        if constexpr (Prefetch) _mm_prefetch(reinterpret_cast<const char*>(ahead[b] + k * kPanel), _MM_HINT_T1);
 #pragma GCC unroll 2
-      for (int r = 0; r < Rows; ++r) {
-        int64_t x;
-        __builtin_memcpy(&x, weights + r * stride + b * kPanel + k, 8);
-        four[r] = _mm256_set1_epi64x(x);
+        for (int i = 0; i < 2; ++i) {
+          const __m256i v = load(values[b] + token * kPanel + 32 * i);
+          x[2 * i] = _mm256_maddubs_epi16(even, v), x[2 * i + 1] = _mm256_srai_epi16(v, 8);
+        }
+        if constexpr (wide == Wide::kMadeAndKept)
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) _mm256_store_si256(kept + i, x[i]);
       }
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const __m256i v = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(values[b] + k * kPanel + 16 * i)));
-#pragma GCC unroll 2
-        for (int r = 0; r < Rows; ++r) sums[r][i] = _mm256_add_epi32(sums[r][i], _mm256_madd_epi16(v, four[r]));
+      for (int r = 0; r < Rows; ++r) {
+        const int16_t* w = weights + r * stride + b * kPanel + k;
+        const __m256i evens = broadcast4(w), odds = broadcast4(w + 2);
+        low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(x[0], evens)), hold(low[r]);
+        high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(x[2], evens)), hold(high[r]);
+        low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(x[1], odds)), hold(low[r]);
+        high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(x[3], odds)), hold(high[r]);
       }
     }
-  for (int r = 0; r < Rows; ++r)
-    for (int i = 0; i < 4; i += 2) {
-      const __m256i dims = _mm256_hadd_epi32(sums[r][i], sums[r][i + 1]);  // 0 1 4 5 2 3 6 7
-      _mm256_store_si256(reinterpret_cast<__m256i*>(out + r * kPanel + 4 * i), _mm256_permute4x64_epi64(dims, 0xD8));
-    }
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r) {
+    const __m256 scale = _mm256_broadcast_ss(scales + r);
+    _mm256_storeu_ps(out + r * out_stride, _mm256_mul_ps(_mm256_cvtepi32_ps(low[r]), scale));
+    _mm256_storeu_ps(out + r * out_stride + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(high[r]), scale));
+  }
 }
-inline void blend_blocks(const int8_t* const* values, int64_t blocks, const int16_t* weights, int64_t stride, int rows,
-                         const int8_t* const* ahead, int32_t* out) {
-  const auto blend = [&]<bool Prefetch>() {
-    rows == 1 ? blend_rows<1, Prefetch>(values, blocks, weights, stride, ahead, out)
-              : blend_rows<2, Prefetch>(values, blocks, weights, stride, ahead, out);
-  };
-  ahead != nullptr ? blend.template operator()<true>() : blend.template operator()<false>();
-}
-
 
 // A chunk whose queries are eased and whose weights are whole.
 class WholeChunk : public Chunk {
@@ -419,24 +431,43 @@ class WholeChunk : public Chunk {
       return;
     }
     const float* x = row_of(row);
+    int16_t* to = weights_of(row);
     const Floats inverse = all(inverses[row]);
-    for (int64_t i = 0; i < padded * kPanel; i += 2 * kLanes)
-      store_words(weights_of(row) + i, load(x + i) * inverse, load(x + i + kLanes) * inverse);
+    for (int64_t i = 0; i < padded * kPanel; i += kPanel) store_words(to + i, load(x + i) * inverse, load(x + i + kLanes) * inverse);
+  }
+
+  template <Wide wide, bool Prefetch>
+  void blend_some(int64_t row, int64_t rows, int64_t dim, const int8_t* const* values, const int8_t* const* ahead, int16_t* keep) {
+    const auto blend = [&]<int Rows>() {
+      blend_rows<Rows, wide, Prefetch>(values, c.blocks, weights_of(row), kWidth, ahead, keep, scales + row, c.out + row * c.head_dim + dim,
+                                       c.head_dim);
+    };
+    switch (rows) {
+      case 1: return blend.template operator()<1>();
+      case 2: return blend.template operator()<2>();
+      case 3: return blend.template operator()<3>();
+      default: return blend.template operator()<4>();
+    }
   }
 
   void blend_whole() {
     const int8_t *values[kChunkBlocks], *ahead[kChunkBlocks];
-    constexpr int kAtOnce = 2;
-    for (int64_t row = 0; row < c.rows; row += kAtOnce) {
-      const int n = static_cast<int>(c.rows - row < kAtOnce ? c.rows - row : kAtOnce);
-      const bool asks = row == 0 && c.next_blocks > 0;
-      for (int64_t i = 0; i < c.head_dim; i += kPanel) {
-        for (int64_t b = 0; b < c.blocks; ++b) values[b] = block[b] + kPanel * c.head_dim + i * kPanel;
-        if (asks)
-          for (int64_t b = 0; b < c.blocks; ++b) ahead[b] = after(b < c.next_blocks ? b : 0) + kPanel * c.head_dim + i * kPanel;
-        alignas(64) int32_t sums[kAtOnce * kPanel];
-        blend_blocks(values, c.blocks, weights_of(row), kWidth, n, asks ? ahead : nullptr, sums);
-        for (int r = 0; r < n; ++r) blend(row + r, i, sums + r * kPanel);
+    alignas(64) int16_t keep[kWidth * kPanel];
+    const int64_t groups = (c.rows + kRows - 1) / kRows, first = c.rows / groups;  // of rows, as even as can be
+    for (int64_t dim = 0; dim < c.head_dim; dim += kPanel) {
+      const int64_t at = (c.head_dim + dim) * kPanel;
+      for (int64_t b = 0; b < c.blocks; ++b) values[b] = block[b] + at;
+      if (c.next_blocks > 0) {
+        for (int64_t b = 0; b < c.blocks; ++b) ahead[b] = after(b < c.next_blocks ? b : 0) + at;
+        groups > 1 ? blend_some<Wide::kMadeAndKept, true>(0, first, dim, values, ahead, keep)
+                   : blend_some<Wide::kMade, true>(0, first, dim, values, ahead, keep);
+      } else {
+        groups > 1 ? blend_some<Wide::kMadeAndKept, false>(0, first, dim, values, nullptr, keep)
+                   : blend_some<Wide::kMade, false>(0, first, dim, values, nullptr, keep);
+      }
+      for (int64_t g = 1; g < groups; ++g) {
+        const int64_t row = c.rows * g / groups;
+        blend_some<Wide::kKept, false>(row, c.rows * (g + 1) / groups - row, dim, values, nullptr, keep);
       }
     }
   }
