@@ -271,6 +271,10 @@ async def test_a_full_queue_is_exhausted_at_once_and_serves_again_when_it_has_ro
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "at most 1 run and 1 wait" in details
         assert running.engine.stats().refused == 1
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await generate(running.stub, request)
+        metadata = dict(refused.value.trailing_metadata() or ())
+        assert 500 <= int(metadata["grpc-retry-pushback-ms"]) <= 60_000  # type: ignore[arg-type]  # of all strings
         gated.gate.set()
         assert [text_of(responses) for responses in await asyncio.gather(*inside)]
         assert tokens_of(await generate(running.stub, request))

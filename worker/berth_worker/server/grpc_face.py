@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import socket
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -82,6 +83,8 @@ class GenerationServicer(pb_grpc.GenerationServicer):
         except InvalidRequestError as error:
             await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, _named(error, request))
         except QueueFullError as error:
+            # what gRPC's own retries wait for (gRFC A6)
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", str(math.ceil(1000 * error.retry_seconds))),))
             await _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"the queue is full: {error}")
         except NotAcceptingError as error:
             await _refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
