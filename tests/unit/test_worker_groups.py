@@ -26,7 +26,7 @@ def _pod(index: int, node: str | None = "n", **changes: Any) -> Worker:
         "hardware_class": "p5",
         "capacity_type": CapacityType.SPOT,
         "node": node and f"{node}{index}",
-        "ready": index == 0,
+        "ready": True,
         "unschedulable": node is None,
         "deleting": False,
         "name": GROUP if index == 0 else f"{GROUP}-{index}",
@@ -64,6 +64,13 @@ def test_a_group_has_a_node_once_all_of_its_pods_have_one() -> None:
     waiting = _one(_group(_pod(2, None)))
     assert (waiting.node, waiting.unschedulable) == (None, True)
     assert _one(_group()[:2]).node is None, "the third pod has not been made yet"
+
+
+def test_a_group_is_ready_once_all_of_its_pods_are() -> None:
+    """Else the group that it stands in for is ended while it cannot serve."""
+    for index in range(3):
+        assert not _one(_group(_pod(index, ready=False))).ready
+    assert not _one(_group()[:2]).ready, "the third pod has not been made yet"
 
 
 def test_a_group_without_its_leader_is_none_yet() -> None:

@@ -1,7 +1,8 @@
 """Which pods are one worker?  Those of a LeaderWorkerSet's group, which is one replica over several nodes.
 
 Decisions are about replicas, so a group is one worker: its leader, which alone serves, with what happens to any of its
-pods.  It has a node once all of them have one, and its node goes away as soon as one of theirs does.
+pods.  It has a node once all of them have one, is ready once all of them are, as its set counts it, and its node goes
+away as soon as one of theirs does.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def _as_one(leader: Worker, members: Sequence[Worker]) -> Worker:
         leader,
         node=leader.node if placed else None,
         hosts=hosts,
+        ready=leader.ready and sum(pod.ready for pod in members) >= size,
         unschedulable=any(pod.unschedulable for pod in members),
         deleting=any(pod.deleting for pod in members),  # the others follow
         blocked=blocked[0] if blocked else None,
