@@ -13,7 +13,7 @@ from berth_worker.server.openai_asked import Asked, Prompt, integers, read_asked
 from berth_worker.server.openai_fields import Fields, shown
 from berth_worker.server.openai_form import read_form
 
-__all__ = ["choice_of_tool", "function", "read_chat", "read_completion", "text_of"]
+__all__ = ["calls_of", "function", "read_chat", "read_completion", "text_of"]
 
 COMPLETION_TOKENS = 16
 """max_tokens of /v1/completions where none is given; OpenAI's."""
@@ -42,7 +42,7 @@ def read_chat(body: Mapping[str, Any], session: str = "") -> Asked:
         fields.refuse("top_logprobs", "logprobs must be true with it")
     max_tokens = fields.integer("max_completion_tokens")
     tools = _tools(fields)
-    call, must_call = choice_of_tool(fields, tools, lambda choice: choice.object("function")[0])
+    calling = calls_of(fields, tools, lambda choice: choice.object("function")[0])
     return read_asked(
         fields,
         session,
@@ -55,11 +55,7 @@ def read_chat(body: Mapping[str, Any], session: str = "") -> Asked:
             "max_tokens": "max_tokens" if max_tokens is None else "max_completion_tokens",
         },
         messages=_messages(fields),
-        tools=tools,
-        may_call=fields.get("tool_choice") != "none",
-        call=call,
-        must_call=must_call,
-        parallel_calls=fields.get("parallel_tool_calls") is None or fields.boolean("parallel_tool_calls"),
+        **calling,
     )
 
 
@@ -159,7 +155,21 @@ def function(fields: Fields) -> None:
         fields.object("parameters")
 
 
-def choice_of_tool(
+def calls_of(
+    fields: Fields, tools: tuple[dict[str, Any], ...], function_of: Callable[[Fields], Fields]
+) -> dict[str, Any]:
+    """What Asked says of calls, by its fields' names; see _choice. Raises InvalidRequestError."""
+    call, must_call = _choice(fields, tools, function_of)
+    return {
+        "tools": tools,
+        "may_call": fields.get("tool_choice") != "none",
+        "call": call,
+        "must_call": must_call,
+        "parallel_calls": fields.get("parallel_tool_calls") is None or fields.boolean("parallel_tool_calls"),
+    }
+
+
+def _choice(
     fields: Fields, tools: Sequence[dict[str, Any]], function_of: Callable[[Fields], Fields]
 ) -> tuple[str | None, bool]:
     """The one tool that the answer has to call, None if the model decides which; and whether it has to call any.

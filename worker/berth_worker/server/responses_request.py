@@ -12,7 +12,7 @@ from typing import Any
 from berth_worker.server.openai_asked import Asked, read_asked
 from berth_worker.server.openai_fields import Fields
 from berth_worker.server.openai_form import read_form
-from berth_worker.server.openai_request import choice_of_tool, function, text_of
+from berth_worker.server.openai_request import calls_of, function, text_of
 
 __all__ = ["read_response"]
 
@@ -42,7 +42,7 @@ def read_response(body: Mapping[str, Any], session: str = "") -> Asked:
     if fields.get("truncation") not in (None, "auto", "disabled"):
         fields.refuse("truncation", "'auto' or 'disabled' is right")
     tools = tuple(_tool(tool) for tool, _ in fields.objects("tools"))
-    call, must_call = choice_of_tool(fields, tools, lambda choice: choice)
+    calling = calls_of(fields, tools, lambda choice: choice)
     return read_asked(
         fields,
         session,
@@ -62,11 +62,7 @@ def read_response(body: Mapping[str, Any], session: str = "") -> Asked:
             "top_logprobs": top or 0,
         },
         messages=_messages(fields),
-        tools=tools,
-        may_call=fields.get("tool_choice") != "none",
-        call=call,
-        must_call=must_call,
-        parallel_calls=fields.get("parallel_tool_calls") is None or fields.boolean("parallel_tool_calls"),
+        **calling,
     )
 
 
