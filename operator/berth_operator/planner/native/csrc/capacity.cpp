@@ -1,5 +1,6 @@
 // What is the greatest rate at which at most one turn in a hundred is late, and what are the p99s there?
 
+#include <array>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -45,9 +46,12 @@ constexpr double kPaces[] = {7, 5, 3, 2, 1.5, 1};
 // Share of sessions, so small that it is none.
 constexpr double kForgotten = 1e-9;
 
+// Share of turns that are late from which on all are alike in the search.
+const double kMostLate = 1 / (1 + exp(-kMostOdds));
+
 // Of a chance: nearly a straight line in the logarithm of the rate, where the chance itself is a steep curve.
 double log_odds(double share) {
-  const double inside = clip(share, 1 / (1 + exp(kMostOdds)), 1 / (1 + exp(-kMostOdds)));
+  const double inside = clip(share, 1 / (1 + exp(kMostOdds)), kMostLate);
   return log(inside / (1 - inside));
 }
 
@@ -78,6 +82,7 @@ class Pair {
   // Looks at the numbers of slots at which the gap holds, up to the one with the most turns/s.  `fits`: columns that
   // memory has room for.  False: not even one turn.
   bool choose_useful(int fits);
+  void settle();
   // The greatest rate that holds, with a token budget a step of those from `most` down to `least`, or where there is
   // none with the pace that is given, else the promise or a lower pace; as set afterwards.  False: none that counts;
   // then the budget is the greatest with which a turn alone keeps the gap, else the least.
@@ -91,9 +96,9 @@ class Pair {
   // At most `most`; between steps of the grid by interpolation.
   Latencies p99s(int column, Latencies most, int octaves, int per_octave);
 
-  const Speed& speed() const { return speed_; }
+  const Speed& speed() const { return chosen().speed; }
   const Queue& queue() const { return queue_; }
-  const Station& station() const { return ahead_.station; }
+  const Station& station() const { return chosen().ahead.station; }
   int slots() const { return slots_; }
 
  private:
@@ -105,6 +110,7 @@ class Pair {
   bool smooth(int column) const;
   std::optional<int64_t> search_slots(std::optional<int64_t> beyond);
   double excess(int64_t exponent);
+  double excess(double first);
   int64_t greatest(int64_t top);
   int64_t more(int64_t base);
   int64_t between(int64_t low, int64_t high, double under, double over);
@@ -116,20 +122,29 @@ class Pair {
   template <typename Late>
   double p99(double most, int octaves, int per_octave, Late late);
 
-  Speed speed_;  // in the chosen columns
-  Ahead ahead_;
+  // What one budget or pace comes to.
+  struct Chosen {
+    Speed speed;  // in the chosen columns
+    Ahead ahead;
+    bool settled = false;  // what is ahead is the same at all rates
+  };
+  Chosen& chosen() { return both_[current_]; }
+  const Chosen& chosen() const { return both_[current_]; }
+
+  std::array<Chosen, 2> both_;  // the best one so far, and the one that is tried
+  int current_ = 0;
   Queue queue_;
-  bool settled_ = false;  // what is ahead is the same at all rates
   int slots_ = 0;         // the column where their number stands; no more turns than that fit
   double work_ = 0;       // prefill of a turn, seconds, where no session is forgotten
   Column added_;          // where steps have a budget: seconds by which a whole chunk lengthens one
 };
 
 void Pair::choose(int columns) {
-  speed_ = given;
-  for (Column* values : {&speed_.turns, &speed_.step, &speed_.gap_p99, &speed_.idle}) values->resize(columns);
-  slots_ = speed_.columns() - 1;
-  settled_ = false;
+  Speed& speed = chosen().speed;
+  speed = given;
+  for (Column* values : {&speed.turns, &speed.step, &speed.gap_p99, &speed.idle}) values->resize(columns);
+  slots_ = columns - 1;
+  chosen().settled = false;
 }
 
 // Whether the gap holds with so many streams.  Who has a budget is not told the promise: there whatever the step reads.
@@ -145,28 +160,33 @@ bool Pair::choose_useful(int fits) {
   int columns = 1;
   while (columns < fits && smooth(columns)) ++columns;
   if (columns < 2) return false;
-  Station& station = ahead_.station;
-  station.solve(given, load, columns, 1.0);
+  Station& station = chosen().ahead.station;
+  station.ends(given, load, columns, 1.0);
   work_ = station.work.mean;
   const double least = *std::min_element(station.took.begin() + 1, station.took.end());
   int last = 1;
   while (station.took[last] > least * (1 + kAlike)) ++last;
   choose(last + 1);
   // sessions are of one turn, or memory keeps all of them even at the greatest rate
-  settled_ = kept_sessions(given, load, 1 / least) > 1 - kForgotten;
-  if (settled_) {
-    station.first(last + 1);
-    ahead_.set(speed_, load);
-  }
+  chosen().settled = kept_sessions(given, load, 1 / least) > 1 - kForgotten;
   return true;
 }
 
+// What is the same at all rates.
+void Pair::settle() {
+  auto& [speed, ahead, settled] = chosen();
+  if (!settled) return;
+  ahead.station.times(speed, load, speed.columns());
+  ahead.set(speed, load);
+}
+
 void Pair::set(double rate, int slots) {
-  if (!settled_) {
-    ahead_.station.solve(given, load, speed_.columns(), kept_sessions(given, load, rate));
-    ahead_.set(speed_, load);
+  auto& [speed, ahead, settled] = chosen();
+  if (!settled) {
+    ahead.station.solve(given, load, speed.columns(), kept_sessions(given, load, rate));
+    ahead.set(speed, load);
   }
-  queue_.set(ahead_, rate, slots);
+  queue_.set(ahead, rate, slots);
 }
 
 // Turns/s at exponent 0: where sessions are stated those of one, so that rates count sessions.
@@ -177,8 +197,14 @@ void Pair::at(int64_t exponent) { set(rate(exponent), slots_); }
 // By how much too many turns are late, in log odds: where it is 0 or less, the rate holds.
 double Pair::excess(int64_t exponent) {
   at(exponent);
+  return excess(queue_.first_late(slots_));
+}
+
+// The same of the rate that is set, where so many first tokens are late.
+double Pair::excess(double first) {
+  if (first >= kMostLate) return log_odds(first) - log_odds(kLate);
   queue_.turns();
-  return log_odds(std::max(queue_.first_late(slots_), queue_.turn_late(slots_, load.turn))) - log_odds(kLate);
+  return log_odds(std::max(first, queue_.turn_late(slots_, load.turn))) - log_odds(kLate);
 }
 
 // Down from the top in ever longer strides; then to where the last one crosses what may be late.
@@ -206,11 +232,14 @@ int64_t Pair::greatest(int64_t top) {
 
 // Up from a rate in ever longer strides, as far as it holds.
 int64_t Pair::more(int64_t base) {
+  at(base + 1);
+  const double first = queue_.first_late(slots_);
+  if (first > kLate) return base;  // as most do, and nothing is between the two
   int64_t low = base, high = base + 1;
   double under = -kMostOdds, over = kMostOdds;
   for (int64_t stride = 1;; stride *= 2) {
     high = low + stride;
-    const double found = excess(high);
+    const double found = high == base + 1 ? excess(first) : excess(high);
     if (found > 0) {
       over = found;
       break;
@@ -237,7 +266,8 @@ int64_t Pair::between(int64_t low, int64_t high, double under, double over) {
 
 // The greatest rate that any number of slots can end at all.
 int64_t Pair::top() const {
-  const double least = *std::min_element(station().took.begin(), station().took.end());
+  const auto took = station().took.begin();
+  const double least = *std::min_element(took, took + speed().columns());
   return static_cast<int64_t>(floor(log2(1 / (least * unit())) * kPerOctave));
 }
 
@@ -286,7 +316,7 @@ void Pair::each_lower_pace(Consider consider) const {
 bool Pair::search(int fits, double least, double most) {
   struct Best {
     double budget, pace;
-    int slots;
+    int chosen, slots;
     int64_t exponent;
   };
   std::optional<Best> best;
@@ -297,7 +327,9 @@ bool Pair::search(int fits, double least, double most) {
     if (!choose_useful(fits)) return;
     alone = std::max(alone, budget);
     const auto found = search_slots(best ? std::optional(best->exponent) : std::nullopt);
-    if (found) best = {budget, pace, slots_, *found};
+    if (!found) return;
+    best = {budget, pace, current_, slots_, *found};
+    current_ = 1 - current_;
   };
   if (most > 0) {
     each_budget(least, most, [&](double budget) { consider(budget, 0.0); });
@@ -311,10 +343,8 @@ bool Pair::search(int fits, double least, double most) {
     given.token_budget = alone;
     return false;
   }
-  if (given.token_budget != best->budget || given.pace != best->pace) {
-    given.token_budget = best->budget, given.pace = best->pace;
-    choose_useful(fits);
-  }
+  given.token_budget = best->budget, given.pace = best->pace;
+  current_ = best->chosen;
   slots_ = best->slots;
   at(best->exponent);
   return true;
@@ -322,9 +352,10 @@ bool Pair::search(int fits, double least, double most) {
 
 // The greatest rate, of any number of slots that may be chosen, that is `beyond` another; the slots are those of it.
 std::optional<int64_t> Pair::search_slots(std::optional<int64_t> beyond) {
-  if (!settled_) ahead_.station.solve_alike(given, load, speed_.columns());
+  if (!chosen().settled) chosen().ahead.station.ends_alike(given, load, speed().columns());
   const int64_t top = this->top();
   if (beyond && top <= *beyond) return std::nullopt;
+  settle();
   const int64_t base = beyond ? more(*beyond) : greatest(top);
   int64_t exponent = base;
   int best = slots_;

@@ -171,75 +171,135 @@ std::pair<double, double> pace_range(const Speed& speed) {
   return {kLeastLateness * *least, std::max(kStepFactor * *most, kLeastPace)};
 }
 
+// k of a prompt beside so many, what it takes from streams, and T.
+struct Station::Prompt {
+  const double *turns, *alone_step, *idle, *added, *chunk, *varies;
+  bool paced;  // which leaves a prompt that is beside nobody whole
+
+  Prompt(const Station& of, const Speed& speed)
+      : turns(speed.turns.data()), alone_step(speed.step.data()), idle(speed.idle.data()), added(of.added_.data()),
+        chunk(of.chunk_.data()), varies(of.varies_.data()), paced(speed.token_budget == 0) {}
+
+  BERTH_INLINE bool by_itself(int i) const { return paced && turns[i] == 0; }
+  BERTH_INLINE double steps(int i, double mean) const {
+    const double several = whole(mean / chunk[i], varies[i]);
+    return by_itself(i) ? 1.0 : several;
+  }
+  BERTH_INLINE double stolen(int i, double mean, double steps) const {
+    const double beside = std::max((steps - 1) * added[i], mean - steps * idle[i]);
+    return by_itself(i) ? mean : beside;
+  }
+  BERTH_INLINE double last(int i, double mean, double steps) const {
+    return stolen(i, mean, steps) + steps * alone_step[i];
+  }
+};
+
 void Station::solve(const Speed& speed, const Load& load, int columns, double kept) {
-  if (!load.keeps()) return solve_alike(speed, load, columns);
+  ends(speed, load, columns, kept);
+  times(speed, load, columns);
+}
+
+void Station::ends(const Speed& speed, const Load& load, int columns, double kept) {
+  if (!load.keeps()) return ends_alike(speed, load, columns);
   const double turns = load.turns_per_session, growth = load.growth();
   kinds = kept == 1 ? 2 : 3;
   shares = {1 / turns, (1 - 1 / turns) * kept, (1 - 1 / turns) * (1 - kept)};
   works = {work_read(speed, load, -growth * (turns - 1) / 2, 1.0),
            work_read(speed, load, growth / 2, std::max(turns - 1, 1.0)), work_cold(speed, load)};
-  solve(speed, load, columns);
+  ends(speed, load, columns);
 }
 
-void Station::solve_alike(const Speed& speed, const Load& load, int columns) {
+void Station::ends_alike(const Speed& speed, const Load& load, int columns) {
   kinds = 1;
   shares[0] = 1.0;
   works[0] = work_read(speed, load, 0.0, load.turns_per_session);
-  solve(speed, load, columns);
+  ends(speed, load, columns);
 }
 
-BERTH_CLONES void Station::solve(const Speed& speed, const Load& load, int columns) {
+BERTH_CLONES void Station::ends(const Speed& speed, const Load& load, int columns) {
   work = mixed(kinds, shares.data(), works.data());
-  for (Column* values : {&chunk_, &rest_read_, &rest_step_, &last_read_, &last_step_, &stretch, &steals, &took, &reading,
-                         &read, &there, &there_variance, &decoding, &step, &joining})
+  for (Column* values : {&rest_read_, &rest_step_, &last_read_, &last_step_, &stretch, &took, &reading, &read, &there,
+                         &there_variance})
     values->resize(columns);
-  for (int k = 0; k < kinds; ++k) own[k].resize(columns);
-  every.resize(columns);
   bound(speed, columns);
-  const Column &turns = speed.turns, &alone_step = speed.step, &idle = speed.idle;
-  const bool paced = speed.token_budget == 0;  // which leaves a prompt that is beside nobody whole
-
-  // k of the last prompt, what it takes from streams, and T
-  const auto by_itself = [&](int i) { return paced && turns[i] == 0; };
-  const auto steps_of = [&](int i, double mean) { return by_itself(i) ? 1.0 : whole(mean / chunk_[i], varies_[i]); };
-  const auto stolen = [&](int i, double mean, double steps) {
-    return by_itself(i) ? mean : std::max((steps - 1) * added_[i], mean - steps * idle[i]);
-  };
-  const auto last = [&](int i, double mean, double steps) {
-    return stolen(i, mean, steps) + steps * alone_step[i];
-  };
+  const Prompt prompt(*this, speed);
+  const double mean = work.mean;
+#pragma GCC ivdep
   for (int i = 0; i < columns; ++i) {
-    const bool alone = by_itself(i);
-    stretch[i] = alone ? 1.0 : (added_[i] + alone_step[i]) / chunk_[i];
-    const double steps = steps_of(i, work.mean), seconds = last(i, work.mean, steps);
+    const bool alone = prompt.by_itself(i);
+    const double step = added_[i] + speed.step[i], longer = step / chunk_[i];
+    const double steps = prompt.steps(i, mean), seconds = prompt.last(i, mean, steps);
+    stretch[i] = alone ? 1.0 : longer;
     last_read_[i] = seconds;
     last_step_[i] = seconds / steps;
-    rest_read_[i] = alone ? seconds : work.mean * stretch[i];
-    rest_step_[i] = alone ? seconds : added_[i] + alone_step[i];
-    std::array<Work, kKinds> varied;
-    const double squared = stretch[i] * stretch[i];
-    for (int k = 0; k < kinds; ++k) {
-      own[k][i] = last(i, works[k].mean, steps_of(i, works[k].mean));
-      varied[k] = {own[k][i], works[k].variance * squared, works[k].third * squared * stretch[i]};
-    }
-    const Work all = mixed(kinds, shares.data(), varied.data());
-    every.mean[i] = all.mean;
-    every.variance[i] = all.variance;
-    every.third[i] = all.third;
+    rest_read_[i] = alone ? seconds : mean * longer;
+    rest_step_[i] = alone ? seconds : step;
   }
   chain(speed, load, columns);
+}
+
+// Of a turn of any kind, as `mixed`.
+template <int kMixed>
+BERTH_INLINE void Station::mix(int columns) {
+#pragma GCC ivdep
   for (int i = 0; i < columns; ++i) {
+    const double squared = stretch[i] * stretch[i];
+    double mean = 0, second = 0, third = 0;
+    for (int k = 0; k < kMixed; ++k) {
+      const double one = own[k][i], variance = works[k].variance * squared, skew = works[k].third * squared * stretch[i];
+      mean += shares[k] * one;
+      second += shares[k] * (variance + one * one);
+      third += shares[k] * (skew + 3 * variance * one + one * one * one);
+    }
+    every.mean[i] = mean;
+    every.variance[i] = std::max(second - mean * mean, 0.0);
+    every.third[i] = third - 3 * second * mean + 2 * mean * mean * mean;
+  }
+}
+
+BERTH_CLONES void Station::times(const Speed& speed, const Load& load, int columns) {
+  for (Column* values : {&steals, &decoding, &step, &joining}) values->resize(columns);
+  for (Column* values : {&stretch, &took, &reading, &read, &there, &there_variance}) values->resize(columns);
+  every.resize(columns);
+  const Prompt prompt(*this, speed);
+  for (int k = 0; k < kinds; ++k) {
+    own[k].resize(columns);
+    const double mean = works[k].mean;
+    double* const times = own[k].data();
+#pragma GCC ivdep
+    for (int i = 0; i < columns; ++i) times[i] = prompt.last(i, mean, prompt.steps(i, mean));
+  }
+  if (kinds == 1) {
+#pragma GCC ivdep
+    for (int i = 0; i < columns; ++i) {
+      const double squared = stretch[i] * stretch[i];
+      every.mean[i] = own[0][i];
+      every.variance[i] = works[0].variance * squared;
+      every.third[i] = works[0].third * squared * stretch[i];
+    }
+  } else if (kinds == 2) {
+    mix<2>(columns);
+  } else {
+    mix<3>(columns);
+  }
+  const double first_step = speed.step[1], mean = work.mean, spread = load.output_spread / 2;
+#pragma GCC ivdep
+  for (int i = 0; i < columns; ++i) {
+    const double turns = speed.turns[i];
     const double varies = every.variance[i] / (every.mean[i] * every.mean[i]);
     const double part = (1 + clip(varies, 1.0, 3.0)) / 2;
-    const double even = 1 - clip(varies + load.output_spread / 2, 0.0, 1.0);
-    there[i] = std::min(1 + part * (there[i] - 1), std::max(turns[i], 1.0));
+    const double even = 1 - clip(varies + spread, 0.0, 1.0);
+    const double waiting = std::min(1 + part * (there[i] - 1), std::max(turns, 1.0));
+    there[i] = waiting;
     there_variance[i] *= part * part * (1 - kEven * reading[i] * even);
-    decoding[i] = std::max(turns[i] - reading[i] * there[i], 0.0);
-    const double all = work.mean * there[i];  // that wait are read in one go
-    steals[i] = std::min(stolen(i, all, steps_of(i, all)) / all, 1.0);
-    const double chord = (alone_step[i] - alone_step[1]) / std::max(turns[i] - 1, 1.0);
-    step[i] = alone_step[1] + chord * std::max(decoding[i] - 1, 0.0);
-    joining[i] = paced ? 0.0 : std::min(work.mean, std::max(chunk_[i] - work.mean, 0.0));
+    const double decode = std::max(turns - reading[i] * waiting, 0.0);
+    decoding[i] = decode;
+    const double all = mean * waiting;  // that wait are read in one go
+    steals[i] = std::min(prompt.stolen(i, all, prompt.steps(i, all)) / all, 1.0);
+    const double chord = (speed.step[i] - first_step) / std::max(turns - 1, 1.0);
+    step[i] = first_step + chord * std::max(decode - 1, 0.0);
+    const double room = std::min(mean, std::max(chunk_[i] - mean, 0.0));
+    joining[i] = prompt.paced ? 0.0 : room;
   }
 }
 
@@ -264,14 +324,6 @@ BERTH_CLONES void Station::bound(const Speed& speed, int columns) {
   }
 }
 
-void Station::first(int columns) {
-  for (int k = 0; k < kinds; ++k) own[k].resize(columns);
-  every.resize(columns);
-  for (Column* values :
-       {&stretch, &steals, &took, &reading, &read, &there, &there_variance, &decoding, &step, &joining})
-    values->resize(columns);
-}
-
 // How many turns decode, and how long do they take?  The birth-death chain, summed over d for each n.
 //
 // Between columns up(d) and down(d) are taken as linear, which they are where the promise bounds chunks, and nearly so
@@ -280,8 +332,11 @@ void Station::first(int columns) {
 BERTH_CLONES void Station::chain(const Speed& speed, const Load& load, int columns) {
   const Column& turns = speed.turns;
   const double tokens = std::max(load.output_tokens, 1.0), answer = std::max(tokens - 1, 0.05);
-  for (Column* values : {&up_, &down_, &chance_, &one_, &part_, &middle_, &ended_, &scale_, &single_, &fades_})
+  for (Column* values : {&up_, &down_, &chance_, &one_, &part_, &middle_, &ended_, &scale_, &single_, &fades_,
+                         &ends_one_, &only_, &by_itself_, &several_, &mean_, &square_})
     values->resize(columns);
+  const double *const down = down_.data(), *const last_step = last_step_.data(), *const rest_step = rest_step_.data(),
+                     *const last_read = last_read_.data();
 #pragma GCC ivdep
   for (int i = 0; i < columns; ++i) {
     up_[i] = 1 / rest_read_[i];
@@ -320,39 +375,47 @@ BERTH_CLONES void Station::chain(const Speed& speed, const Load& load, int colum
     single_[i] = exp(one_[i] - scale_[i]);
     part_[i] = exp(part_[i] - scale_[i]);
   }
+#pragma GCC ivdep
+  for (int i = 1; i < columns; ++i) {
+    const double length = std::max(turns[i] - turns[i - 1], 1.0);
+    const auto before = [&](const double* values) { return values[i] + (values[i - 1] - values[i]) / length; };  // at n - 1
+    ended_[i] = part_[i] * ended_[i];
+    ends_one_[i] = single_[i] * before(down);
+    only_[i] = single_[i] * before(last_step) / before(rest_step);
+    by_itself_[i] = before(last_read);
+  }
   double some = 0, first = 0, second = 0, pace = 0;  // over all numbers below turns[i]
-  for (int i = 0; i < columns; ++i) {
-    double several = 0, one = 0, none = 1, alone = 1, mean = 0, square = 0, ended = 0;
-    if (i > 0) {
-      const auto before = [&, length = std::max(turns[i] - turns[i - 1], 1.0)](const Column& values) {  // at n - 1
-        return values[i] + (values[i - 1] - values[i]) / length;
-      };
-      const double middle = middle_[i], at = turns[i] - 1, single = single_[i];
-      several = some * fades_[i] + part_[i];
-      mean = first * fades_[i] + part_[i] * middle;
-      square = second * fades_[i] + part_[i] * middle * middle;
-      some = several + single;
-      first = mean + single * at;
-      second = square + single * at * at;
-      // in balance as many prompts are read below n - 1 as turns end from there down
-      pace = ended = pace * fades_[i] + part_[i] * ended_[i] + single * before(down_);
-      one = single * before(last_step_) / before(rest_step_);
-      alone = before(last_read_);
-      none = one / alone * answer * speed.step[i] / std::max(turns[i], 0.5);
-    }
-    const double all = several + one + none, at = turns[i] - 1;
+  for (int i = 1; i < columns; ++i) {
+    const double part = part_[i], middle = middle_[i], single = single_[i], fades = fades_[i], at = turns[i] - 1;
+    const double several = some * fades + part, mean = first * fades + part * middle;
+    const double square = second * fades + part * middle * middle;
+    several_[i] = several, mean_[i] = mean, square_[i] = square;
+    some = several + single;
+    first = mean + single * at;
+    second = square + single * at * at;
+    // in balance as many prompts are read below n - 1 as turns end from there down
+    ended_[i] = pace = pace * fades + ended_[i] + ends_one_[i];
+  }
+  // nobody is there
+  reading[0] = 0.0, there[0] = 1.0, there_variance[0] = 0.0;
+  const double first_step = speed.step[1], first_idle = speed.idle[1];
+#pragma GCC ivdep
+  for (int i = 1; i < columns; ++i) {
+    const double n = turns[i], at = n - 1, alone = by_itself_[i];
+    double several = several_[i], one = only_[i], mean = mean_[i], square = square_[i];
+    double none = one / alone * answer * speed.step[i] / std::max(n, 0.5);
+    const double all = several + one + none;
     several /= all, one /= all, none /= all, mean /= all, square /= all;
-    mean += one * at + none * turns[i];
-    square += one * at * at + none * turns[i] * turns[i];
+    mean += one * at + none * n;
+    square += one * at * at + none * n * n;
     // however many prompts share a step, a turn is there for as many steps as it has tokens, and all prompts are read
-    const double least = tokens * speed.step[1] + std::max(turns[i] * work.mean - tokens * speed.idle[1], 0.0);
+    const double least = tokens * first_step + std::max(n * work.mean - tokens * first_idle, 0.0);
     const double busy = several + one;
-    const double flow = std::max(std::min(ended / all + one / alone, turns[i] / least), kTiny);
-    const double waiting = std::max((turns[i] - mean) / std::max(busy, kTiny), 1.0);
+    const double flow = std::max(std::min(ended_[i] / all + one / alone, n / least), kTiny);
+    const double waiting = std::max((n - mean) / std::max(busy, kTiny), 1.0);
     reading[i] = busy;
     there[i] = waiting;
-    there_variance[i] = std::max(
-        (turns[i] * turns[i] - 2 * turns[i] * mean + square) / std::max(busy, kTiny) - waiting * waiting, 0.0);
+    there_variance[i] = std::max((n * n - 2 * n * mean + square) / std::max(busy, kTiny) - waiting * waiting, 0.0);
     took[i] = 1 / flow;
     read[i] = busy / flow;
   }

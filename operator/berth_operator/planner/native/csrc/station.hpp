@@ -89,18 +89,24 @@ struct Station {
 
   // Solves the chain for every n in so many columns.  `kept`: share of sessions in memory.
   void solve(const Speed& speed, const Load& load, int columns, double kept);
+  // Its first half: how fast turns end, `took`.
+  void ends(const Speed& speed, const Load& load, int columns, double kept);
   // The same where turns of a session are not told apart, and none is forgotten.
-  void solve_alike(const Speed& speed, const Load& load, int columns);
-  // Keeps the first columns only.
-  void first(int columns);
+  void ends_alike(const Speed& speed, const Load& load, int columns);
+  // Its second half, all the rest, in the first of these columns.
+  void times(const Speed& speed, const Load& load, int columns);
 
  private:
-  void solve(const Speed& speed, const Load& load, int columns);
+  struct Prompt;
+  void ends(const Speed& speed, const Load& load, int columns);
   void bound(const Speed& speed, int columns);
   void chain(const Speed& speed, const Load& load, int columns);
+  template <int kMixed>
+  void mix(int columns);
 
   Column added_, chunk_, varies_, rest_read_, rest_step_, last_read_, last_step_;
   Column up_, down_, chance_, one_, part_, middle_, ended_, scale_, single_, fades_;
+  Column ends_one_, only_, by_itself_, several_, mean_, square_;
 };
 
 // Mean over kinds of turns.
