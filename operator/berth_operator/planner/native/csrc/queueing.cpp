@@ -84,6 +84,7 @@ BERTH_CLONES void Ahead::set(const Speed& of_speed, const Load& of_load) {
   }
   for (int k = 0; k < station.kinds; ++k) {
     const Work work = station.works[k];
+    const double mean_work = station.work.mean;
     read_behind(station.own[k]);
 #pragma GCC ivdep
     for (int i = 0; i < columns; ++i) {
@@ -93,8 +94,9 @@ BERTH_CLONES void Ahead::set(const Speed& of_speed, const Load& of_load) {
       const double left_square = (station.every.third[i] / (size * size * size) + 3 * varies + 1) / 3;
       const double left_variance = std::max(left_square - left * left, 0.0);
       const double others = station.there[i] - 1;
-      const double read = paced ? station.read[i] : std::min(station.read[i], station.work.mean * station.stretch[i]);
-      const double step = turns[i] > 0 ? station.step[i] : 0.0, residual = step * step / 12;
+      const double stretch = station.stretch[i], one = station.read[i], shared = std::min(one, mean_work * stretch);
+      const double read = paced ? one : shared, usual_step = station.step[i];
+      const double step = turns[i] > 0 ? usual_step : 0.0, residual = step * step / 12;
       const double ahead = read * (left + others) + step / 4;  // a prompt waits for a step before it is read
       // prompts that come while it waits, and are read in one step with it
       const double join = station.joining[i] / station.took[i], wait = ahead * (1 + join);
@@ -103,7 +105,7 @@ BERTH_CLONES void Ahead::set(const Speed& of_speed, const Load& of_load) {
                                    ahead * join * station.joining[i];
       const double wait_third = 2 * (wait_variance * wait_variance) / std::max(wait, kTiny);  // a gamma distribution's
 
-      const double own = station.own[k][i], then = read_behind_[i], stretch = station.stretch[i];
+      const double own = station.own[k][i], then = read_behind_[i];
       const double varied = work.variance * (stretch * stretch), skewed = work.third * (stretch * stretch * stretch);
       const Noise alone(noise[i], own + step / 2), after(noise[i], then + wait);
       free[k].mean[i] = own + step / 2;

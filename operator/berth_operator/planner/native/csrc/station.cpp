@@ -398,24 +398,22 @@ BERTH_CLONES void Station::chain(const Speed& speed, const Load& load, int colum
   }
   // nobody is there
   reading[0] = 0.0, there[0] = 1.0, there_variance[0] = 0.0;
-  const double first_step = speed.step[1], first_idle = speed.idle[1];
+  const double first_step = speed.step[1], read_each = work.mean, ridden = tokens * speed.idle[1];
 #pragma GCC ivdep
   for (int i = 1; i < columns; ++i) {
-    const double n = turns[i], at = n - 1, alone = by_itself_[i];
-    double several = several_[i], one = only_[i], mean = mean_[i], square = square_[i];
-    double none = one / alone * answer * speed.step[i] / std::max(n, 0.5);
-    const double all = several + one + none;
-    several /= all, one /= all, none /= all, mean /= all, square /= all;
-    mean += one * at + none * n;
-    square += one * at * at + none * n * n;
+    const double n = turns[i], at = n - 1, alone = by_itself_[i], ends_alone = only_[i] / alone;
+    const double nobody = ends_alone * answer * speed.step[i] / std::max(n, 0.5);
+    const double all = several_[i] + only_[i] + nobody, one = only_[i] / all, none = nobody / all;
+    const double mean = mean_[i] / all + (one * at + none * n);
+    const double square = square_[i] / all + (one * at * at + none * n * n);
     // however many prompts share a step, a turn is there for as many steps as it has tokens, and all prompts are read
-    const double least = tokens * first_step + std::max(n * work.mean - tokens * first_idle, 0.0);
-    const double busy = several + one;
+    const double least = tokens * first_step + std::max(n * read_each - ridden, 0.0);
+    const double busy = several_[i] / all + one, some = std::max(busy, kTiny);
     const double flow = std::max(std::min(ended_[i] / all + one / alone, n / least), kTiny);
-    const double waiting = std::max((n - mean) / std::max(busy, kTiny), 1.0);
+    const double waiting = std::max((n - mean) / some, 1.0);
     reading[i] = busy;
     there[i] = waiting;
-    there_variance[i] = std::max((n * n - 2 * n * mean + square) / std::max(busy, kTiny) - waiting * waiting, 0.0);
+    there_variance[i] = std::max((n * n - 2 * n * mean + square) / some - waiting * waiting, 0.0);
     took[i] = 1 / flow;
     read[i] = busy / flow;
   }
