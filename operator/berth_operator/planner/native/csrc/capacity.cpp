@@ -46,12 +46,9 @@ constexpr double kPaces[] = {7, 5, 3, 2, 1.5, 1};
 // Share of sessions, so small that it is none.
 constexpr double kForgotten = 1e-9;
 
-// Share of turns that are late from which on all are alike in the search.
-const double kMostLate = 1 / (1 + exp(-kMostOdds));
-
 // Of a chance: nearly a straight line in the logarithm of the rate, where the chance itself is a steep curve.
 double log_odds(double share) {
-  const double inside = clip(share, 1 / (1 + exp(kMostOdds)), kMostLate);
+  const double inside = clip(share, 1 / (1 + exp(kMostOdds)), 1 / (1 + exp(-kMostOdds)));
   return log(inside / (1 - inside));
 }
 
@@ -194,15 +191,16 @@ double Pair::unit() const { return std::isfinite(load.sessions) ? 1 / (load.thin
 
 void Pair::at(int64_t exponent) { set(rate(exponent), slots_); }
 
-// By how much too many turns are late, in log odds: where it is 0 or less, the rate holds.
+// By how much too many turns are late, in log odds: where it is 0 or less, the rate holds.  Where too many first tokens
+// are, by how much these are: how many turns end late does not matter then.
 double Pair::excess(int64_t exponent) {
   at(exponent);
   return excess(queue_.first_late(slots_));
 }
 
-// The same of the rate that is set, where so many first tokens are late.
+// The same of the rate that is set, at which such a share of first tokens is late.
 double Pair::excess(double first) {
-  if (first >= kMostLate) return log_odds(first) - log_odds(kLate);
+  if (first > kLate) return log_odds(first) - log_odds(kLate);
   queue_.turns();
   return log_odds(std::max(first, queue_.turn_late(slots_, load.turn))) - log_odds(kLate);
 }
