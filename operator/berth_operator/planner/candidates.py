@@ -178,72 +178,122 @@ class PoolContext:
     """By class name, the nodes that each of the pool's replicas spans there now."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Type:
+    """What a class has of a capacity type, which is the same for all pools."""
+
+    kind: CapacityType
+    max_nodes: int | None
+    usd_per_hour: Decimal
+    node_usd_per_hour: Decimal
+    """As in `Option`, likewise `zones`."""
+    zones: int
+    until: str | None
+    """Constrained until then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A class, looked at once for all pools."""
+
+    name: str
+    hardware: HardwareClass
+    types: tuple[_Type, ...]
+    """In canonical order."""
+
+
+def offers_of(classes: Iterable[HardwareClass], now: datetime) -> tuple[Offer, ...]:
+    """What pools may choose from, in canonical order (class name)."""
+    return tuple(
+        Offer(
+            hardware.metadata.name,
+            hardware,
+            tuple(_type(hardware, c, now) for c in sorted(hardware.spec.capacity, key=lambda c: c.type.value)),
+        )
+        for hardware in sorted(classes, key=lambda c: c.metadata.name)
+    )
+
+
+def _type(hardware: HardwareClass, capacity: Capacity, now: datetime) -> _Type:
+    kind, usd = capacity.type, capacity.usd_per_hour
+    return _Type(
+        kind=kind,
+        max_nodes=capacity.max_nodes,
+        usd_per_hour=usd,
+        node_usd_per_hour=Decimal(0) if kind is CapacityType.RESERVED else usd,
+        zones=len(capacity.zones or ()) or 1 if kind is CapacityType.SPOT else 1,
+        until=constrained_until(hardware, kind, now) if hardware.status.constrained else None,
+    )
+
+
 def candidates_of(classes: Iterable[HardwareClass], context: PoolContext) -> Candidates:
     """Judge every class and capacity type for a pool, in canonical order (class name, capacity type)."""
+    return candidates_among(offers_of(classes, context.now), context)
+
+
+def candidates_among(offers: Iterable[Offer], context: PoolContext) -> Candidates:
+    """The same of classes that were looked at already, at the context's time."""
     options: list[Option] = []
     unfit: list[Unfit] = []
-    for hardware in sorted(classes, key=lambda c: c.metadata.name):
-        name, judged = hardware.metadata.name, _judge(hardware, context)
-        for capacity in sorted(hardware.spec.capacity, key=lambda c: c.type.value):
-            found = judged if isinstance(judged, NoFit) else _options(hardware, capacity, judged, context)
+    wanted = quantizations(context)
+    for offer in offers:
+        judged = _judge(offer.hardware, wanted, context)
+        for one in offer.types:
+            found = judged if isinstance(judged, NoFit) else _options(offer, one, judged, context)
             if isinstance(found, NoFit):
-                unfit.append(Unfit(name, capacity.type, found.verdict, found.reason, found.estimated, found.slow))
+                unfit.append(Unfit(offer.name, one.kind, found.verdict, found.reason, found.estimated, found.slow))
             else:
                 options.extend(found)
     return Candidates(tuple(options), tuple(unfit))
 
 
-def _judge(hardware: HardwareClass, context: PoolContext) -> list[Fit] | NoFit:
+def _judge(hardware: HardwareClass, wanted: Sequence[Quantization], context: PoolContext) -> list[Fit] | NoFit:
     """What of a class would serve a pool, whatever the capacity type."""
     if objection := not_allowed(hardware, context):
         return NoFit(Verdict.NOT_ALLOWED, objection, None)
     if context.effective.objective == "Power" and hardware.spec.power_watts is None:
         return NoFit(Verdict.NOT_COMPARABLE, NO_WATTS, None)
-    judged = [_judge_quantization(hardware, q, context) for q in quantizations(context)]
+    judged = [_judge_quantization(hardware, q, context) for q in wanted]
     fitting = [j for j in judged if isinstance(j, Fit)]
     return fitting or min((j for j in judged if isinstance(j, NoFit)), key=lambda j: _CLOSENESS[j.verdict])
 
 
-def _options(
-    hardware: HardwareClass, capacity: Capacity, fitting: Sequence[Fit], context: PoolContext
-) -> list[Option] | NoFit:
+def _options(offer: Offer, one: _Type, fitting: Sequence[Fit], context: PoolContext) -> list[Option] | NoFit:
     """Options of a capacity type, as long as there are nodes of it."""
-    estimated = fitting[0].capacity.estimated
-    least = min(fit.nodes_per_replica for fit in fitting)
-    if capacity.max_nodes is not None and capacity.max_nodes < least:
-        short = f": a replica spans {least}" if least > 1 else ""
-        reason = f"maxNodes of {capacity.type.value} is {capacity.max_nodes}{short}"
-        return NoFit(Verdict.NO_CAPACITY, reason, estimated)
-    until = constrained_until(hardware, capacity.type, context.now) if hardware.status.constrained else None
-    own_limit = context.scheduled.get((hardware.metadata.name, capacity.type), 0) if until else None
+    most = one.max_nodes
+    if most is not None:
+        least = min([fit.nodes_per_replica for fit in fitting])
+        if most < least:
+            short = f": a replica spans {least}" if least > 1 else ""
+            reason = f"maxNodes of {one.kind.value} is {most}{short}"
+            return NoFit(Verdict.NO_CAPACITY, reason, fitting[0].capacity.estimated)
+    own_limit = context.scheduled.get((offer.name, one.kind), 0) if one.until else None
     if own_limit == 0:
-        reason = f"{capacity.type.value} nodes could not be had; tried again after {until}"
-        return NoFit(Verdict.CONSTRAINED, reason, estimated)
-    kind, spec, name = capacity.type, hardware.spec, hardware.metadata.name
-    usd = capacity.usd_per_hour
-    zones = len(capacity.zones or ()) or 1 if kind is CapacityType.SPOT else 1
+        reason = f"{one.kind.value} nodes could not be had; tried again after {one.until}"
+        return NoFit(Verdict.CONSTRAINED, reason, fitting[0].capacity.estimated)
+    spec = offer.hardware.spec
     return [
         Option(
-            hardware_class=name,
-            capacity_type=kind,
+            hardware_class=offer.name,
+            capacity_type=one.kind,
             quantization=fit.quantization,
             vendor=spec.vendor,
             kind=spec.kind,
             capacity=fit.capacity,
             replicas_per_node=fit.replicas_per_node,
             resources=fit.resources,
-            node_usd_per_hour=Decimal(0) if kind is CapacityType.RESERVED else usd,
-            list_usd_per_hour=usd,
+            node_usd_per_hour=one.node_usd_per_hour,
+            list_usd_per_hour=one.usd_per_hour,
             node_watts=spec.power_watts,
             unloaded_turn_seconds=fit.unloaded_turn_seconds,
-            zones=zones,
+            zones=one.zones,
             own_replica_limit=own_limit,
-            constrained_until=until,
+            constrained_until=one.until,
             nodes_per_replica=fit.nodes_per_replica,
             spans_because=fit.spans_because,
         )
         for fit in fitting
-        if capacity.max_nodes is None or fit.nodes_per_replica <= capacity.max_nodes
+        if most is None or fit.nodes_per_replica <= most
     ]
 
 

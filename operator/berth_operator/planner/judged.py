@@ -8,7 +8,7 @@ from functools import partial
 from berth_operator.api import InferencePool, ServingProfile, resolve
 from berth_operator.planner import fleet
 from berth_operator.planner.acceptance import may_carry_alone, placement_problem, spec_problem
-from berth_operator.planner.candidates import Candidates, PoolContext, Resource, api_time, candidates_of
+from berth_operator.planner.candidates import Candidates, PoolContext, Resource, api_time, candidates_among, offers_of
 from berth_operator.planner.churn import Decision, Incumbent, decide
 from berth_operator.planner.counterfactual import judges_again
 from berth_operator.planner.faulty import avoided_of, avoiding, with_faulty
@@ -74,13 +74,13 @@ def judge_pools(snapshot: Snapshot) -> list[JudgedPool]:
     problems = [spec_problem(c.effective, classes, c.profiles, at_fault) for c in contexts]
     sound = [i for i, problem in enumerate(problems) if problem is None]
     known = dict(zip(sound, judge_all([contexts[i] for i in sound], snapshot.hardware_classes), strict=True))
-    judged, avoided = [], avoided_of(classes, snapshot.now)
+    judged, avoided, offers = [], avoided_of(classes, snapshot.now), offers_of(classes, snapshot.now)
     for i, (pool, context, problem) in enumerate(zip(pools, contexts, problems, strict=True)):
         with_known = replace(context, judged=known.pop(i, {}))
         candidates = Candidates()
         if problem is None:
             alone = partial(may_carry_alone, context.effective)
-            candidates = avoiding(candidates_of(classes, with_known), avoided, context, alone)
+            candidates = avoiding(candidates_among(offers, with_known), avoided, context, alone)
             candidates = with_faulty(candidates, at_fault, context)
         found = problem or placement_problem(context.effective, candidates)
         own = tuple(running.get(pool.key, ()))
